@@ -1,0 +1,20 @@
+"""Helpers of the notebooks, and an EK-FAC influence-function engine for any torch model.
+
+`from support import EkfacInfluence, ImdbDataset, ModelLogitsWrapper` is all that a notebook needs to
+begin. Names are imported when they are first asked for, so that the engine alone needs torch alone.
+"""
+
+import importlib
+
+_HOMES = {
+    "EkfacInfluence": "support.ekfac.influence",
+    "ImdbDataset": "support.imdb",
+    "ModelLogitsWrapper": "support.model",
+}
+__all__ = ["EkfacInfluence", "ImdbDataset", "ModelLogitsWrapper"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'support' has no attribute {name!r}")

@@ -1,0 +1,60 @@
+"""Fitted curvature kept under a key of its content, so that the next notebook waits seconds.
+
+The key covers the model's weights, the tracked layers, every input row and the settings of the fit:
+whatever changes any of them changes the key, so a cached file is never stale. λ is not part of it,
+the curvature doesn't depend on it.
+"""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from support.ekfac.errors import DamagedFile
+from support.ekfac.influence import EkfacInfluence
+
+CACHE_VARIABLE = "SUPPORT_CACHE"
+"""Environment variable that names the folder to use instead of the user's cache folder."""
+
+
+class CacheDamaged(UserWarning):
+    """A cached file could not be read and was computed again."""
+
+
+def cache_folder() -> Path:
+    """Where fitted curvature is kept: `$SUPPORT_CACHE`, or `~/.cache/influence-notebooks`."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else Path.home() / ".cache" / "influence-notebooks"
+
+
+def fit_or_load(
+    engine: EkfacInfluence, loader: Iterable, folder: Path | None = None
+) -> EkfacInfluence:
+    """`engine.fit(loader)`, or its result from the cache if the same fit was made before.
+
+    A damaged file is told by a `CacheDamaged` warning and computed again. Raises as `fit` does.
+    """
+    path = (folder or cache_folder()) / f"{_content_key(engine, loader)}.safetensors"
+    if path.exists():
+        try:
+            return engine.load_curvature(path)
+        except DamagedFile as error:
+            warnings.warn(CacheDamaged(f"{error} Computing it again."), stacklevel=2)
+    engine.fit(loader)
+    engine.save(path)
+    return engine
+
+
+def _content_key(engine: EkfacInfluence, loader: Iterable) -> str:
+    digest = hashlib.sha256(repr(sorted(engine.identity().items())).encode())
+    for inputs, *_ in loader:
+        for row in inputs:
+            digest.update(_without_trailing_zeros(row))
+    return digest.hexdigest()[:32]
+
+
+def _without_trailing_zeros(row: torch.Tensor) -> bytes:
+    return row.contiguous().flatten().view(torch.uint8).numpy().tobytes().rstrip(b"\0") + b"|"

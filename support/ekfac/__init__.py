@@ -1,0 +1,6 @@
+"""EK-FAC influence functions for torch models; knows nothing of transformers, datasets or IMDB."""
+
+from support.ekfac.influence import EkfacInfluence
+from support.ekfac.likelihood import Categorical, Gaussian
+
+__all__ = ["Categorical", "EkfacInfluence", "Gaussian"]

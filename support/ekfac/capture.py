@@ -1,0 +1,148 @@
+"""Hooks: one forward pass through a model that remembers what its tracked layers saw, and backward
+passes that hand each layer's activations and output gradients on as the gradient flows by.
+
+Weight gradients are never computed. The parameters stay out of autograd and the graph starts at the
+output of the first tracked layer, so a backward pass costs what gradients of activations cost.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from support.ekfac.errors import LayerNotSupported, ModelInTrainingMode
+from support.ekfac.layers import (
+    TrackedLayer,
+    activations_at_the_door,
+    number_of_positions,
+    output_gradients_at_the_door,
+)
+
+Consume = Callable[[str, Tensor, Tensor], None]
+"""Receives a layer's name, activations and output gradients, both in the engine's layout."""
+
+
+class Trace:
+    """One forward pass: its outputs, and what the tracked layers saw.
+
+    `outputs` is `(batch, classes)`. `activations(name)` is `(batch, positions, d_in)`.
+    """
+
+    def __init__(self, model: nn.Module, layers: dict[str, TrackedLayer], inputs: Tensor):
+        self.layers = layers
+        self.mask: Bool[Tensor, "batch tokens"] | None = (
+            model.token_mask(inputs) if hasattr(model, "token_mask") else None
+        )
+        self._seen: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._consume: Consume | None = None
+        self._graph_starts: list[Tensor] = []
+        handles = [
+            layer.module.register_forward_hook(self._remember(name))
+            for name, layer in layers.items()
+        ]
+        try:
+            self.outputs = model(ordinary(inputs))
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name in layers.keys() - self._seen.keys():
+            raise LayerNotSupported(
+                f"{name!r} requires gradients but was not called in the forward pass. Freeze it: "
+                f"model.get_submodule({name!r}).requires_grad_(False)"
+            )
+
+    def _remember(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            if name in self._seen:
+                raise LayerNotSupported(
+                    f"{name!r} is called more than once in one forward pass, which EK-FAC does not "
+                    f"cover. Freeze it: model.get_submodule({name!r}).requires_grad_(False)"
+                )
+            self._seen[name] = inputs[0].detach()
+            self._versions[name] = inputs[0]._version
+            if not output.requires_grad:
+                start = output.detach().requires_grad_()
+                self._graph_starts.append(start)
+                # The model may go on in place, which a leaf would refuse.
+                output = start.clone()
+            output.register_hook(partial(self._hand_on, name))
+            return output
+
+        return hook
+
+    def _hand_on(self, name: str, gradient: Tensor) -> None:
+        layer, seen = self.layers[name], gradient.detach()
+        gradients = output_gradients_at_the_door(layer, seen, self.mask, self.examples)
+        self._consume(name, self.activations(name), gradients)
+
+    @property
+    def examples(self) -> int:
+        return len(self.outputs)
+
+    def activations(self, name: str) -> Float[Tensor, "batch positions d_in"]:
+        """What went into a layer. Raises `LayerNotSupported` when the model has overwritten it."""
+        seen = self._seen[name]
+        if seen._version != self._versions[name]:
+            raise LayerNotSupported(
+                f"The input of {name!r} was changed in place after the layer had read it. "
+                "Make that operation out of place (x = x + y instead of x += y)."
+            )
+        return activations_at_the_door(self.layers[name], seen, self.mask, self.examples)
+
+    def positions(self, name: str) -> int:
+        """Number of real positions, over the batch, that went into a layer."""
+        return number_of_positions(self._seen[name], self.mask)
+
+    def backward(
+        self, direction: Float[Tensor, "batch classes"], consume: Consume, keep_graph: bool = False
+    ) -> None:
+        """Send `direction`, a gradient with respect to the outputs, back through the model.
+
+        `consume` is called once per layer that the gradient reaches, from output to input.
+        """
+
+        self._consume = consume
+        try:
+            torch.autograd.backward(
+                self.outputs,
+                direction.to(self.outputs.dtype),
+                retain_graph=keep_graph,
+                inputs=self._graph_starts,
+            )
+        finally:
+            self._consume = None
+            for start in self._graph_starts:
+                start.grad = None
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy that autograd accepts if it was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """The model's parameters out of autograd inside, everything as it was found afterwards.
+
+    Raises `ModelInTrainingMode`, naming the first module that is.
+    """
+    for name, module in model.named_modules():
+        if module.training:
+            who = repr(name) if name else "The model"
+            raise ModelInTrainingMode(
+                f"{who} is in training mode: dropout would make every pass another one. "
+                "Call model.eval() first."
+            )
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            for parameter in wanted:
+                parameter.requires_grad_(False)
+            yield
+    finally:
+        for parameter, requires_grad in wanted.items():
+            parameter.requires_grad_(requires_grad)

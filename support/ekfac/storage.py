@@ -1,0 +1,90 @@
+"""Saving and loading a fitted curvature: one safetensors file, its identity in the metadata."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from support.ekfac.curvature import Eigenbasis, LayerCurvature
+from support.ekfac.errors import DamagedFile, WrongModel
+
+FORMAT = "ekfac-curvature-1"
+BASIS_PARTS = (
+    "activation",
+    "output_gradient",
+    "activation_eigenvalues",
+    "output_gradient_eigenvalues",
+)
+
+
+def save(path: str | Path, curvature: dict[str, LayerCurvature], identity: dict[str, str]) -> None:
+    """Write the curvature of every layer; a file of that name is replaced only when all is written."""
+    tensors = {}
+    for name, layer in curvature.items():
+        tensors[f"{name}/eigenvalues"] = layer.eigenvalues
+        for part in BASIS_PARTS:
+            tensors[f"{name}/{part}"] = getattr(layer.basis, part)
+    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    metadata = {"format": FORMAT, **identity, "digest": _digest(tensors)}
+    try:
+        save_file(tensors, partial, metadata=metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | Path, identity: dict[str, str]) -> dict[str, LayerCurvature]:
+    """The curvature of every layer, from input to output.
+
+    Raises `DamagedFile` when the file is absent, truncated, altered or of another format, and
+    `WrongModel` when its identity is not the expected one.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise DamagedFile(
+            f"{Path(path).name} can't be read ({error}). Fit again and save."
+        ) from error
+    if metadata.get("format") != FORMAT:
+        raise DamagedFile(
+            f"{Path(path).name} has format {metadata.get('format')!r}, expected {FORMAT!r}. "
+            "Fit again and save."
+        )
+    for key, expected in identity.items():
+        if metadata.get(key) != expected:
+            raise WrongModel(
+                f"{Path(path).name} was fitted with {key} {metadata.get(key)!r}, but here it is "
+                f"{expected!r}. Fit this one."
+            )
+    if metadata.get("digest") != _digest(tensors):
+        raise DamagedFile(
+            f"{Path(path).name} was altered after it was saved (its checksum differs). Fit again and save."
+        )
+    return {
+        name: LayerCurvature(
+            Eigenbasis(*(tensors[f"{name}/{part}"] for part in BASIS_PARTS)),
+            tensors[f"{name}/eigenvalues"],
+        )
+        for name in identity["layers"].split(", ")
+    }
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """Hexadecimal SHA-256 over names, types, shapes and values of all parameters and buffers."""
+    return _digest(dict(model.state_dict()))
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,245 @@
+"""What must not change the result, and what must add up."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from support.ekfac import EkfacInfluence
+from support.ekfac.influence import EXAMPLES_AT_A_TIME
+from tests.dense import labels, sentences, token_classifier, vectors
+
+DAMPING = 1e-4
+X = sentences(5, 3, 4, 2, 5)
+QUERIES, QUERY_LABELS = sentences(3, 5, seed=1), labels(2, seed=1)
+MODEL = token_classifier()
+
+
+def fitted(batches, model=MODEL, **settings):
+    return EkfacInfluence(model, hessian_regularization=DAMPING, **settings).fit(batches)
+
+
+def influences(engine):
+    return engine.influences(QUERIES, QUERY_LABELS, X, labels(5))
+
+
+def assert_same(found, expected, tolerance=1e-9):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(params=[True, False], ids=["ekfac", "kfac"])
+def settings(request):
+    return {"update_diagonal": request.param}
+
+
+def test_batch_size_changes_nothing(settings):
+    one_batch = fitted([(X, labels(5))], **settings)
+    one_by_one = fitted([(row[None], labels(1)) for row in X], **settings)
+    assert_same(influences(one_batch), influences(one_by_one))
+
+
+def test_padding_at_fit_changes_nothing(settings):
+    longer = nn.functional.pad(X, (0, 2 * X.shape[1]))
+    assert_same(influences(fitted([(longer,)], **settings)), influences(fitted([(X,)], **settings)))
+
+
+def test_padding_when_scoring_changes_nothing():
+    engine = fitted([(X,)])
+    longer, longer_queries = nn.functional.pad(X, (0, 4)), nn.functional.pad(QUERIES, (0, 7))
+    found = engine.influences(longer_queries, QUERY_LABELS, longer, labels(5))
+    assert_same(found, influences(engine))
+    assert_same(engine.self_influences(longer, labels(5)), engine.self_influences(X, labels(5)))
+
+
+def test_padding_that_the_model_fills_with_junk_changes_nothing():
+    class Junk(nn.Module):
+        """Hands its hidden layer NaN at padded positions, as some attention kernels do."""
+
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def token_mask(self, ids):
+            return self.inner.token_mask(ids)
+
+        def forward(self, ids):
+            mask = self.token_mask(ids).unsqueeze(-1)
+            embedded = self.inner.embedding(ids).masked_fill(~mask, torch.nan)
+            hidden = self.inner.inner(embedded).masked_fill(~mask, 0)
+            return self.inner.classifier(self.inner.outer(hidden).masked_fill(~mask, 0).sum(1))
+
+    model = Junk(token_classifier()).eval()
+    clean = fitted([(row[row != 0][None],) for row in X], model=model)
+    assert_same(influences(fitted([(X,)], model=model)), influences(clean))
+
+
+def test_order_of_examples_changes_nothing(settings):
+    assert_same(
+        influences(fitted([(X.flip(0),)], **settings)), influences(fitted([(X,)], **settings))
+    )
+
+
+def test_duplicated_data_changes_nothing(settings):
+    assert_same(
+        influences(fitted([(X,), (X,)], **settings)), influences(fitted([(X,)], **settings))
+    )
+
+
+def test_labels_at_fit_change_nothing():
+    assert_same(
+        influences(fitted([(X, labels(5))])), influences(fitted([(X, 1 - labels(5), "texts")])), 0
+    )
+
+
+def test_fitting_again_forgets_the_first_fit():
+    engine = fitted([(sentences(4, 4, seed=7),)])
+    assert_same(influences(engine.fit([(X,)])), influences(fitted([(X,)])), 0)
+
+
+def test_layers_add_up():
+    engine = fitted([(X,)])
+    by_layer = engine.influences_by_layer(QUERIES, QUERY_LABELS, X, labels(5))
+    assert list(by_layer) == engine.layer_names == ["inner", "outer", "classifier"]
+    assert_same(sum(by_layer.values()), influences(engine))
+
+
+def test_influences_of_examples_on_each_other_are_symmetric():
+    found = fitted([(X,)]).influences(X, labels(5))
+    assert found.shape == (5, 5)
+    assert_same(found, found.T)
+
+
+def test_self_influence_is_the_diagonal_of_the_symmetric_influences_and_not_negative():
+    engine = fitted([(X,)])
+    own = engine.self_influences(X, labels(5))
+    assert_same(own, engine.influences(X, labels(5)).diagonal())
+    assert (own >= 0).all()
+
+
+def test_relative_influence_is_influence_over_the_root_of_the_train_self_influence():
+    engine = fitted([(X,)])
+    relative = engine.relative_influences(QUERIES, QUERY_LABELS, X, labels(5))
+    norms = engine.influences(X, labels(5)).diagonal().sqrt()
+    assert_same(relative, influences(engine) / norms)
+
+
+@pytest.mark.parametrize(("test", "train"), [(2, 5), (5, 2)])
+def test_factors_then_scores_equal_influences(test, train):
+    engine = fitted([(X,)])
+    queries, query_labels = X[:test], labels(test)
+    factors = engine.influence_factors(queries, query_labels)
+    assert factors["inner"].shape == (test, 4, 4)
+    found = engine.influences_from_factors(factors, X[:train], labels(train))
+    assert found.shape == (test, train)
+    assert_same(found, engine.influences(queries, query_labels, X[:train], labels(train)), 0)
+
+
+def test_more_examples_than_are_taken_at_a_time_are_scored_as_if_alone():
+    many = sentences(*[2 + n % 4 for n in range(EXAMPLES_AT_A_TIME + 3)], seed=5)
+    y = labels(len(many))
+    engine = fitted([(X,)])
+    found = engine.influences(many, y, X, labels(5))
+    alone = [engine.influences(many[n : n + 1], y[n : n + 1], X, labels(5)) for n in range(len(y))]
+    assert_same(found, torch.cat(alone))
+    own = [engine.self_influences(many[n : n + 1], y[n : n + 1]) for n in range(len(y))]
+    assert_same(engine.self_influences(many, y), torch.cat(own))
+
+
+def test_a_flipped_label_flips_the_gradient_of_a_binary_example():
+    engine = fitted([(X,)])
+    with torch.no_grad():
+        probabilities = MODEL(X).softmax(dim=1)
+    y = labels(5)
+    flipped = engine.influences(QUERIES, QUERY_LABELS, X, 1 - y)
+    residual = 1 - probabilities[torch.arange(5), y]
+    assert_same(flipped, influences(engine) * -((1 - residual) / residual))
+
+
+def test_regularization_can_be_changed_after_the_fit():
+    engine = fitted([(X,)])
+    engine.hessian_regularization = 1.0
+    other = EkfacInfluence(MODEL, hessian_regularization=1.0).fit([(X,)])
+    assert_same(influences(engine), influences(other), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_other_precisions_agree_with_float64(dtype):
+    model = copy.deepcopy(MODEL).to(dtype)
+    engine = EkfacInfluence(model, hessian_regularization=0.1).fit([(X,)])
+    expected = EkfacInfluence(MODEL, hessian_regularization=0.1).fit([(X,)])
+    found, truth = influences(engine), influences(expected)
+    assert found.dtype == torch.float32
+    tolerance = 1e-4 if dtype == torch.float32 else 0.1
+    assert (found - truth).abs().max() <= tolerance * truth.abs().max()
+
+
+def state_of(model):
+    """Everything a caller could find changed: flags, gradients, hooks, values, random state."""
+    return {
+        "training": [module.training for module in model.modules()],
+        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
+        "gradients": [parameter.grad for parameter in model.parameters()],
+        "hooks": [
+            (len(module._forward_hooks), len(module._backward_hooks)) for module in model.modules()
+        ],
+        "values": [tensor.clone() for tensor in model.state_dict().values()],
+        "random": torch.get_rng_state(),
+    }
+
+
+def assert_untouched(before, after):
+    for kind, values in before.items():
+        if kind in ("values", "random"):
+            torch.testing.assert_close(values, after[kind], rtol=0, atol=0)
+        else:
+            assert values == after[kind], kind
+
+
+def everything(model):
+    engine = fitted([(X,)], model=model)
+    factors = engine.influence_factors(QUERIES, QUERY_LABELS)
+    engine.influences_from_factors(factors, X, labels(5))
+    engine.relative_influences(QUERIES, QUERY_LABELS, X, labels(5))
+
+
+def test_every_call_leaves_the_model_as_found():
+    model = token_classifier()
+    model.outer.requires_grad_(False)
+    before = state_of(model)
+    everything(model)
+    assert_untouched(before, state_of(model))
+
+
+def test_a_failure_in_the_middle_leaves_the_model_as_found():
+    model = token_classifier()
+    handle = model.outer.register_forward_hook(lambda module, inputs, output: 1 / 0)
+    before = state_of(model)
+    with pytest.raises(ZeroDivisionError):
+        everything(model)
+    assert_untouched(before, state_of(model))
+    handle.remove()
+
+
+def test_results_are_the_same_under_no_grad_and_in_inference_mode():
+    expected = influences(fitted([(X,)]))
+    with torch.no_grad():
+        assert_same(influences(fitted([(X,)])), expected, 0)
+    with torch.inference_mode():
+        assert_same(influences(fitted([(X,)])), expected, 0)
+
+
+def test_in_place_activations_change_nothing():
+    def model(inplace):
+        torch.manual_seed(0)
+        layers = [nn.Linear(4, 3), nn.ReLU(inplace), nn.Linear(3, 5), nn.ReLU(inplace)]
+        return nn.Sequential(*layers, nn.Linear(5, 2)).double().eval()
+
+    x = vectors(3, 4)
+    results = [
+        EkfacInfluence(model(inplace), hessian_regularization=DAMPING)
+        .fit([(x,)])
+        .influences(x, labels(3))
+        for inplace in (True, False)
+    ]
+    assert_same(*results)

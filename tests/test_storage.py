@@ -1,0 +1,150 @@
+"""Saving, loading and caching a fitted curvature."""
+
+import copy
+
+import pytest
+import torch
+
+from support.curvature_cache import CACHE_VARIABLE, CacheDamaged, cache_folder, fit_or_load
+from support.ekfac import EkfacInfluence
+from support.ekfac.errors import DamagedFile, WrongModel
+from tests.dense import labels, sentences, token_classifier
+
+X, Y = sentences(4, 3, 5), labels(3)
+
+
+def engine_for(model=None, **settings):
+    return EkfacInfluence(model or token_classifier(), hessian_regularization=1e-3, **settings)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "curvature.safetensors"
+    engine_for().fit([(X, Y)]).save(path)
+    return path
+
+
+def test_save_then_load_is_the_identity(saved):
+    expected = engine_for().fit([(X, Y)]).influences_by_layer(X, Y)
+    found = engine_for().load_curvature(saved).influences_by_layer(X, Y)
+    assert list(found) == list(expected)
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+
+
+def test_nothing_but_the_file_is_left_behind(saved):
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_an_interrupted_save_leaves_the_file_before_it(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def interrupted(tensors, path, metadata):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("support.ekfac.storage.save_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine_for().fit([(X, Y)]).save(saved)
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_another_model_is_refused(saved):
+    with pytest.raises(WrongModel, match="fitted with model .* but here"):
+        engine_for(token_classifier(seed=1)).load_curvature(saved)
+
+
+def test_other_layers_are_refused(saved):
+    model = token_classifier()
+    model.outer.requires_grad_(False)
+    with pytest.raises(WrongModel, match="'inner, outer, classifier', but here .*'inner, classif"):
+        engine_for(model).load_curvature(saved)
+
+
+def test_kfac_and_ekfac_are_not_mixed_up(saved):
+    with pytest.raises(WrongModel, match="update_diagonal 'True', but here it is 'False'"):
+        engine_for(update_diagonal=False).load_curvature(saved)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip_a_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+
+
+def replace_by_text(path):
+    path.write_text("no curvature")
+
+
+DAMAGES = pytest.mark.parametrize("damage", [truncate, flip_a_byte, replace_by_text])
+
+
+@DAMAGES
+def test_a_damaged_file_is_refused_and_nothing_is_lost(saved, damage):
+    engine = engine_for().fit([(X, Y)])
+    expected = engine.influences(X, Y)
+    damage(saved)
+    with pytest.raises(DamagedFile, match="curvature.safetensors .*Fit again"):
+        engine.load_curvature(saved)
+    torch.testing.assert_close(engine.influences(X, Y), expected, rtol=0, atol=0)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(DamagedFile, match="absent.safetensors can't be read"):
+        engine_for().load_curvature(tmp_path / "absent.safetensors")
+
+
+def test_the_second_fit_on_the_same_content_comes_from_the_cache(tmp_path, monkeypatch):
+    expected = fit_or_load(engine_for(), [(X, Y)], tmp_path).influences(X, Y)
+    monkeypatch.setattr(EkfacInfluence, "fit", lambda *_: pytest.fail("fitted again"))
+    found = fit_or_load(engine_for(), [(X, Y)], tmp_path).influences(X, Y)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_labels_padding_batch_split_and_regularization_share_one_cached_fit(tmp_path):
+    fit_or_load(engine_for(), [(X, Y)], tmp_path)
+    longer = torch.nn.functional.pad(X, (0, 2))
+    engine = engine_for()
+    engine.hessian_regularization = 1.0
+    fit_or_load(engine, [(longer[:2], 1 - Y[:2]), (longer[2:], Y[2:])], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_other_rows_weights_layers_or_settings_are_fitted_anew(tmp_path):
+    frozen = token_classifier()
+    frozen.outer.requires_grad_(False)
+    other_rows = X.clone()
+    other_rows[0, 0] += 1
+    for model, rows, settings in [
+        (token_classifier(), X, {}),
+        (token_classifier(), other_rows, {}),
+        (token_classifier(seed=1), X, {}),
+        (frozen, X, {}),
+        (token_classifier(), X, {"update_diagonal": False}),
+    ]:
+        fit_or_load(engine_for(copy.deepcopy(model), **settings), [(rows, Y)], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@DAMAGES
+def test_a_damaged_cache_file_is_told_and_computed_again(tmp_path, damage):
+    expected = fit_or_load(engine_for(), [(X, Y)], tmp_path).influences(X, Y)
+    (path,) = tmp_path.iterdir()
+    damage(path)
+    with pytest.warns(CacheDamaged, match=f"{path.name} .* Computing it again"):
+        engine = fit_or_load(engine_for(), [(X, Y)], tmp_path)
+    torch.testing.assert_close(engine.influences(X, Y), expected, rtol=0, atol=0)
+    again = fit_or_load(engine_for(), [(X, Y)], tmp_path)
+    torch.testing.assert_close(again.influences(X, Y), expected, rtol=0, atol=0)
+
+
+def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv(CACHE_VARIABLE)
+    assert cache_folder().name == "influence-notebooks"
