@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.influence import EXAMPLES_AT_A_TIME
+from support.ekfac.passes import EXAMPLES_AT_A_TIME
 from tests.dense import labels, sentences, token_classifier, vectors
 
 DAMPING = 1e-4

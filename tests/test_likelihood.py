@@ -9,7 +9,10 @@ from tests.dense import labels, vectors
 
 
 def fisher_of_outputs(likelihood, outputs):
-    return sum(d[:, :, None] * d[:, None, :] for d in likelihood.fisher_directions(outputs))
+    return sum(
+        d[:, :, None] * d[:, None, :]
+        for d in likelihood.fisher_directions(outputs, torch.Generator())
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -28,7 +31,7 @@ def test_directions_of_a_categorical_give_its_fisher_exactly(classes):
 
 def test_two_classes_need_one_direction_and_see_curvature_where_they_are_undecided():
     outputs = torch.zeros(1, 2, dtype=torch.float64)
-    (direction,) = Categorical().fisher_directions(outputs)
+    (direction,) = Categorical().fisher_directions(outputs, torch.Generator())
     torch.testing.assert_close(direction.abs(), torch.full((1, 2), 0.5, dtype=torch.float64))
 
 

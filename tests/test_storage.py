@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from support.curvature_cache import CACHE_VARIABLE, CacheDamaged, cache_folder, fit_or_load
-from support.ekfac import EkfacInfluence
+from support.ekfac import EkfacInfluence, Gaussian
 from support.ekfac.errors import DamagedFile, WrongModel
 from tests.dense import labels, sentences, token_classifier
 
@@ -30,6 +30,32 @@ def test_save_then_load_is_the_identity(saved):
     assert list(found) == list(expected)
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=0)
+
+
+def test_load_makes_an_engine_like_the_one_that_was_saved(tmp_path):
+    path = tmp_path / "kfac.safetensors"
+    saved = engine_for(update_diagonal=False).fit([(X, Y)])
+    saved.save(path)
+    loaded = EkfacInfluence.load(path, token_classifier(), hessian_regularization=1e-3)
+    assert (loaded.update_diagonal, loaded.examples) == (False, 3)
+    torch.testing.assert_close(loaded.influences(X, Y), saved.influences(X, Y), rtol=0, atol=0)
+
+
+def test_another_likelihood_is_refused(saved):
+    with pytest.raises(WrongModel, match=r"likelihood 'Categorical\(exact_classes=10.*'Gaussian"):
+        EkfacInfluence.load(saved, token_classifier(), likelihood=Gaussian())
+
+
+def test_moving_to_a_device_moves_model_and_curvature_and_keeps_the_factors():
+    engine = engine_for().fit([(X, Y)])
+    expected = engine.influences(X, Y)
+    torch.testing.assert_close(engine.to("cpu").influences(X, Y), expected, rtol=0, atol=0)
+    moved = engine.to("meta")
+    tensors = [
+        t for c in moved.curvature.values() for t in (c.eigenvalues, *vars(c.basis).values())
+    ]
+    assert len(tensors) == 15
+    assert {t.device.type for t in (*tensors, *moved.model.parameters())} == {"meta"}
 
 
 def test_nothing_but_the_file_is_left_behind(saved):

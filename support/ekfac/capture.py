@@ -93,6 +93,13 @@ class Trace:
             )
         return activations_at_the_door(self.layers[name], seen, self.mask, self.examples)
 
+    @property
+    def tokens(self) -> int:
+        """The length of the inputs: the mask's, or else that of the longest layer input."""
+        if self.mask is not None:
+            return self.mask.shape[1]
+        return max(seen.shape[1] if seen.ndim == 3 else 1 for seen in self._seen.values())
+
     def positions(self, name: str) -> int:
         """Number of real positions, over the batch, that went into a layer."""
         return number_of_positions(self._seen[name], self.mask)

@@ -135,3 +135,8 @@ class LayerCurvature:
 
     basis: Eigenbasis
     eigenvalues: Float[Tensor, "d_out d_in"]
+
+    def to(self, device: str | torch.device) -> "LayerCurvature":
+        """The same on another device."""
+        parts = {name: part.to(device) for name, part in vars(self.basis).items()}
+        return LayerCurvature(Eigenbasis(**parts), self.eigenvalues.to(device))

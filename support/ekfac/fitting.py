@@ -1,12 +1,18 @@
-"""From batches to curvature: a pass for the covariances, eigenproblems, a pass for Λ."""
+"""From batches to curvature: a pass for the covariances, eigenproblems, a pass for Λ.
 
-from collections.abc import Callable, Iterable, Iterator
+`Fitting` does it; `EkfacCurvature` is a model together with the result, to be saved, loaded, moved.
+"""
+
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from support.ekfac.capture import Consume, Trace, undisturbed
+from support.ekfac import storage
+from support.ekfac.capture import Trace, undisturbed
 from support.ekfac.curvature import (
     Covariances,
     LayerCurvature,
@@ -15,30 +21,35 @@ from support.ekfac.curvature import (
     rotated_gradients,
     squared_sum,
 )
-from support.ekfac.errors import EmptyLoader
-from support.ekfac.layers import TrackedLayer
-from support.ekfac.likelihood import Likelihood
-
-Bar = Callable[[Iterable, str, str], Iterable]
-"""Wraps items in a progress bar with a description and a unit."""
+from support.ekfac.errors import EmptyLoader, NotFitted
+from support.ekfac.layers import TrackedLayer, tracked_layers
+from support.ekfac.likelihood import Categorical, Likelihood
+from support.ekfac.passes import Bar
+from support.ekfac.solve import Regularization, check_regularization
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """The model whose curvature is wanted, its layers, and the loss that defines the Fisher."""
+    """The model whose curvature is wanted, its layers, and the loss that defines the Fisher.
+
+    `seed` decides which labels are drawn when the likelihood samples them.
+    """
 
     model: nn.Module
     layers: dict[str, TrackedLayer]
     likelihood: Likelihood
     bar: Bar
+    seed: int
 
-    def curvature(self, loader: Iterable, update_diagonal: bool) -> dict[str, LayerCurvature]:
-        """Eigenbasis and eigenvalues of every layer, from input to output.
+    def curvature(
+        self, loader: Iterable, update_diagonal: bool
+    ) -> tuple[dict[str, LayerCurvature], int]:
+        """Eigenbasis and eigenvalues of every layer, from input to output; the number of examples.
 
         Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported`.
         """
         with undisturbed(self.model):
-            covariances = self._covariances(loader)
+            covariances, examples = self._covariances(loader)
             curvature = {}
             for name in self.bar(list(covariances), "eigenbases", "layer"):
                 covariance = covariances.pop(name)
@@ -46,9 +57,9 @@ class Fitting:
                 curvature[name] = LayerCurvature(basis, kfac_eigenvalues(basis))
             if update_diagonal:
                 self._correct_eigenvalues(curvature, loader)
-        return curvature
+        return curvature, examples
 
-    def _covariances(self, loader: Iterable) -> dict[str, Covariances]:
+    def _covariances(self, loader: Iterable) -> tuple[dict[str, Covariances], int]:
         covariances = {
             name: Covariances(layer.d_out, layer.d_in, layer.dtype, layer.device)
             for name, layer in self.layers.items()
@@ -57,12 +68,14 @@ class Fitting:
         def add_output_gradients(name: str, _: Tensor, output_gradients: Tensor) -> None:
             covariances[name].add_output_gradients(output_gradients)
 
-        for inputs in self._inputs(loader, "covariances"):
-            trace = Trace(self.model, self.layers, inputs)
+        examples = 0
+        for trace, directions in self._fisher(loader, "covariances", self.seed):
+            examples += trace.examples
             for name, covariance in covariances.items():
                 covariance.add_activations(trace.activations(name), trace.positions(name))
-            self._backward_fisher(trace, add_output_gradients)
-        return covariances
+            for direction in directions:
+                trace.backward(direction, add_output_gradients, keep_graph=True)
+        return covariances, examples
 
     def _correct_eigenvalues(self, curvature: dict[str, LayerCurvature], loader: Iterable) -> None:
         for layer in curvature.values():
@@ -73,25 +86,137 @@ class Fitting:
             curvature[name].eigenvalues += squared_sum(rotated)
 
         examples = 0
-        for inputs in self._inputs(loader, "corrected eigenvalues"):
-            trace = Trace(self.model, self.layers, inputs)
-            self._backward_fisher(trace, add)
+        for trace, directions in self._fisher(loader, "corrected eigenvalues", self.seed + 1):
             examples += trace.examples
+            for direction in directions:
+                trace.backward(direction, add, keep_graph=True)
         for layer in curvature.values():
             layer.eigenvalues /= examples
 
-    def _backward_fisher(self, trace: Trace, consume: Consume) -> None:
-        for direction in self.likelihood.fisher_directions(trace.outputs.detach()):
-            trace.backward(direction, consume, keep_graph=True)
-
-    def _inputs(self, loader: Iterable, description: str) -> Iterator[Tensor]:
-        """The inputs of every batch. Raises `EmptyLoader` when there is none."""
+    def _fisher(
+        self, loader: Iterable, description: str, seed: int
+    ) -> Iterator[tuple[Trace, Iterator[Tensor]]]:
+        """A forward pass for every batch, and the Fisher's directions to send back through it."""
+        generator = torch.Generator().manual_seed(seed)
         batches = 0
         for inputs, *_ in self.bar(loader, description, "batch"):
             batches += 1
-            yield inputs
+            trace = Trace(self.model, self.layers, inputs)
+            yield trace, self.likelihood.fisher_directions(trace.outputs.detach(), generator)
         if not batches:
             raise EmptyLoader(
                 f"The loader gave no batch while computing {description}. It must hold at least "
                 "one, and give all of them again on every pass (a DataLoader or a list, no generator)."
             )
+
+
+class EkfacCurvature:
+    """A model with the EK-FAC curvature of its linear layers that require gradients.
+
+    `model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`. When it has a method
+    `token_mask(inputs)`, `(batch, tokens)` and True at real tokens, padding takes no part in
+    anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for
+    0.1 times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
+    `likelihood` is the loss, `Categorical()` by default; `seed` decides which labels it draws when
+    there are too many classes for the exact Fisher.
+
+    Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
+    gradients are not all plain linear layers, and `BadRegularization`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        update_diagonal: bool = True,
+        hessian_regularization: Regularization = 0.0,
+        progress: bool = False,
+        likelihood: Likelihood | None = None,
+        seed: int = 0,
+    ):
+        self.model = model
+        self.update_diagonal = update_diagonal
+        self.hessian_regularization = hessian_regularization
+        self.progress = progress
+        self.likelihood = likelihood or Categorical()
+        self.seed = seed
+        self.layers = tracked_layers(model)
+        self.curvature: dict[str, LayerCurvature] = {}
+        self.examples = 0
+
+    @property
+    def hessian_regularization(self) -> Regularization:
+        return self._hessian_regularization
+
+    @hessian_regularization.setter
+    def hessian_regularization(self, regularization: Regularization) -> None:
+        check_regularization(regularization)
+        self._hessian_regularization = regularization
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The tracked layers, from input to output."""
+        return list(self.layers)
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.curvature)
+
+    def fit(self, loader: Iterable) -> "EkfacCurvature":
+        """Estimate the curvature on batches `(inputs, …)`; labels, if any, are not looked at.
+
+        Goes over the loader twice with EK-FAC, once with K-FAC. The order of the batches and their
+        size don't matter. Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode` and
+        `LayerNotSupported`; the engine is then as it was before.
+        """
+        fitting = Fitting(self.model, self.layers, self.likelihood, self._bar, self.seed)
+        self.curvature, self.examples = fitting.curvature(loader, self.update_diagonal)
+        return self
+
+    def to(self, device: str | torch.device) -> "EkfacCurvature":
+        """Move the model and the fitted curvature to a device."""
+        self.model.to(device)
+        self.curvature = {name: layer.to(device) for name, layer in self.curvature.items()}
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write the curvature to a safetensors file, whole or not at all. Raises `NotFitted`."""
+        self._require_fit()
+        storage.save(path, self.curvature, self.identity(), self.examples)
+
+    def load_curvature(self, path: str | Path) -> "EkfacCurvature":
+        """Take the curvature from a file that `save` wrote, instead of fitting.
+
+        Raises `DamagedFile` when it can't be read and `WrongModel` when it was fitted on another
+        model, other layers or with other settings; the engine is then as it was before.
+        """
+        device = next(iter(self.layers.values())).device
+        curvature, self.examples = storage.load(path, self.identity())
+        self.curvature = {name: layer.to(device) for name, layer in curvature.items()}
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module, **settings) -> "EkfacCurvature":
+        """An engine for `model` with the curvature from a file that `save` wrote.
+
+        `settings` are those of the constructor; `update_diagonal` is as it was at the fit. Raises as
+        `load_curvature` and the constructor do.
+        """
+        settings["update_diagonal"] = storage.identity(path)["update_diagonal"] == "True"
+        return cls(model, **settings).load_curvature(path)
+
+    def identity(self) -> dict[str, str]:
+        """What a saved curvature must agree in with this engine, λ apart."""
+        return {
+            "model": storage.model_fingerprint(self.model),
+            "layers": ", ".join(self.layer_names),
+            "update_diagonal": str(self.update_diagonal),
+            "likelihood": repr(self.likelihood),
+            "seed": str(self.seed),
+        }
+
+    def _require_fit(self) -> None:
+        if not self.is_fitted:
+            raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
+
+    def _bar(self, items: Iterable, description: str, unit: str) -> Iterable:
+        return tqdm(items, desc=description, unit=unit, disable=not self.progress)

@@ -1,34 +1,31 @@
 """`EkfacInfluence`: fit the curvature once, then ask which training examples a prediction rests on."""
 
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
 
-from support.ekfac import storage
-from support.ekfac.capture import Consume, Trace, ordinary, undisturbed
-from support.ekfac.curvature import LayerCurvature, rotated_gradients
-from support.ekfac.errors import FactorsMismatch, LabelsMismatch, NotFitted
-from support.ekfac.fitting import Fitting
-from support.ekfac.layers import (
-    TrackedLayer,
-    per_example_gradients,
-    tracked_layers,
-    without_silent_positions,
+from support.ekfac.capture import Consume, Trace
+from support.ekfac.errors import EmptyLoader, FactorsMismatch
+from support.ekfac.fitting import EkfacCurvature
+from support.ekfac.passes import Bar, LossGradients
+from support.ekfac.scoring import (
+    Factors,
+    add_scores_by_label,
+    add_scores_by_token,
+    add_self_influences,
+    both,
+    keep_factors,
+    keep_rotated,
+    keep_scores,
 )
-from support.ekfac.likelihood import Categorical, Likelihood, loss_direction
-from support.ekfac.solve import Regularization, check_regularization, precondition, squared_norm
+from support.ekfac.solve import Regularization, check_regularization, damped_inverse
 
-Factors = dict[str, Float[Tensor, "test d_out d_in"]]
-"""Preconditioned gradients, layer by layer, from input to output."""
-
-EXAMPLES_AT_A_TIME = 8
+ByLayer = dict[str, Float[Tensor, "test train"]]
 
 
-class EkfacInfluence:
+class EkfacInfluence(EkfacCurvature):
     """Influence functions with EK-FAC curvature for the linear layers that require gradients.
 
     The influence of a training example on a test example is ⟨(F + λ)⁻¹ ∇loss(test), ∇loss(train)⟩,
@@ -36,83 +33,18 @@ class EkfacInfluence:
     means: giving the training example more weight lowers the test loss. It is not divided by the
     number of training examples.
 
-    `model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`. When it has a method
-    `token_mask(inputs)`, `(batch, tokens)` and True at real tokens, padding takes no part in
-    anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for
-    0.1 times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
-
-    Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
-    gradients are not all plain linear layers, and `BadRegularization`.
+    Construction, `fit`, `save`, `load` and `to` are those of `EkfacCurvature`.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        update_diagonal: bool = True,
-        hessian_regularization: Regularization = 0.0,
-        progress: bool = False,
-        likelihood: Likelihood | None = None,
-    ):
-        self.model = model
-        self.update_diagonal = update_diagonal
-        self.hessian_regularization = hessian_regularization
-        self.progress = progress
-        self.likelihood = likelihood or Categorical()
-        self.layers = tracked_layers(model)
-        self.curvature: dict[str, LayerCurvature] = {}
-
-    @property
-    def hessian_regularization(self) -> Regularization:
-        return self._hessian_regularization
-
-    @hessian_regularization.setter
-    def hessian_regularization(self, regularization: Regularization) -> None:
-        check_regularization(regularization)
-        self._hessian_regularization = regularization
-
-    @property
-    def layer_names(self) -> list[str]:
-        """The tracked layers, from input to output."""
-        return list(self.layers)
-
-    @property
-    def is_fitted(self) -> bool:
-        return bool(self.curvature)
-
-    def fit(self, loader: Iterable) -> "EkfacInfluence":
-        """Estimate the curvature on batches `(inputs, …)`; labels, if any, are not looked at.
-
-        Goes over the loader twice with EK-FAC, once with K-FAC. The order of the batches and their
-        size don't matter. Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode` and
-        `LayerNotSupported`; the engine is then as it was before.
-        """
-        fitting = Fitting(self.model, self.layers, self.likelihood, self._bar)
-        self.curvature = fitting.curvature(loader, self.update_diagonal)
-        return self
 
     def influence_factors(
         self, x: Shaped[Tensor, "test ..."], y: Shaped[Tensor, "labels ..."]
     ) -> Factors:
         """(F + λ)⁻¹ ∇loss of each example, layer by layer: precondition once, score many.
 
-        Raises `NotFitted`, `LabelsMismatch`, `NotFinite`, `ModelInTrainingMode`.
+        `(test, d_out, d_in)` each. Raises `NotFitted`, `LabelsMismatch`, `NotFinite`,
+        `ModelInTrainingMode`.
         """
-        factors = {
-            name: _zeros(layer, len(x), layer.d_out, layer.d_in)
-            for name, layer in self.layers.items()
-        }
-
-        def into(start: int) -> Consume:
-            def keep(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-                curvature = self.curvature[name]
-                rotated = rotated_gradients(activations, output_gradients, curvature.basis)
-                solved = precondition(rotated, curvature, self.hessian_regularization)
-                factors[name][start : start + len(solved)] = solved
-
-            return keep
-
-        self._for_each_loss_gradient(x, y, "influence factors", into)
-        return factors
+        return self._factors(x, y, self._bar)
 
     def influences_by_layer(
         self,
@@ -120,7 +52,7 @@ class EkfacInfluence:
         y_test: Shaped[Tensor, "test_labels ..."],
         x: Shaped[Tensor, "train ..."] | None = None,
         y: Shaped[Tensor, "labels ..."] | None = None,
-    ) -> dict[str, Float[Tensor, "test train"]]:
+    ) -> ByLayer:
         """Each layer's part of `influences`, from input to output; they add up to it.
 
         Without `x` and `y`, the influences of the test examples on each other. Raises as
@@ -129,7 +61,7 @@ class EkfacInfluence:
         factors = self.influence_factors(x_test, y_test)
         if x is None or y is None:
             x, y = x_test, y_test
-        return self._influences_by_layer(factors, x, y)
+        return self._scores(factors, x, y, self._bar)
 
     def influences(
         self,
@@ -155,7 +87,9 @@ class EkfacInfluence:
 
         Raises `FactorsMismatch` for factors of other layers, and as `influence_factors` does.
         """
-        return sum_over_layers(self._influences_by_layer(factors, x, y))
+        self._require_fit()
+        self._check_factors(factors)
+        return sum_over_layers(self._scores(factors, x, y, self._bar))
 
     def self_influences(
         self, x: Shaped[Tensor, "batch ..."], y: Shaped[Tensor, "labels ..."]
@@ -164,18 +98,10 @@ class EkfacInfluence:
 
         Raises as `influence_factors` does.
         """
-        result = _zeros(next(iter(self.layers.values())), len(x))
-
-        def into(start: int) -> Consume:
-            def add(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-                curvature = self.curvature[name]
-                rotated = rotated_gradients(activations, output_gradients, curvature.basis)
-                share = squared_norm(rotated, curvature, self.hessian_regularization)
-                result[start : start + len(share)] += share
-
-            return add
-
-        self._for_each_loss_gradient(x, y, "self-influences", into)
+        result = self._zeros(len(x))
+        self._gradients(self._bar).of_labels(
+            x, y, lambda rows, _: self._add_self(result, rows), "self-influences"
+        )
         return result
 
     def relative_influences(
@@ -191,47 +117,153 @@ class EkfacInfluence:
         pulls on everything no longer wins every row (θ-RelatIF, Barshan et al. 2020). Zero where the
         self-influence is zero. Raises as `influence_factors` does.
         """
-        influences = self.influences(x_test, y_test, x, y)
-        norms = self.self_influences(x, y).sqrt()
-        return torch.where(norms > 0, influences / norms, 0)
+        return self._relative_scores(self.influence_factors(x_test, y_test), x, y, self._bar)
 
-    def _influences_by_layer(
-        self, factors: Factors, x: Tensor, y: Tensor
-    ) -> dict[str, Float[Tensor, "test train"]]:
-        self._require_fit()
-        self._check_factors(factors)
-        tests = len(next(iter(factors.values())))
-        result = {name: _zeros(layer, tests, len(x)) for name, layer in self.layers.items()}
+    def score(
+        self, test_loader: Iterable, train_loader: Iterable, relative: bool = False
+    ) -> Float[Tensor, "test train"]:
+        """Influence, or relative influence, of all training on all test examples of two loaders.
 
-        def into(start: int) -> Consume:
-            def score(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-                heard = without_silent_positions(activations, output_gradients)
-                gradients = per_example_gradients(*heard).flatten(1)
-                columns = slice(start, start + len(gradients))
-                result[name][:, columns] = factors[name].flatten(1) @ gradients.T
-
-            return score
-
-        self._for_each_loss_gradient(x, y, "influences", into)
-        return result
-
-    def _for_each_loss_gradient(
-        self, x: Tensor, y: Tensor, description: str, into: Callable[[int], Consume]
-    ) -> None:
-        """Send the loss gradient of every example back, a few examples at a time.
-
-        `into(start)` gives the consumer for the examples from row `start` on.
+        Batches are `(inputs, labels, …)`. The factors of all test examples are held at once, the
+        training examples pass by. Raises `EmptyLoader`, and as `influence_factors` does.
         """
+        tests = [
+            self._factors(x, y, no_bar)
+            for x, y, *_ in self._bar(test_loader, "test examples", "batch")
+        ]
+        if not tests:
+            raise EmptyLoader("The test loader gave no batch.")
+        factors = {name: torch.cat([block.pop(name) for block in tests]) for name in self.layers}
+        columns = [
+            self._relative_scores(factors, x, y, no_bar)
+            if relative
+            else sum_over_layers(self._scores(factors, x, y, no_bar))
+            for x, y, *_ in self._bar(train_loader, "training examples", "batch")
+        ]
+        if not columns:
+            raise EmptyLoader("The training loader gave no batch.")
+        return torch.cat(columns, dim=1)
+
+    def influences_by_label(
+        self,
+        x_test: Shaped[Tensor, "test ..."],
+        y_test: Shaped[Tensor, "test_labels ..."],
+        x: Shaped[Tensor, "train ..."],
+    ) -> Float[Tensor, "test train classes"]:
+        """Influences for every label that the training examples could have had.
+
+        One backward pass for two classes, C for C classes. Raises as `influence_factors` does, and
+        `LabelsMismatch` when the likelihood's labels are not classes.
+        """
+        factors = self.influence_factors(x_test, y_test)
+        blocks: dict[int, Tensor] = {}
+
+        def into(rows: slice, weights: Tensor) -> Consume:
+            if rows.start not in blocks:
+                blocks[rows.start] = self._zeros(len(x_test), *weights.shape)
+            return add_scores_by_label(blocks[rows.start], factors, weights)
+
+        self._gradients(self._bar).of_every_label(x, into, "influences by label")
+        return torch.cat(list(blocks.values()), dim=1)
+
+    def token_influences(
+        self,
+        x_test: Shaped[Tensor, "test ..."],
+        y_test: Shaped[Tensor, "test_labels ..."],
+        x: Shaped[Tensor, "train ..."],
+        y: Shaped[Tensor, "labels ..."],
+    ) -> Float[Tensor, "test train tokens"]:
+        """What each token of a training example adds to its influence; zero at padding.
+
+        A token's share is what flows through its position in the tracked layers, where the model has
+        already mixed in its context. A layer fed with one vector per example adds to the first token.
+        Raises as `influence_factors` does.
+        """
+        factors = self.influence_factors(x_test, y_test)
+        blocks: list[Tensor] = []
+
+        def into(rows: slice, trace: Trace) -> Consume:
+            blocks.append(self._zeros(len(x_test), trace.examples, trace.tokens))
+            return add_scores_by_token(blocks[-1], factors)
+
+        self._gradients(self._bar).of_labels(x, y, into, "token influences")
+        return torch.cat(blocks, dim=1)
+
+    def explore_hessian_regularization(
+        self,
+        x: Shaped[Tensor, "batch ..."],
+        y: Shaped[Tensor, "labels ..."],
+        regularization_values: Sequence[Regularization],
+    ) -> dict[Regularization, dict[str, Float[Tensor, "batch batch"]]]:
+        """By-layer influences of examples on each other for several λ; gradients are taken once.
+
+        Raises `BadRegularization`, and as `influence_factors` does.
+        """
+        for value in regularization_values:
+            check_regularization(value)
+        rotated = self._zeros_like_gradients(len(x))
+        self._gradients(self._bar).of_labels(
+            x, y, lambda rows, _: keep_rotated(rotated, rows, self.curvature), "gradients"
+        )
+        flat = {name: gradients.flatten(1) for name, gradients in rotated.items()}
+        return {
+            value: {
+                name: (rows * damped_inverse(self.curvature[name].eigenvalues, value).flatten())
+                @ rows.T
+                for name, rows in flat.items()
+            }
+            for value in self._bar(regularization_values, "regularization", "value")
+        }
+
+    def _factors(self, x: Tensor, y: Tensor, bar: Bar) -> Factors:
+        factors = self._zeros_like_gradients(len(x))
+
+        def into(rows: slice, _: Trace) -> Consume:
+            return keep_factors(factors, rows, self.curvature, self.hessian_regularization)
+
+        self._gradients(bar).of_labels(x, y, into, "influence factors")
+        return factors
+
+    def _scores(self, factors: Factors, x: Tensor, y: Tensor, bar: Bar) -> ByLayer:
+        scores = self._zeros_for_scores(factors, len(x))
+        self._gradients(bar).of_labels(
+            x, y, lambda rows, _: keep_scores(scores, rows, factors), "influences"
+        )
+        return scores
+
+    def _relative_scores(
+        self, factors: Factors, x: Tensor, y: Tensor, bar: Bar
+    ) -> Float[Tensor, "test train"]:
+        scores, self_influences = self._zeros_for_scores(factors, len(x)), self._zeros(len(x))
+
+        def into(rows: slice, _: Trace) -> Consume:
+            return both(keep_scores(scores, rows, factors), self._add_self(self_influences, rows))
+
+        self._gradients(bar).of_labels(x, y, into, "relative influences")
+        norms = self_influences.sqrt()
+        return torch.where(norms > 0, sum_over_layers(scores) / norms, 0)
+
+    def _add_self(self, result: Tensor, rows: slice) -> Consume:
+        return add_self_influences(result, rows, self.curvature, self.hessian_regularization)
+
+    def _gradients(self, bar: Bar) -> LossGradients:
         self._require_fit()
-        if len(x) != len(y):
-            raise LabelsMismatch(f"{len(x)} examples come with {len(y)} labels: one label each.")
-        with undisturbed(self.model):
-            starts = range(0, len(x), EXAMPLES_AT_A_TIME)
-            for start in self._bar(starts, description, "batch"):
-                rows = slice(start, start + EXAMPLES_AT_A_TIME)
-                trace = Trace(self.model, self.layers, x[rows])
-                direction = loss_direction(self.likelihood, trace.outputs, ordinary(y[rows]))
-                trace.backward(direction, into(start))
+        return LossGradients(self.model, self.layers, self.likelihood, bar)
+
+    def _zeros(self, *shape: int) -> Tensor:
+        """Room for a result, filled outside inference mode even when called inside."""
+        layer = next(iter(self.layers.values()))
+        with torch.inference_mode(False):
+            return torch.zeros(*shape, dtype=layer.dtype, device=layer.device)
+
+    def _zeros_like_gradients(self, examples: int) -> Factors:
+        return {
+            name: self._zeros(examples, layer.d_out, layer.d_in)
+            for name, layer in self.layers.items()
+        }
+
+    def _zeros_for_scores(self, factors: Factors, examples: int) -> ByLayer:
+        return {name: self._zeros(len(factor), examples) for name, factor in factors.items()}
 
     def _check_factors(self, factors: Factors) -> None:
         if list(factors) != self.layer_names:
@@ -246,45 +278,12 @@ class EkfacInfluence:
                     f"(test, {layer.d_out}, {layer.d_in})."
                 )
 
-    def save(self, path: str | Path) -> None:
-        """Write the curvature to a safetensors file, whole or not at all. Raises `NotFitted`."""
-        self._require_fit()
-        storage.save(path, self.curvature, self.identity())
 
-    def load_curvature(self, path: str | Path) -> "EkfacInfluence":
-        """Take the curvature from a file that `save` wrote, instead of fitting.
-
-        Raises `DamagedFile` when it can't be read and `WrongModel` when it was fitted on another
-        model, other layers or with another `update_diagonal`.
-        """
-        self.curvature = storage.load(path, self.identity())
-        return self
-
-    def identity(self) -> dict[str, str]:
-        """What a saved curvature must agree in with this engine, λ apart."""
-        return {
-            "model": storage.model_fingerprint(self.model),
-            "layers": ", ".join(self.layer_names),
-            "update_diagonal": str(self.update_diagonal),
-            "likelihood": type(self.likelihood).__name__,
-        }
-
-    def _require_fit(self) -> None:
-        if not self.is_fitted:
-            raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
-
-    def _bar(self, items: Iterable, description: str, unit: str) -> Iterable:
-        return tqdm(items, desc=description, unit=unit, disable=not self.progress)
-
-
-def _zeros(layer: TrackedLayer, *shape: int) -> Tensor:
-    """Room for a result about a layer, filled outside inference mode even when called inside."""
-    with torch.inference_mode(False):
-        return torch.zeros(*shape, dtype=layer.dtype, device=layer.device)
-
-
-def sum_over_layers(
-    by_layer: dict[str, Float[Tensor, "test train"]],
-) -> Float[Tensor, "test train"]:
+def sum_over_layers(by_layer: ByLayer) -> Float[Tensor, "test train"]:
     """Σ over layers of by-layer influences."""
     return torch.stack(list(by_layer.values())).sum(dim=0)
+
+
+def no_bar(items: Iterable, description: str, unit: str) -> Iterable:
+    """The items, quietly: there is a bar around this work already."""
+    return items

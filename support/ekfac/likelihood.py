@@ -1,15 +1,22 @@
 """The loss of a label, and the directions that make up the Fisher.
 
-A likelihood is one small object with three methods; write your own to bring another loss:
+A likelihood is one small object; write your own to bring another loss:
 
 `check(outputs, labels)`
     raises `LabelsMismatch` when the labels don't fit.
 `loss(outputs, labels)`
     −log p(label | outputs) per example, up to a constant.
-`fisher_directions(outputs)`
+`fisher_directions(outputs, generator)`
     yields gradients d with respect to the outputs, `(batch, classes)` each, such that, example by
-    example, Σ d dᵀ is the Fisher of the outputs, E_{y∼p}[∇loss ∇lossᵀ]. Sent back through the model
-    they give Σ vec G vec Gᵀ = E_{y∼p}[vec G vec Gᵀ] for every layer. Labels take no part in it.
+    example, Σ d dᵀ is the Fisher of the outputs, E_{y∼p}[∇loss ∇lossᵀ], or an unbiased estimate of it
+    drawn from `generator`. Sent back through the model they give Σ vec G vec Gᵀ, the Fisher of every
+    layer. Labels take no part in it.
+`repr(likelihood)`
+    names it with its settings: saved curvature is only loaded by an engine with the same one.
+`label_directions(outputs)`
+    yields pairs of a gradient d with respect to the outputs and weights `(batch, classes)`, such that
+    the gradient of the loss of label c is Σ weights[:, c] · d. Raises `LabelsMismatch` when labels are
+    not classes.
 """
 
 from collections.abc import Iterator
@@ -30,15 +37,27 @@ class Likelihood(Protocol):
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor: ...
 
-    def fisher_directions(self, outputs: Tensor) -> Iterator[Tensor]: ...
+    def fisher_directions(
+        self, outputs: Tensor, generator: torch.Generator
+    ) -> Iterator[Tensor]: ...
+
+    def label_directions(self, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class Categorical:
     """Softmax over the classes and cross-entropy: labels `(batch,)`, integers from 0.
 
-    The Fisher is exact: with two classes from one direction, √(p₀p₁)·(−1, 1), with C classes from C
-    directions √p_c·(p − e_c).
+    The Fisher is exact up to `exact_classes` classes: with two classes from one direction,
+    √(p₀p₁)·(−1, 1), with C classes from C directions √p_c·(p − e_c). Above, it is estimated from
+    `samples` labels per example, drawn from the model's own prediction.
     """
+
+    def __init__(self, exact_classes: int = 10, samples: int = 1):
+        self.exact_classes = exact_classes
+        self.samples = samples
+
+    def __repr__(self) -> str:
+        return f"Categorical(exact_classes={self.exact_classes}, samples={self.samples})"
 
     def check(self, outputs: Float[Tensor, "batch classes"], labels: Shaped[Tensor, "..."]) -> None:
         """Raise `LabelsMismatch` unless there is one integer label below `classes` per example."""
@@ -64,17 +83,45 @@ class Categorical:
         return nn.functional.cross_entropy(outputs, labels.long(), reduction="none")
 
     def fisher_directions(
-        self, outputs: Float[Tensor, "batch classes"]
+        self, outputs: Float[Tensor, "batch classes"], generator: torch.Generator
     ) -> Iterator[Float[Tensor, "batch classes"]]:
-        """√p_c·(p − e_c) for every class c; one direction that says the same when there are two."""
+        """√p_c·(p − e_c) for every class c; one direction that says the same when there are two;
+        (p − e_y)/√samples for every sampled label y when there are more than `exact_classes`."""
         probabilities = outputs.softmax(dim=1)
-        if outputs.shape[1] == 2:
+        classes = outputs.shape[1]
+        if classes > self.exact_classes:
+            yield from self._sampled_directions(probabilities, generator)
+        elif classes == 2:
             size = probabilities.prod(dim=1).sqrt()
             yield torch.stack([-size, size], dim=1)
+        else:
+            for probability, unit in zip(probabilities.T, _units(outputs), strict=True):
+                yield probability.sqrt().unsqueeze(1) * (probabilities - unit)
+
+    def _sampled_directions(
+        self, probabilities: Tensor, generator: torch.Generator
+    ) -> Iterator[Tensor]:
+        # Drawn where the generator lives, so that every device draws the same labels.
+        drawn = torch.multinomial(
+            probabilities.cpu().float(), self.samples, replacement=True, generator=generator
+        ).to(probabilities.device)
+        units = _units(probabilities)
+        for labels in drawn.T:
+            yield (probabilities - units[labels]) / self.samples**0.5
+
+    def label_directions(
+        self, outputs: Float[Tensor, "batch classes"]
+    ) -> Iterator[tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]]:
+        """(−1, 1) with weights (p₁, −p₀) for two classes; e_k with weights p_k − [k = c] for more."""
+        probabilities = outputs.softmax(dim=1)
+        units = _units(outputs)
+        if outputs.shape[1] == 2:
+            opposite = units[1] - units[0]
+            weights = probabilities.flip(1) * -opposite
+            yield opposite.expand_as(outputs), weights
             return
-        identity = torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
-        for probability, unit in zip(probabilities.T, identity, strict=True):
-            yield probability.sqrt().unsqueeze(1) * (probabilities - unit)
+        for probability, unit in zip(probabilities.T, units, strict=True):
+            yield unit.expand_as(outputs), probability.unsqueeze(1) - unit
 
 
 class Gaussian:
@@ -82,6 +129,9 @@ class Gaussian:
 
     Its Fisher with respect to the outputs is the identity, one direction per output.
     """
+
+    def __repr__(self) -> str:
+        return "Gaussian()"
 
     def check(self, outputs: Float[Tensor, "batch outputs"], labels: Shaped[Tensor, "..."]) -> None:
         """Raise `LabelsMismatch` unless labels and outputs have the same shape."""
@@ -98,11 +148,21 @@ class Gaussian:
         return (outputs - labels).square().sum(dim=1) / 2
 
     def fisher_directions(
-        self, outputs: Float[Tensor, "batch outputs"]
+        self, outputs: Float[Tensor, "batch outputs"], generator: torch.Generator
     ) -> Iterator[Float[Tensor, "batch outputs"]]:
         """The unit vectors."""
-        for unit in torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device):
+        for unit in _units(outputs):
             yield unit.expand_as(outputs)
+
+    def label_directions(self, outputs: Float[Tensor, "batch outputs"]) -> Iterator:
+        """Raise `LabelsMismatch`: there are infinitely many labels."""
+        raise LabelsMismatch(
+            "influences_by_label needs labels that are classes; a Gaussian's are numbers."
+        )
+
+
+def _units(outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "classes classes"]:
+    return torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
 
 
 def loss_direction(

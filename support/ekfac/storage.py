@@ -20,7 +20,12 @@ BASIS_PARTS = (
 )
 
 
-def save(path: str | Path, curvature: dict[str, LayerCurvature], identity: dict[str, str]) -> None:
+def save(
+    path: str | Path,
+    curvature: dict[str, LayerCurvature],
+    identity: dict[str, str],
+    examples: int,
+) -> None:
     """Write the curvature of every layer; a file of that name is replaced only when all is written."""
     tensors = {}
     for name, layer in curvature.items():
@@ -28,10 +33,15 @@ def save(path: str | Path, curvature: dict[str, LayerCurvature], identity: dict[
         for part in BASIS_PARTS:
             tensors[f"{name}/{part}"] = getattr(layer.basis, part)
     tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
+    metadata = {
+        "format": FORMAT,
+        **identity,
+        "examples": str(examples),
+        "digest": _digest(tensors),
+    }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    metadata = {"format": FORMAT, **identity, "digest": _digest(tensors)}
     try:
         save_file(tensors, partial, metadata=metadata)
         partial.replace(path)
@@ -39,12 +49,41 @@ def save(path: str | Path, curvature: dict[str, LayerCurvature], identity: dict[
         partial.unlink(missing_ok=True)
 
 
-def load(path: str | Path, identity: dict[str, str]) -> dict[str, LayerCurvature]:
-    """The curvature of every layer, from input to output.
+def load(path: str | Path, expected: dict[str, str]) -> tuple[dict[str, LayerCurvature], int]:
+    """The curvature of every layer, from input to output, and the number of examples behind it.
 
     Raises `DamagedFile` when the file is absent, truncated, altered or of another format, and
     `WrongModel` when its identity is not the expected one.
     """
+    metadata, tensors = _read(path)
+    name_of_file = Path(path).name
+    for key, value in expected.items():
+        if metadata.get(key) != value:
+            raise WrongModel(
+                f"{name_of_file} was fitted with {key} {metadata.get(key)!r}, but here it is "
+                f"{value!r}. Fit this one."
+            )
+    if metadata.get("digest") != _digest(tensors):
+        raise DamagedFile(
+            f"{name_of_file} was altered after it was saved (its checksum differs). "
+            "Fit again and save."
+        )
+    curvature = {
+        name: LayerCurvature(
+            Eigenbasis(*(tensors[f"{name}/{part}"] for part in BASIS_PARTS)),
+            tensors[f"{name}/eigenvalues"],
+        )
+        for name in expected["layers"].split(", ")
+    }
+    return curvature, int(metadata["examples"])
+
+
+def identity(path: str | Path) -> dict[str, str]:
+    """What the file says of the engine that was saved. Raises `DamagedFile` as `load` does."""
+    return _read(path)[0]
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -58,23 +97,7 @@ def load(path: str | Path, identity: dict[str, str]) -> dict[str, LayerCurvature
             f"{Path(path).name} has format {metadata.get('format')!r}, expected {FORMAT!r}. "
             "Fit again and save."
         )
-    for key, expected in identity.items():
-        if metadata.get(key) != expected:
-            raise WrongModel(
-                f"{Path(path).name} was fitted with {key} {metadata.get(key)!r}, but here it is "
-                f"{expected!r}. Fit this one."
-            )
-    if metadata.get("digest") != _digest(tensors):
-        raise DamagedFile(
-            f"{Path(path).name} was altered after it was saved (its checksum differs). Fit again and save."
-        )
-    return {
-        name: LayerCurvature(
-            Eigenbasis(*(tensors[f"{name}/{part}"] for part in BASIS_PARTS)),
-            tensors[f"{name}/eigenvalues"],
-        )
-        for name in identity["layers"].split(", ")
-    }
+    return metadata, tensors
 
 
 def model_fingerprint(model: nn.Module) -> str:

@@ -1,0 +1,68 @@
+"""Loss gradients of many examples, sent back through the model a few examples at a time."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from jaxtyping import Shaped
+from torch import Tensor, nn
+
+from support.ekfac.capture import Consume, Trace, ordinary, undisturbed
+from support.ekfac.errors import LabelsMismatch
+from support.ekfac.layers import TrackedLayer
+from support.ekfac.likelihood import Likelihood, loss_direction
+
+Bar = Callable[[Iterable, str, str], Iterable]
+"""Wraps items in a progress bar with a description and a unit."""
+
+EXAMPLES_AT_A_TIME = 8
+
+
+@dataclass(frozen=True)
+class LossGradients:
+    """The model whose gradients are wanted, its layers, and the loss.
+
+    Both methods call `into` once per block of examples, or per block and direction; it returns the
+    consumer of that block's backward pass. Both raise `ModelInTrainingMode`, `LabelsMismatch`,
+    `LayerNotSupported` and `NotFinite`.
+    """
+
+    model: nn.Module
+    layers: dict[str, TrackedLayer]
+    likelihood: Likelihood
+    bar: Bar
+
+    def of_labels(
+        self,
+        x: Shaped[Tensor, "batch ..."],
+        y: Shaped[Tensor, "labels ..."],
+        into: Callable[[slice, Trace], Consume],
+        description: str,
+    ) -> None:
+        """Gradients of the loss of each example's own label: `into(rows, trace)`."""
+        if len(x) != len(y):
+            raise LabelsMismatch(f"{len(x)} examples come with {len(y)} labels: one label each.")
+        for rows, trace in self._traces(x, description):
+            direction = loss_direction(self.likelihood, trace.outputs, ordinary(y[rows]))
+            trace.backward(direction, into(rows, trace))
+
+    def of_every_label(
+        self,
+        x: Shaped[Tensor, "batch ..."],
+        into: Callable[[slice, Tensor], Consume],
+        description: str,
+    ) -> None:
+        """Gradients from which those of every possible label are combined: `into(rows, weights)`.
+
+        The gradient of label c is Σ over the calls of weights[:, c] times what the consumer gets;
+        `weights` is `(batch, classes)`.
+        """
+        for rows, trace in self._traces(x, description):
+            for direction, weights in self.likelihood.label_directions(trace.outputs.detach()):
+                trace.backward(direction, into(rows, weights), keep_graph=True)
+
+    def _traces(self, x: Tensor, description: str) -> Iterable[tuple[slice, Trace]]:
+        starts = range(0, len(x), EXAMPLES_AT_A_TIME)
+        with undisturbed(self.model):
+            for start in self.bar(starts, description, "batch"):
+                rows = slice(start, min(start + EXAMPLES_AT_A_TIME, len(x)))
+                yield rows, Trace(self.model, self.layers, x[rows])
