@@ -20,7 +20,10 @@ from support.ekfac.errors import LayerHalfFrozen, LayerNotSupported, NotFinite, 
 
 @dataclass(frozen=True)
 class TrackedLayer:
-    """A linear layer whose parameters require gradients; `d_in` counts the bias."""
+    """A linear layer whose parameters require gradients; `d_in` counts the bias.
+
+    `nn.Linear`, or GPT-2's `Conv1D`.
+    """
 
     name: str
     module: nn.Module
@@ -51,10 +54,11 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
         own = dict(module.named_parameters(recurse=False))
         if not any(parameter.requires_grad for parameter in own.values()):
             continue
-        if not isinstance(module, nn.Linear):
+        shape = _weight_shape(module)
+        if shape is None:
             raise LayerNotSupported(
-                f"{name!r} ({type(module).__name__}) requires gradients, but EK-FAC covers linear "
-                f"layers only. Freeze it: model.get_submodule({name!r}).requires_grad_(False)"
+                f"{name!r} ({type(module).__name__}) requires gradients, but EK-FAC covers Linear "
+                f"and Conv1D layers only. Freeze it: model.get_submodule({name!r}).requires_grad_(False)"
             )
         _refuse_half_frozen(name, own)
         for parameter in own.values():
@@ -65,7 +69,7 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
                 )
             owners[parameter] = name
         has_bias = module.bias is not None
-        d_out, d_in = module.weight.shape
+        d_out, d_in = shape
         layers[name] = TrackedLayer(name, module, d_out, d_in + has_bias, has_bias)
     if not layers:
         raise NothingToTrack(
@@ -73,6 +77,19 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
             "model.get_submodule(NAME).requires_grad_(True)"
         )
     return layers
+
+
+def _weight_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(d_out, d_in) of a linear layer's weight, None for any other module.
+
+    GPT-2's Conv1D is a linear layer that keeps its weight transposed. It is known by its name,
+    because the engine doesn't import transformers.
+    """
+    if isinstance(module, nn.Linear):
+        return tuple(module.weight.shape)
+    if type(module).__name__ == "Conv1D" and module.weight.ndim == 2:
+        return tuple(module.weight.shape[::-1])
+    return None
 
 
 def _refuse_half_frozen(name: str, parameters: dict[str, nn.Parameter]) -> None:
