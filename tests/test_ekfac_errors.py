@@ -75,23 +75,35 @@ def test_a_regularization_that_is_no_number_from_zero_up_is_refused(value):
     assert engine.hessian_regularization == 1e-3
 
 
-@pytest.mark.parametrize(
-    "ask",
-    [
-        lambda engine: engine.influences(X, Y, X, Y),
-        lambda engine: engine.influences_by_layer(X, Y, X, Y),
-        lambda engine: engine.influence_factors(X, Y),
-        lambda engine: engine.influences_from_factors({}, X, Y),
-        lambda engine: engine.self_influences(X, Y),
-        lambda engine: engine.relative_influences(X, Y, X, Y),
-        lambda engine: engine.save("nowhere.safetensors"),
-    ],
-)
-def test_everything_before_fit_is_refused(ask):
+CALLS = {
+    "influences": lambda engine, x, y: engine.influences(x, y, x, y),
+    "influences_by_layer": lambda engine, x, y: engine.influences_by_layer(x, y, x, y),
+    "influence_factors": lambda engine, x, y: engine.influence_factors(x, y),
+    "influences_from_factors": lambda engine, x, y: engine.influences_from_factors(
+        engine.influence_factors(X, Y), x, y
+    ),
+    "self_influences": lambda engine, x, y: engine.self_influences(x, y),
+    "relative_influences": lambda engine, x, y: engine.relative_influences(x, y, x, y),
+    "score": lambda engine, x, y: engine.score([(x, y)], [(x, y)]),
+    "influences_by_label": lambda engine, x, y: engine.influences_by_label(x, y, x),
+    "token_influences": lambda engine, x, y: engine.token_influences(x, y, x, y),
+    "explore": lambda engine, x, y: engine.explore_hessian_regularization(x, y, [1e-3]),
+}
+EVERY_CALL = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@EVERY_CALL
+def test_every_call_before_fit_is_refused(call):
     engine = EkfacInfluence(perceptron(4, 3, 2))
     assert not engine.is_fitted
     with says(NotFitted, "Call fit(loader) first"):
-        ask(engine)
+        call(engine, X, Y)
+
+
+def test_saving_before_fit_is_refused_and_leaves_no_file(tmp_path):
+    with says(NotFitted, "Call fit(loader) first"):
+        EkfacInfluence(perceptron(4, 3, 2)).save(tmp_path / "nothing")
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_loader_is_refused():
@@ -104,6 +116,7 @@ def test_a_loader_that_gives_its_batches_once_is_refused():
         EkfacInfluence(perceptron(4, 2)).fit(batch for batch in [(X, Y)])
 
 
+@EVERY_CALL
 @pytest.mark.parametrize(
     ("y", "words"),
     [
@@ -114,15 +127,14 @@ def test_a_loader_that_gives_its_batches_once_is_refused():
         (torch.zeros(3, 2).long(), ("shape (3, 2)", "expected (3,)")),
     ],
 )
-def test_labels_that_do_not_fit_are_refused_on_either_side(y, words):
-    engine = fitted()
-    for ask in (
-        lambda: engine.influences(X, Y, X, y),
-        lambda: engine.influences(X, y, X, Y),
-        lambda: engine.self_influences(X, y),
-    ):
-        with says(LabelsMismatch, *words):
-            ask()
+def test_labels_that_do_not_fit_are_refused_by_every_call(call, y, words):
+    with says(LabelsMismatch, *words):
+        call(fitted(), X, y)
+
+
+def test_labels_that_do_not_fit_are_refused_on_the_training_side_too():
+    with says(LabelsMismatch, "3 examples come with 2 labels"):
+        fitted().influences(X, Y, X, Y[:2])
 
 
 def test_targets_of_another_shape_than_the_outputs_are_refused():
@@ -131,14 +143,25 @@ def test_targets_of_another_shape_than_the_outputs_are_refused():
         engine.self_influences(X, vectors(3, 2))
 
 
-def test_a_model_in_training_mode_is_refused_by_the_modules_name():
+@EVERY_CALL
+def test_a_model_in_training_mode_is_refused_by_the_modules_name(call):
     model = perceptron(4, 3, 2)
     engine = fitted(model)
     model[1].train()
     with says(ModelInTrainingMode, "'1' is in training mode", "model.eval()"):
-        engine.fit([(X, Y)])
-    with says(ModelInTrainingMode, "'1'"):
-        engine.influences(X, Y)
+        call(engine, X, Y)
+
+
+def test_fitting_a_model_in_training_mode_is_refused():
+    model = perceptron(4, 3, 2).train()
+    with says(ModelInTrainingMode, "The model is in training mode"):
+        EkfacInfluence(model).fit([(X, Y)])
+
+
+@EVERY_CALL
+def test_nan_in_the_inputs_is_refused_by_every_call(call):
+    with says(NotFinite, "'0' has NaN or infinite activations"):
+        call(fitted(), X * torch.nan, Y)
 
 
 def test_nan_in_activations_names_the_layer():

@@ -110,6 +110,12 @@ def replace_by_text(path):
 DAMAGES = pytest.mark.parametrize("damage", [truncate, flip_a_byte, replace_by_text])
 
 
+def test_a_file_of_another_format_is_refused(saved, monkeypatch):
+    monkeypatch.setattr("support.ekfac.storage.FORMAT", "ekfac-curvature-0")
+    with pytest.raises(DamagedFile, match="has format 'ekfac-curvature-1', expected 'ekfac-curv"):
+        engine_for().load_curvature(saved)
+
+
 @DAMAGES
 def test_a_damaged_file_is_refused_and_nothing_is_lost(saved, damage):
     engine = engine_for().fit([(X, Y)])

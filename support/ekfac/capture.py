@@ -33,6 +33,7 @@ class Trace:
 
     def __init__(self, model: nn.Module, layers: dict[str, TrackedLayer], inputs: Tensor):
         self.layers = layers
+        self.examples = len(inputs)
         self.mask: Bool[Tensor, "batch tokens"] | None = (
             model.token_mask(inputs) if hasattr(model, "token_mask") else None
         )
@@ -64,6 +65,9 @@ class Trace:
                 )
             self._seen[name] = inputs[0].detach()
             self._versions[name] = inputs[0]._version
+            if not inputs[0].isfinite().all():
+                # Raises now, at the first layer that sees it, unless it is in the padding.
+                self.activations(name)
             if not output.requires_grad:
                 start = output.detach().requires_grad_()
                 self._graph_starts.append(start)
@@ -78,10 +82,6 @@ class Trace:
         layer, seen = self.layers[name], gradient.detach()
         gradients = output_gradients_at_the_door(layer, seen, self.mask, self.examples)
         self._consume(name, self.activations(name), gradients)
-
-    @property
-    def examples(self) -> int:
-        return len(self.outputs)
 
     def activations(self, name: str) -> Float[Tensor, "batch positions d_in"]:
         """What went into a layer. Raises `LayerNotSupported` when the model has overwritten it."""
