@@ -1,12 +1,15 @@
 """What must not change the result, and what must add up."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
 from support.ekfac import EkfacInfluence
+from support.ekfac.capture import Trace
 from support.ekfac.passes import EXAMPLES_AT_A_TIME
 from tests.dense import labels, sentences, token_classifier, vectors
 
@@ -219,6 +222,30 @@ def test_a_failure_in_the_middle_leaves_the_model_as_found():
         everything(model)
     assert_untouched(before, state_of(model))
     handle.remove()
+
+
+def test_what_a_forward_pass_held_is_freed_before_the_next(monkeypatch):
+    """By reference counting alone: the garbage collector doesn't see how large a graph is."""
+    alive, most = weakref.WeakSet(), []
+    remember = Trace.__init__
+
+    def counted(trace, *arguments):
+        most.append(len(alive))
+        alive.add(trace)
+        remember(trace, *arguments)
+
+    monkeypatch.setattr(Trace, "__init__", counted)
+    gc.disable()
+    try:
+        engine = fitted([(X,), (X,), (X,)])
+        many = X.repeat(4, 1)
+        engine.influences(many, labels(20))
+        engine.influences_by_label(X, labels(5), many)
+        engine.token_influences(X, labels(5), many, labels(20))
+    finally:
+        gc.enable()
+    assert len(most) > 12
+    assert max(most) == len(alive) == 0
 
 
 def test_results_are_the_same_under_no_grad_and_in_inference_mode():

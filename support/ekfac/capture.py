@@ -5,6 +5,7 @@ Weight gradients are never computed. The parameters stay out of autograd and the
 output of the first tracked layer, so a backward pass costs what gradients of activations cost.
 """
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -73,12 +74,13 @@ class Trace:
                 self._graph_starts.append(start)
                 # The model may go on in place, which a leaf would refuse.
                 output = start.clone()
-            output.register_hook(partial(self._hand_on, name))
+            output.register_hook(partial(_hand_on, weakref.ref(self), name))
             return output
 
         return hook
 
-    def _hand_on(self, name: str, gradient: Tensor) -> None:
+    def hand_on(self, name: str, gradient: Tensor) -> None:
+        """Give a layer's activations and output gradients to the consumer of this backward pass."""
         layer, seen = self.layers[name], gradient.detach()
         gradients = output_gradients_at_the_door(layer, seen, self.mask, self.examples)
         self._consume(name, self.activations(name), gradients)
@@ -124,6 +126,11 @@ class Trace:
             self._consume = None
             for start in self._graph_starts:
                 start.grad = None
+
+
+def _hand_on(trace: "weakref.ref[Trace]", name: str, gradient: Tensor) -> None:
+    # Weakly: the graph would hold the trace that holds the graph, and neither would ever be freed.
+    trace().hand_on(name, gradient)
 
 
 def ordinary(tensor: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class Fitting:
                 covariance.add_activations(trace.activations(name), trace.positions(name))
             for direction in directions:
                 trace.backward(direction, add_output_gradients, keep_graph=True)
+            del trace, directions  # before the next batch, not after it
         return covariances, examples
 
     def _correct_eigenvalues(self, curvature: dict[str, LayerCurvature], loader: Iterable) -> None:
@@ -90,6 +91,7 @@ class Fitting:
             examples += trace.examples
             for direction in directions:
                 trace.backward(direction, add, keep_graph=True)
+            del trace, directions
         for layer in curvature.values():
             layer.eigenvalues /= examples
 
@@ -103,6 +105,7 @@ class Fitting:
             batches += 1
             trace = Trace(self.model, self.layers, inputs)
             yield trace, self.likelihood.fisher_directions(trace.outputs.detach(), generator)
+            del trace
         if not batches:
             raise EmptyLoader(
                 f"The loader gave no batch while computing {description}. It must hold at least "

@@ -44,6 +44,7 @@ class LossGradients:
         for rows, trace in self._traces(x, description):
             direction = loss_direction(self.likelihood, trace.outputs, ordinary(y[rows]))
             trace.backward(direction, into(rows, trace))
+            del trace  # before the next block, not after it
 
     def of_every_label(
         self,
@@ -59,6 +60,7 @@ class LossGradients:
         for rows, trace in self._traces(x, description):
             for direction, weights in self.likelihood.label_directions(trace.outputs.detach()):
                 trace.backward(direction, into(rows, weights), keep_graph=True)
+            del trace
 
     def _traces(self, x: Tensor, description: str) -> Iterable[tuple[slice, Trace]]:
         starts = range(0, len(x), EXAMPLES_AT_A_TIME)
