@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import pickle
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -255,11 +254,9 @@ def main() -> None:
         imdb[split].shuffle(seed=recipe.seed).select(range(rows)) if rows else imdb[split]
         for split, rows in [("train", arguments.rows), ("test", arguments.test_rows)]
     )
-    started = time.monotonic()
     dataset = ImdbDataset(train_reviews, tokenizer, recipe.max_tokens)
     run = Finetuning(packaged_encoder(recipe.seed), dataset, recipe)
     snapshots = train(run, arguments.output)
-    seconds = time.monotonic() - started
 
     held_out = evaluate(arguments.output / "final", ImdbDataset(test_reviews, tokenizer))
     held_out.to_csv(arguments.output / "held_out.csv", index=False)
@@ -270,7 +267,6 @@ def main() -> None:
         "recipe": asdict(recipe),
         "optimizer": "AdamW, linear warm-up and decay",
         "steps": run.steps_done,
-        "seconds_since_last_start": round(seconds),
         "snapshots": snapshots,
         "learning_rate_sum": sum(run.learning_rates),
         "loss": [round(loss, 4) for loss in run.losses],

@@ -150,21 +150,29 @@ def test_exploring_refuses_a_bad_value_before_any_work():
 def test_progress_is_drawn_to_its_end(call, capsys):
     engine = fitted()
     engine.progress = True
+    many, many_labels = X.repeat(2, 1), Y.repeat(2)
     asks = {
-        "score": lambda: engine.score([(QUERIES, QUERY_LABELS)], [(X, Y)]),
-        "influences_by_label": lambda: engine.influences_by_label(QUERIES, QUERY_LABELS, X),
-        "token_influences": lambda: engine.token_influences(QUERIES, QUERY_LABELS, X, Y),
-        "explore": lambda: engine.explore_hessian_regularization(X, Y, [1e-3]),
+        "score": lambda: engine.score([(QUERIES, QUERY_LABELS)], 2 * [(X, Y)]),
+        "influences_by_label": lambda: engine.influences_by_label(many, many_labels, many),
+        "token_influences": lambda: engine.token_influences(many, many_labels, X, Y),
+        "explore": lambda: engine.explore_hessian_regularization(X, Y, [1e-3, 1e-2]),
     }
     asks[call]()
     assert "100%" in capsys.readouterr().err
 
 
 def test_fit_draws_a_bar_for_each_of_its_three_parts(capsys):
-    fitted(progress=True)
+    EkfacInfluence(token_classifier(), progress=True).fit([(X,), (X,)])
     shown = capsys.readouterr().err
     for part in ["covariances", "eigenbases", "corrected eigenvalues"]:
         assert f"{part}: 100%" in shown
+
+
+def test_work_of_one_step_draws_no_bar(capsys):
+    engine = fitted()
+    engine.progress = True
+    engine.influences(X, Y)
+    assert capsys.readouterr().err == ""
 
 
 def test_without_progress_nothing_is_drawn(capsys):

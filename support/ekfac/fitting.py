@@ -3,7 +3,7 @@
 `Fitting` does it; `EkfacCurvature` is a model together with the result, to be saved, loaded, moved.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -222,4 +222,5 @@ class EkfacCurvature:
             raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
 
     def _bar(self, items: Iterable, description: str, unit: str) -> Iterable:
-        return tqdm(items, desc=description, unit=unit, disable=not self.progress)
+        one_step = isinstance(items, Sized) and len(items) == 1
+        return tqdm(items, desc=description, unit=unit, disable=one_step or not self.progress)

@@ -1,0 +1,177 @@
+"""One function per figure. They know arrays and strings, and return nothing: the figure is shown.
+
+Every figure has a white ground of its own, so that it reads the same on light and dark pages.
+"""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+
+NEGATIVE, POSITIVE, NEUTRAL = "#c44e52", "#4c72b0", "#8c8c8c"
+DIVERGING = "RdBu"
+STYLE = {"figure.dpi": 110, "axes.titleweight": "bold", "axes.titlelocation": "left"}
+
+
+def _axes(width: float, height: float, panels: int = 1) -> Axes | np.ndarray:
+    sns.set_theme("paper", "ticks", rc=STYLE)
+    _, axes = plt.subplots(1, panels, figsize=(width, height), layout="constrained")
+    return axes
+
+
+def _show(axes: Axes | np.ndarray) -> None:
+    for one in np.atleast_1d(axes):
+        sns.despine(ax=one)
+    plt.show()
+
+
+def review_lengths(lengths: Sequence[int], longest: int, title: str) -> None:
+    """Histogram of tokens per review, with the length at which reviews are cut."""
+    axes = _axes(7, 2.8)
+    sns.histplot(x=lengths, bins=40, color=POSITIVE, ax=axes)
+    axes.axvline(longest, color=NEGATIVE, linestyle="--", label=f"the model reads {longest} tokens")
+    axes.set(title=title, xlabel="tokens in the review", ylabel="reviews")
+    axes.legend(frameon=False)
+    _show(axes)
+
+
+def learning_curve(losses: Sequence[float], snapshots: dict[str, int], title: str) -> None:
+    """Training loss by step, smoothed, with the steps at which a snapshot was kept."""
+    axes = _axes(7, 2.8)
+    window = max(1, len(losses) // 40)
+    steps = np.arange(1, len(losses) + 1)
+    axes.plot(steps, losses, color=NEUTRAL, alpha=0.25, linewidth=0.6)
+    smooth = pd.Series(losses).rolling(window, min_periods=1).mean()
+    axes.plot(steps, smooth, color=POSITIVE, label=f"mean of {window} steps")
+    for name, step in snapshots.items():
+        axes.axvline(step, color=NEUTRAL, linestyle=":", linewidth=1)
+        axes.annotate(name, (step, axes.get_ylim()[1]), ha="center", va="bottom", fontsize=7)
+    axes.set(xlabel="training step", ylabel="cross-entropy")
+    axes.set_title(title, pad=18)
+    axes.legend(frameon=False)
+    _show(axes)
+
+
+def confidence(
+    positive_probability: Sequence[float], labels: Sequence[int], tokens: Sequence[int], title: str
+) -> None:
+    """How sure the model is on held-out reviews by their label, and its errors by review length."""
+    left, right = axes = _axes(8, 3, panels=2)
+    frame = pd.DataFrame({"p": positive_probability, "label": labels, "tokens": tokens})
+    for label, (name, color) in enumerate([("negative", NEGATIVE), ("positive", POSITIVE)]):
+        rows = frame["p"][frame["label"] == label]
+        sns.histplot(x=rows, bins=25, binrange=(0, 1), color=color, label=name, ax=left)
+    left.axvline(0.5, color="black", linewidth=0.8)
+    left.set(yscale="log", xlabel="predicted probability of positive", ylabel="reviews (log)")
+    left.legend(title="true label", frameon=False)
+    frame["wrong"] = (frame["p"] > 0.5) != (frame["label"] == 1)
+    names = ["to 128", "129–256", "257–384", "385–511", "cut at 512"]
+    frame["length"] = pd.cut(frame["tokens"], [0, 128, 256, 384, 511, 512], labels=names)
+    rates = 100 * frame.groupby("length", observed=True)["wrong"].mean()
+    sns.barplot(x=rates.index.astype(str), y=rates.to_numpy(), color=NEUTRAL, ax=right)
+    right.set(xlabel="tokens", ylabel="wrong predictions, %")
+    right.tick_params(axis="x", labelsize=7)
+    left.set_title(title)
+    _show(axes)
+
+
+def parameter_shares(frozen: dict[str, int], tracked: dict[str, int], title: str) -> None:
+    """Parameters of each part of the model in millions: those with gradients and those without."""
+    axes = _axes(7, 2.8)
+    parts = list(dict.fromkeys([*frozen, *tracked]))
+    below = [frozen.get(part, 0) / 1e6 for part in parts]
+    above = [tracked.get(part, 0) / 1e6 for part in parts]
+    axes.bar(parts, below, color=NEUTRAL, label="frozen")
+    axes.bar(parts, above, bottom=below, color=POSITIVE, label="with gradients")
+    axes.set(title=title, ylabel="million parameters")
+    axes.legend(frameon=False)
+    _show(axes)
+
+
+def padding(lengths: Sequence[int], batch_size: int, longest: int, title: str) -> None:
+    """Tokens the model would read with every review padded to `longest`, per batch, or not at all."""
+    axes = _axes(7, 2)
+    batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
+    totals = {
+        f"all to {longest}": longest * len(lengths),
+        "per batch": sum(max(batch) * len(batch) for batch in batches),
+        "real tokens": sum(lengths),
+    }
+    sns.barplot(
+        x=list(totals.values()),
+        y=list(totals),
+        hue=list(totals),
+        ax=axes,
+        legend=False,
+        palette=[NEGATIVE, POSITIVE, NEUTRAL],
+    )
+    axes.bar_label(axes.containers[0])
+    for container in axes.containers[1:]:
+        axes.bar_label(container)
+    axes.set(title=title, xlabel=f"tokens read for {len(lengths)} reviews", ylabel="")
+    axes.margins(x=0.1)
+    _show(axes)
+
+
+def influence_heatmap(
+    influences: np.ndarray, title: str, marked: tuple[int, int] | None = None
+) -> None:
+    """Influence of each training review (column) on each test review (row), zero in white.
+
+    The colour scale ends at the largest absolute value; `marked` frames one entry.
+    """
+    tests, trains = influences.shape
+    axes = _axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
+    limit = float(np.abs(influences).max()) or 1.0
+    sns.heatmap(
+        influences,
+        vmin=-limit,
+        vmax=limit,
+        cmap=DIVERGING,
+        ax=axes,
+        annot=_readable(influences) if trains <= 10 else False,
+        fmt="",
+        linewidths=0.5 if trains <= 10 else 0,
+        cbar_kws={"label": "influence (blue helps, red harms)"},
+    )
+    if marked is not None:
+        row, column = marked
+        axes.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2))
+    axes.set(title=title, xlabel="training review", ylabel="test review")
+    plt.show()
+
+
+def _readable(values: np.ndarray) -> np.ndarray:
+    """Numbers as people write them: 20,100, 4.2, 0.061."""
+    written = [f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2g}" for value in values.flat]
+    return np.array(written).reshape(values.shape)
+
+
+def influences_by_labels(
+    influences: np.ndarray, test_labels: np.ndarray, train_labels: np.ndarray, title: str
+) -> None:
+    """All influences at once, rows and columns sorted by label, so that each pair of labels is a block."""
+    rows, columns = np.argsort(test_labels, kind="stable"), np.argsort(train_labels, kind="stable")
+    limit = float(np.quantile(np.abs(influences), 0.99)) or 1.0
+    axes = _axes(6.5, 5)
+    sns.heatmap(
+        influences[rows][:, columns],
+        vmin=-limit,
+        vmax=limit,
+        cmap=DIVERGING,
+        ax=axes,
+        xticklabels=False,
+        yticklabels=False,
+        cbar_kws={"label": "influence (blue helps, red harms)", "extend": "both"},
+    )
+    axes.axhline((test_labels == 0).sum(), color="black", linewidth=1)
+    axes.axvline((train_labels == 0).sum(), color="black", linewidth=1)
+    axes.set(
+        title=title,
+        xlabel="training reviews: negative, then positive",
+        ylabel="test reviews: positive below, negative above",
+    )
+    plt.show()

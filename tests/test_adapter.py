@@ -1,0 +1,67 @@
+"""What is committed in `support/adapter`: it loads, and it does what its record says."""
+
+import json
+
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score
+from torch.testing import assert_close
+
+from support import assets
+from support.finetune import Recipe
+from support.imdb import ImdbDataset
+from support.model import ADAPTER_FOLDER, ModelLogitsWrapper, adapter_names, load_model
+from support.prediction import class_probabilities
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((ADAPTER_FOLDER / "record.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    return pd.read_csv(ADAPTER_FOLDER / "held_out.csv")
+
+
+def test_it_was_trained_on_the_whole_train_split_of_the_packaged_files(record, imdb):
+    assert record["train_reviews"] == len(imdb["train"])
+    assert record["reviews_sha256"] == assets.REVIEWS.sha256
+    assert record["encoder_sha256"] == assets.ENCODER_WEIGHTS.sha256
+
+
+def test_its_recipe_is_the_one_that_the_command_follows(record):
+    assert Recipe(**record["recipe"]) == Recipe()
+
+
+def test_snapshots_were_taken_at_10_20_35_50_and_75_percent_of_the_steps(record):
+    assert {name: snapshot["step"] for name, snapshot in record["snapshots"].items()} == {
+        f"{share}-percent": round(share / 100 * record["steps"]) for share in (10, 20, 35, 50, 75)
+    }
+    assert adapter_names() == [*record["snapshots"], "final"]
+
+
+def test_every_adapter_loads_and_no_two_are_the_same():
+    heads = [load_model(snapshot=name).classifier.weight.sum().item() for name in adapter_names()]
+    assert len(set(heads)) == len(heads) == 6
+
+
+def test_every_held_out_review_has_a_prediction(held_out, imdb):
+    assert list(held_out["label"]) == list(imdb["test"]["label"])
+    assert held_out["positive_probability"].between(0, 1).all()
+
+
+def test_the_recorded_accuracy_is_that_of_the_predictions_and_at_least_90_percent(record, held_out):
+    predicted = held_out["positive_probability"] > 0.5
+    accuracy = accuracy_score(held_out["label"], predicted)
+    assert record["held_out"]["accuracy"] == accuracy
+    assert accuracy >= 0.90
+
+
+def test_the_predictions_are_what_the_model_says_today(held_out, imdb, tokenizer):
+    rows = list(range(0, 5_000, 500))
+    reviews = ImdbDataset(imdb["test"].select(rows), tokenizer)
+    assert reviews.lengths() == list(held_out["tokens"][rows])
+    said = class_probabilities(ModelLogitsWrapper(load_model()), reviews)[:, 1]
+    recorded = said.new_tensor(held_out["positive_probability"][rows].to_numpy())
+    assert_close(said, recorded, rtol=0, atol=1e-3)
