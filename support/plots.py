@@ -66,7 +66,7 @@ def confidence(
         sns.histplot(x=rows, bins=25, binrange=(0, 1), color=color, label=name, ax=left)
     left.axvline(0.5, color="black", linewidth=0.8)
     left.set(yscale="log", xlabel="predicted probability of positive", ylabel="reviews (log)")
-    left.legend(title="true label", frameon=False)
+    left.legend(title="true label", frameon=False, loc="upper center")
     frame["wrong"] = (frame["p"] > 0.5) != (frame["label"] == 1)
     names = ["to 128", "129–256", "257–384", "385–511", "cut at 512"]
     frame["length"] = pd.cut(frame["tokens"], [0, 128, 256, 384, 511, 512], labels=names)

@@ -1,0 +1,47 @@
+"""What the README shows and promises is so."""
+
+import re
+from base64 import b64decode
+from pathlib import Path
+
+import nbformat
+
+from support.collection import README_FIGURE, reading_order
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_engine_in_ten_lines_runs_as_written(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    statements = [line for line in example.splitlines() if line and "import " not in line]
+    assert len(statements) <= 10
+    namespace = {}
+    exec(example, namespace)
+    assert namespace["influences"].shape == (5, 200)
+    assert "tensor" in capsys.readouterr().out
+
+
+def test_every_figure_is_the_one_in_its_notebook():
+    figures = {}
+    for path in reading_order(ROOT / "notebooks"):
+        for cell in nbformat.read(path, as_version=4).cells:
+            for tag in cell.metadata.get("tags", []):
+                if tag.startswith(README_FIGURE):
+                    name = f"docs/{tag.removeprefix(README_FIGURE)}.png"
+                    figures[name] = [b64decode(o.data["image/png"]) for o in cell.outputs]
+    shown = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert shown
+    for name in shown:
+        assert [(ROOT / name).read_bytes()] == figures[name]
+
+
+def test_the_map_lists_all_notebooks_in_reading_order():
+    linked = re.findall(r"^\| \[[^\]]+\]\((notebooks/[^)]+)\)", README, flags=re.MULTILINE)
+    assert linked == [f"notebooks/{path.name}" for path in reading_order(ROOT / "notebooks")]
+
+
+def test_every_make_target_named_in_the_readme_exists():
+    named = set(re.findall(r"(?:^|`)make (?!:)([a-z]+)", README, flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {"notebooks", "test"} <= named <= targets
