@@ -1,0 +1,226 @@
+"""Relations that hold for every model and every data set, tried on sizes nobody chose."""
+
+import itertools
+from typing import NamedTuple
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from support.ekfac import Categorical, EkfacInfluence
+from tests.dense import (
+    PAD,
+    fisher_blocks,
+    label_gradients,
+    labels,
+    loss_gradients,
+    perceptron,
+    sentences,
+    token_classifier,
+    vectors,
+)
+
+theorem = settings(max_examples=15, deadline=None, derandomize=True)
+
+DAMPING = 1e-2
+seeds = st.integers(0, 99)
+classes = st.integers(2, 5)
+regularizations = st.floats(1e-4, 1e4)
+
+
+class Problem(NamedTuple):
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+
+    def fitted(self, batches=None, **settings) -> EkfacInfluence:
+        settings = {"hessian_regularization": DAMPING, **settings}
+        return EkfacInfluence(self.model, **settings).fit(batches or [(self.x,)])
+
+
+@st.composite
+def texts(draw) -> Problem:
+    """Up to five sentences of one to six tokens, and a model of any width for them."""
+    seed, number = draw(seeds), draw(classes)
+    sizes = {"width": draw(st.integers(2, 4)), "hidden": draw(st.integers(2, 5))}
+    model = token_classifier(seed, classes=number, bias=draw(st.booleans()), **sizes)
+    lengths = draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
+    return Problem(model, sentences(*lengths, seed=seed), labels(len(lengths), number, seed))
+
+
+@st.composite
+def tables(draw) -> Problem:
+    """Up to six vectors, and one to three linear layers of any width for them."""
+    seed = draw(seeds)
+    widths = [*draw(st.lists(st.integers(2, 5), min_size=1, max_size=3)), draw(classes)]
+    model = perceptron(*widths, bias=draw(st.booleans()), seed=seed)
+    examples = draw(st.integers(1, 6))
+    return Problem(model, vectors(examples, widths[0], seed), labels(examples, widths[-1], seed))
+
+
+problems = texts() | tables()
+
+
+@st.composite
+def split(draw, problem: Problem) -> list[tuple[Tensor, Tensor]]:
+    """The examples in order, in batches of any size, each padded to any length."""
+    starts = [row for row in range(1, len(problem.x)) if draw(st.booleans())]
+    rows = itertools.starmap(slice, itertools.pairwise([0, *starts, len(problem.x)]))
+    return [(padded(problem.x[part], draw(st.integers(0, 3))), problem.y[part]) for part in rows]
+
+
+def padded(ids: Tensor, extra: int) -> Tensor:
+    """Sentences padded to `extra` more than the longest of them needs."""
+    longest = (ids != PAD).sum(dim=1).max()
+    return nn.functional.pad(ids[:, :longest], (0, extra), value=PAD)
+
+
+def gradients(problem: Problem) -> Tensor:
+    """One row per example: the gradients of all layers, by the loop."""
+    rows = loss_gradients(*problem)
+    return torch.stack([torch.cat([g.flatten() for g in row.values()]) for row in rows])
+
+
+def assert_same(found, expected, tolerance=1e-7):
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@theorem
+@given(texts(), st.data())
+def test_any_split_into_batches_and_any_padding_give_the_same_fit(problem, data):
+    x, y = problem.x, problem.y
+    found = problem.fitted(data.draw(split(problem))).influences(x, y)
+    assert_same(found, problem.fitted().influences(x, y))
+
+
+@theorem
+@given(texts(), st.data())
+def test_any_split_into_batches_and_any_padding_give_the_same_scores(problem, data):
+    engine = problem.fitted()
+    found = engine.score(data.draw(split(problem)), data.draw(split(problem)))
+    assert_same(found, engine.influences(problem.x, problem.y))
+
+
+@theorem
+@given(problems, st.randoms(use_true_random=False))
+def test_any_order_of_the_examples_permutes_the_influences(problem, random):
+    order = list(range(len(problem.x)))
+    random.shuffle(order)
+    x, y = problem.x[order], problem.y[order]
+    found = problem.fitted([(x,)]).influences(x, y)
+    assert_same(found, problem.fitted().influences(problem.x, problem.y)[order][:, order])
+
+
+@theorem
+@given(problems, st.integers(2, 4), st.booleans())
+def test_any_number_of_copies_of_the_data_changes_nothing(problem, copies, update_diagonal):
+    settings = {"update_diagonal": update_diagonal}
+    found = problem.fitted([(problem.x,)] * copies, **settings).influences(problem.x, problem.y)
+    assert_same(found, problem.fitted(**settings).influences(problem.x, problem.y))
+
+
+@theorem
+@given(problems)
+def test_layers_add_up(problem):
+    engine = problem.fitted()
+    by_layer = engine.influences_by_layer(problem.x, problem.y)
+    assert_same(sum(by_layer.values()), engine.influences(problem.x, problem.y))
+
+
+@theorem
+@given(texts())
+def test_tokens_add_up_and_padding_adds_nothing(problem):
+    engine = problem.fitted()
+    by_token = engine.token_influences(problem.x, problem.y, problem.x, problem.y)
+    assert_same(by_token.sum(dim=2), engine.influences(problem.x, problem.y))
+    assert (by_token[:, problem.x == PAD] == 0).all()
+
+
+@theorem
+@given(problems, st.data())
+def test_any_labels_select_from_influences_by_label(problem, data):
+    engine = problem.fitted()
+    by_label = engine.influences_by_label(problem.x, problem.y, problem.x)
+    count = len(problem.x)
+    label = st.integers(0, by_label.shape[2] - 1)
+    y = torch.tensor(data.draw(st.lists(label, min_size=count, max_size=count)))
+    found = by_label[:, torch.arange(count), y]
+    assert_same(found, engine.influences(problem.x, problem.y, problem.x, y))
+
+
+@theorem
+@given(problems, regularizations)
+def test_self_influences_are_the_diagonal_of_a_positive_semidefinite_matrix(problem, damping):
+    engine = problem.fitted(hessian_regularization=damping)
+    influences = engine.influences(problem.x, problem.y)
+    own = engine.self_influences(problem.x, problem.y)
+    assert (own >= 0).all()
+    assert_same(own, influences.diagonal())
+    assert_same(influences, influences.T)
+    assert torch.linalg.eigvalsh(influences)[0] >= -1e-12 * own.sum()
+
+
+@theorem
+@given(problems, regularizations)
+def test_relative_influence_is_at_most_the_root_of_the_queries_self_influence(problem, damping):
+    """The Cauchy–Schwarz inequality; equality where an example asks about itself."""
+    engine = problem.fitted(hessian_regularization=damping)
+    relative = engine.relative_influences(problem.x, problem.y, problem.x, problem.y)
+    bound = engine.self_influences(problem.x, problem.y).sqrt()
+    assert (relative.abs() <= bound.unsqueeze(1) * (1 + 1e-9)).all()
+    assert_same(relative.diagonal(), bound)
+
+
+@theorem
+@given(problems, regularizations)
+def test_influences_tend_to_the_gradient_product_over_damping(problem, damping):
+    """|λ·influence − ⟨g, g'⟩| ≤ Λ/(Λ + λ) · ‖g‖‖g'‖ with the largest Λ, for every λ > 0."""
+    engine = problem.fitted(hessian_regularization=damping)
+    largest = max(layer.eigenvalues.max() for layer in engine.curvature.values())
+    loop = gradients(problem)
+    norms = loop.norm(dim=1)
+    bound = largest / (largest + damping) * torch.outer(norms, norms) * (1 + 1e-9) + 1e-12
+    found = damping * engine.influences(problem.x, problem.y)
+    assert ((found - loop @ loop.T).abs() <= bound).all()
+
+
+@theorem
+@given(problems)
+def test_corrected_eigenvalues_add_up_to_the_trace_of_the_exact_fisher(problem):
+    curvature = problem.fitted().curvature
+    for name, block in fisher_blocks(label_gradients(problem.model, problem.x)).items():
+        assert_same(curvature[name].eigenvalues.sum(), block.trace(), tolerance=1e-10)
+
+
+@theorem
+@given(problems)
+def test_ekfac_is_never_farther_from_the_exact_fisher_than_kfac(problem):
+    """Both are diagonal in the same basis; the corrected diagonal is the exact Fisher's own."""
+    ekfac = problem.fitted().curvature
+    kfac = problem.fitted(update_diagonal=False).curvature
+    for name, block in fisher_blocks(label_gradients(problem.model, problem.x)).items():
+        basis = ekfac[name].basis
+        axes = torch.kron(basis.output_gradient.contiguous(), basis.activation.contiguous())
+        rotated = axes.T @ block @ axes
+        errors = [
+            (torch.diag(layers[name].eigenvalues.flatten()) - rotated).norm()
+            for layers in (ekfac, kfac)
+        ]
+        assert errors[0] <= errors[1] + 1e-12
+
+
+@theorem
+@given(st.integers(1, 5), classes, seeds, st.floats(-5, 5))
+def test_the_fisher_of_the_outputs_does_not_see_a_constant_added_to_all_of_them(
+    examples, number, seed, constant
+):
+    outputs = 3 * vectors(examples, number, seed)
+    pairs = zip(
+        Categorical().fisher_directions(outputs, torch.Generator()),
+        Categorical().fisher_directions(outputs + constant, torch.Generator()),
+        strict=True,
+    )
+    for direction, moved in pairs:
+        assert_same(moved, direction, tolerance=1e-12)
+        assert_same(direction.sum(dim=1), torch.zeros(examples).double(), tolerance=1e-12)
