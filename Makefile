@@ -11,7 +11,7 @@ export SUPPORT_CACHE := $(CURDIR)/build/cache
 # Searched before a kernel of the same name that the user may have installed elsewhere.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 
-.PHONY: help notebooks execute test lint lab clean
+.PHONY: help notebooks execute test docs lint lab clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,10 @@ execute: $(READY) ## execute the committed notebooks in place (NOTEBOOK=notebook
 test: $(PEERS) ## unit tests, then every notebook in CI mode
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks/
+
+docs: $(READY) ## build/html from the committed outputs, with the API reference
+	$(BIN)/python -m pip install -r docs/requirements.txt
+	$(BIN)/python -m sphinx -W -c docs notebooks build/html
 
 lint: $(READY) ## ruff on code and notebooks
 	$(BIN)/ruff check .

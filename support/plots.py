@@ -48,8 +48,9 @@ def learning_curve(losses: Sequence[float], snapshots: dict[str, int], title: st
     axes.plot(steps, smooth, color=POSITIVE, label=f"mean of {window} steps")
     for name, step in snapshots.items():
         axes.axvline(step, color=NEUTRAL, linestyle=":", linewidth=1)
-        axes.annotate(name, (step, axes.get_ylim()[1]), ha="center", va="bottom", fontsize=7)
-    axes.set(xlabel="training step", ylabel="cross-entropy")
+        share = name.replace("-percent", " %")
+        axes.annotate(share, (step, axes.get_ylim()[1]), ha="center", va="bottom", fontsize=7)
+    axes.set(xlabel="training step (dotted: a snapshot was kept)", ylabel="cross-entropy")
     axes.set_title(title, pad=18)
     axes.legend(frameon=False)
     _show(axes)
@@ -62,19 +63,28 @@ def confidence(
     left, right = axes = _axes(8, 3, panels=2)
     frame = pd.DataFrame({"p": positive_probability, "label": labels, "tokens": tokens})
     for label, (name, color) in enumerate([("negative", NEGATIVE), ("positive", POSITIVE)]):
-        rows = frame["p"][frame["label"] == label]
-        sns.histplot(x=rows, bins=25, binrange=(0, 1), color=color, label=name, ax=left)
-    left.axvline(0.5, color="black", linewidth=0.8)
-    left.set(yscale="log", xlabel="predicted probability of positive", ylabel="reviews (log)")
-    left.legend(title="true label", frameon=False, loc="upper center")
+        sns.histplot(
+            x=frame["p"][frame["label"] == label],
+            bins=20,
+            binrange=(0, 1),
+            element="step",
+            fill=False,
+            linewidth=1.8,
+            color=color,
+            label=f"true label {name}",
+            ax=left,
+        )
+    left.axvline(0.5, color=NEUTRAL, linewidth=0.8, linestyle=":")
+    left.set(yscale="log", ylim=(1, None), title=title)
+    left.set(xlabel="predicted probability of positive", ylabel="reviews (log)")
+    left.legend(frameon=False, loc="lower center")
     frame["wrong"] = (frame["p"] > 0.5) != (frame["label"] == 1)
     names = ["to 128", "129–256", "257–384", "385–511", "cut at 512"]
     frame["length"] = pd.cut(frame["tokens"], [0, 128, 256, 384, 511, 512], labels=names)
     rates = 100 * frame.groupby("length", observed=True)["wrong"].mean()
     sns.barplot(x=rates.index.astype(str), y=rates.to_numpy(), color=NEUTRAL, ax=right)
-    right.set(xlabel="tokens", ylabel="wrong predictions, %")
+    right.set(xlabel="tokens", ylabel="wrong predictions, %", title="Cut reviews are misread most")
     right.tick_params(axis="x", labelsize=7)
-    left.set_title(title)
     _show(axes)
 
 
@@ -92,32 +102,35 @@ def parameter_shares(frozen: dict[str, int], tracked: dict[str, int], title: str
 
 
 def padding(lengths: Sequence[int], batch_size: int, longest: int, title: str) -> None:
-    """Tokens the model would read with every review padded to `longest`, per batch, or not at all."""
-    axes = _axes(7, 2)
-    batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
+    """Tokens read with every review padded to `longest`, to its batch in two orders, or not at all."""
+    axes = _axes(7, 2.2)
     totals = {
-        f"all to {longest}": longest * len(lengths),
-        "per batch": sum(max(batch) * len(batch) for batch in batches),
+        f"all padded to {longest}": longest * len(lengths),
+        "per batch, random order": _tokens_read(lengths, batch_size),
+        "per batch, similar lengths": _tokens_read(sorted(lengths), batch_size),
         "real tokens": sum(lengths),
     }
-    sns.barplot(
-        x=list(totals.values()),
-        y=list(totals),
-        hue=list(totals),
-        ax=axes,
-        legend=False,
-        palette=[NEGATIVE, POSITIVE, NEUTRAL],
-    )
-    axes.bar_label(axes.containers[0])
-    for container in axes.containers[1:]:
-        axes.bar_label(container)
-    axes.set(title=title, xlabel=f"tokens read for {len(lengths)} reviews", ylabel="")
-    axes.margins(x=0.1)
+    colors = [NEGATIVE, POSITIVE, POSITIVE, NEUTRAL]
+    bars = axes.barh(list(totals), list(totals.values()), color=colors)
+    axes.bar_label(bars, fmt="{:,.0f}", padding=3)
+    axes.invert_yaxis()
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(title=title, xlabel=f"tokens read for {len(lengths)} reviews")
+    axes.margins(x=0.12)
     _show(axes)
 
 
+def _tokens_read(lengths: Sequence[int], batch_size: int) -> int:
+    batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
+    return sum(max(batch) * len(batch) for batch in batches)
+
+
 def influence_heatmap(
-    influences: np.ndarray, title: str, marked: tuple[int, int] | None = None
+    influences: np.ndarray,
+    test_labels: Sequence[int],
+    train_labels: Sequence[int],
+    title: str,
+    marked: tuple[int, int] | None = None,
 ) -> None:
     """Influence of each training review (column) on each test review (row), zero in white.
 
@@ -132,16 +145,23 @@ def influence_heatmap(
         vmax=limit,
         cmap=DIVERGING,
         ax=axes,
-        annot=_readable(influences) if trains <= 10 else False,
+        annot=_readable(influences),
         fmt="",
-        linewidths=0.5 if trains <= 10 else 0,
-        cbar_kws={"label": "influence (blue helps, red harms)"},
+        linewidths=0.5,
+        xticklabels=_names(train_labels),
+        yticklabels=_names(test_labels),
+        cbar_kws={"label": "blue helps, red harms", "format": "{x:,.6g}"},
     )
+    axes.tick_params(axis="y", rotation=0)
     if marked is not None:
         row, column = marked
         axes.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2))
     axes.set(title=title, xlabel="training review", ylabel="test review")
     plt.show()
+
+
+def _names(labels: Sequence[int]) -> list[str]:
+    return [f"{row} ({'pos' if label else 'neg'})" for row, label in enumerate(labels)]
 
 
 def _readable(values: np.ndarray) -> np.ndarray:
@@ -151,10 +171,13 @@ def _readable(values: np.ndarray) -> np.ndarray:
 
 
 def influences_by_labels(
-    influences: np.ndarray, test_labels: np.ndarray, train_labels: np.ndarray, title: str
+    influences: np.ndarray, test_labels: Sequence[int], train_labels: Sequence[int], title: str
 ) -> None:
-    """All influences at once, rows and columns sorted by label, so that each pair of labels is a block."""
-    rows, columns = np.argsort(test_labels, kind="stable"), np.argsort(train_labels, kind="stable")
+    """All influences at once, rows and columns sorted by label: each pair of labels is a block.
+
+    Within a label the order is that of the samples; the colour scale ends at the 99th percentile.
+    """
+    rows, columns = (np.argsort(labels, kind="stable") for labels in (test_labels, train_labels))
     limit = float(np.quantile(np.abs(influences), 0.99)) or 1.0
     axes = _axes(6.5, 5)
     sns.heatmap(
@@ -163,15 +186,14 @@ def influences_by_labels(
         vmax=limit,
         cmap=DIVERGING,
         ax=axes,
-        xticklabels=False,
-        yticklabels=False,
-        cbar_kws={"label": "influence (blue helps, red harms)", "extend": "both"},
+        cbar_kws={"label": "share of the row's largest: blue helps, red harms", "extend": "both"},
     )
-    axes.axhline((test_labels == 0).sum(), color="black", linewidth=1)
-    axes.axvline((train_labels == 0).sum(), color="black", linewidth=1)
-    axes.set(
-        title=title,
-        xlabel="training reviews: negative, then positive",
-        ylabel="test reviews: positive below, negative above",
-    )
+    for labels, line, ticks in [
+        (test_labels, axes.axhline, axes.set_yticks),
+        (train_labels, axes.axvline, axes.set_xticks),
+    ]:
+        negative = int(np.sum(np.asarray(labels) == 0))
+        line(negative, color="black", linewidth=1)
+        ticks([negative / 2, (negative + len(labels)) / 2], ["negative", "positive"], rotation=0)
+    axes.set(title=title, xlabel="training reviews", ylabel="test reviews")
     plt.show()

@@ -18,6 +18,7 @@ from support.ekfac.errors import (
     NotFinite,
     NotFitted,
     NothingToTrack,
+    OutputsNotSupported,
 )
 from tests.dense import labels, perceptron, sentences, token_classifier, vectors
 
@@ -226,6 +227,28 @@ def test_an_input_overwritten_in_place_is_refused_by_name():
 
     with says(LayerNotSupported, "input of 'second' was changed in place", "x = x + y"):
         EkfacInfluence(Residual().double().eval()).fit([(X,)])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "words"),
+    [
+        (lambda logits: {"logits": logits}, ("returned a dict", "Wrap the model")),
+        (lambda logits: logits[:, None], ("shape (3, 1, 2) for a batch of 3", "(batch, classes)")),
+        (lambda logits: logits.mean(dim=0), ("shape (2,) for a batch of 3",)),
+        (lambda logits: logits.detach(), ("don't depend on any tracked layer", "detach()")),
+    ],
+)
+def test_outputs_that_are_not_logits_of_the_tracked_layers_are_refused(outputs, words):
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return outputs(self.linear(x))
+
+    with says(OutputsNotSupported, *words):
+        EkfacInfluence(Other().double().eval()).fit([(X,)])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from torch.testing import assert_close
 
 from support.imdb import ImdbDataset
 from support.model import ModelLogitsWrapper
-from support.prediction import class_probabilities
+from support.prediction import class_probabilities, print_sentiment_preds
 from tests.stand_in_hub import tiny_distilbert
 
 
@@ -31,3 +31,13 @@ def test_the_batch_size_changes_nothing(model, dataset, batch_size):
 
 def test_probabilities_of_a_review_sum_to_one(model, dataset):
     assert_close(class_probabilities(model, dataset).sum(dim=1), torch.ones(11))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (1, -1)], ids=["one review", "a batch of one"])
+def test_predictions_in_words_are_the_models_probabilities_and_the_true_label(
+    model, dataset, capsys, shape
+):
+    negative, positive = class_probabilities(model, dataset)[0].tolist()
+    print_sentiment_preds(model, dataset[0][0].reshape(shape), torch.tensor(1))
+    expected = f"positive {positive:6.1%}   negative {negative:6.1%}   true label: positive\n"
+    assert capsys.readouterr().out == expected

@@ -14,7 +14,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from support.ekfac.errors import LayerNotSupported, ModelInTrainingMode
+from support.ekfac.errors import (
+    LayerNotSupported,
+    ModelInTrainingMode,
+    OutputsNotSupported,
+)
 from support.ekfac.layers import (
     TrackedLayer,
     activations_at_the_door,
@@ -29,7 +33,9 @@ Consume = Callable[[str, Tensor, Tensor], None]
 class Trace:
     """One forward pass: its outputs, and what the tracked layers saw.
 
-    `outputs` is `(batch, classes)`. `activations(name)` is `(batch, positions, d_in)`.
+    `outputs` is `(batch, classes)`. `activations(name)` is `(batch, positions, d_in)`. Raises
+    `LayerNotSupported` for a layer called twice or never, `NotFinite` at the first layer that sees
+    NaN, and `OutputsNotSupported`.
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, TrackedLayer], inputs: Tensor):
@@ -56,6 +62,7 @@ class Trace:
                 f"{name!r} requires gradients but was not called in the forward pass. Freeze it: "
                 f"model.get_submodule({name!r}).requires_grad_(False)"
             )
+        _check_outputs(self.outputs, self.examples)
 
     def _remember(self, name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -126,6 +133,24 @@ class Trace:
             self._consume = None
             for start in self._graph_starts:
                 start.grad = None
+
+
+def _check_outputs(outputs: object, examples: int) -> None:
+    if not isinstance(outputs, Tensor):
+        raise OutputsNotSupported(
+            f"The model returned a {type(outputs).__name__}, but the engine wants a tensor of logits, "
+            "(batch, classes). Wrap the model in a module that returns them."
+        )
+    if outputs.ndim != 2 or len(outputs) != examples:
+        raise OutputsNotSupported(
+            f"The model returned shape {tuple(outputs.shape)} for a batch of {examples}, but the "
+            "engine wants (batch, classes): one row of logits per example."
+        )
+    if not outputs.requires_grad:
+        raise OutputsNotSupported(
+            "The model's outputs don't depend on any tracked layer. Is there a detach() or a "
+            "torch.no_grad() in its forward pass?"
+        )
 
 
 def _hand_on(trace: "weakref.ref[Trace]", name: str, gradient: Tensor) -> None:

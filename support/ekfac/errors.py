@@ -17,6 +17,10 @@ class NothingToTrack(EkfacError):
     """No layer of the model requires gradients."""
 
 
+class OutputsNotSupported(EkfacError):
+    """The model's outputs are not a matrix (batch, classes) that depends on the tracked layers."""
+
+
 class ModelInTrainingMode(EkfacError):
     """Dropout and the like would make every pass another one."""
 

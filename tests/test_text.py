@@ -1,0 +1,40 @@
+"""Reviews on a page: nothing of a stranger's markup survives but line breaks."""
+
+from support.text import paragraphs, show_review, strip_layer_names, words_in_common
+
+REVIEW = "A <b>bold</b> film.<br /><br />With <script>alert('x')</script> & more.<br>End."
+
+
+def test_paragraphs_are_cut_at_line_breaks_of_either_form():
+    assert paragraphs("One.<br /><br />Two.<br>Three.<BR/>") == ["One.", "Two.", "Three."]
+
+
+def test_markup_of_a_review_is_shown_and_never_obeyed():
+    page = show_review(REVIEW, caption="<i>caption</i>").data
+    assert "<script" not in page
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt; &amp; more." in page
+    assert page.count("<p>") == 3
+
+
+def test_a_long_review_is_cut_after_the_given_number_of_words_and_says_how_many_follow():
+    page = show_review("one two three<br />four five six seven", longest=5).data
+    assert "<p>one two three</p><p>four five</p>" in page
+    assert "… and 2 more words" in page
+
+
+def test_a_review_of_exactly_that_length_is_not_cut():
+    page = show_review("one two<br />three", longest=3).data
+    assert "more words" not in page
+
+
+def test_words_in_common_leave_out_stop_words_markup_and_case():
+    one = "The ACTING was good.<br />Music!"
+    other = "good music and the worst acting<br />of all"
+    assert words_in_common(one, other) == ["acting", "good", "music"]
+
+
+def test_layer_names_lose_what_they_share():
+    names = ["model.distilbert.transformer.layer.0.ffn.lin1", "model.pre_classifier", "classifier"]
+    assert strip_layer_names(names) == ["layer.0.ffn.lin1", "pre_classifier", "classifier"]
