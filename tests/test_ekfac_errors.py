@@ -138,6 +138,11 @@ def test_labels_that_do_not_fit_are_refused_on_the_training_side_too():
         fitted().influences(X, Y, X, Y[:2])
 
 
+def test_training_inputs_without_labels_are_refused_rather_than_ignored():
+    with says(LabelsMismatch, "come together", "one of x and y is missing"):
+        fitted().influences(X, Y, X)
+
+
 def test_targets_of_another_shape_than_the_outputs_are_refused():
     engine = EkfacInfluence(perceptron(4, 3), likelihood=Gaussian()).fit([(X,)])
     with says(LabelsMismatch, "shape (3, 2)", "outputs (3, 3)"):

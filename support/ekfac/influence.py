@@ -7,7 +7,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from support.ekfac.capture import Consume, Trace
-from support.ekfac.errors import EmptyLoader, FactorsMismatch
+from support.ekfac.errors import EmptyLoader, FactorsMismatch, LabelsMismatch
 from support.ekfac.fitting import EkfacCurvature
 from support.ekfac.passes import Bar, LossGradients
 from support.ekfac.scoring import (
@@ -58,6 +58,10 @@ class EkfacInfluence(EkfacCurvature):
         Without `x` and `y`, the influences of the test examples on each other. Raises as
         `influence_factors` does.
         """
+        if (x is None) != (y is None):
+            raise LabelsMismatch(
+                "Training inputs and labels come together, or not at all: one of x and y is missing."
+            )
         factors = self.influence_factors(x_test, y_test)
         if x is None or y is None:
             x, y = x_test, y_test

@@ -1,0 +1,302 @@
+"""The notebooks as a collection: what a reader finds on every page, in the same place.
+
+Each rule is a function of one chapter that passes or says what to change.
+"""
+
+import ast
+import json
+import re
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+
+from support.collection import reading_order
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+INDEX = "index.md"
+LINK = re.compile(r"\]\((?!\w+:)([^)\s]+)\)")
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A notebook, and its place among the others."""
+
+    path: Path
+
+    @cached_property
+    def notebook(self) -> NotebookNode:
+        return nbformat.read(self.path, as_version=4)
+
+    @property
+    def cells(self) -> list[NotebookNode]:
+        return self.notebook.cells
+
+    @property
+    def code_cells(self) -> list[NotebookNode]:
+        return [cell for cell in self.cells if cell.cell_type == "code"]
+
+    @property
+    def prose(self) -> list[str]:
+        return [cell.source for cell in self.cells if cell.cell_type == "markdown"]
+
+    @property
+    def outputs(self) -> list[NotebookNode]:
+        return [output for cell in self.code_cells for output in cell.outputs]
+
+    @property
+    def parameters(self) -> NotebookNode:
+        tagged = [cell for cell in self.cells if "parameters" in tags(cell)]
+        assert len(tagged) == 1, f"{len(tagged)} cells are tagged `parameters`, there must be one"
+        return tagged[0]
+
+    @property
+    def next_page(self) -> str:
+        """The following chapter; after the last one, the index."""
+        chapters = reading_order(self.path.parent)
+        following = chapters[chapters.index(self.path) + 1 :]
+        return following[0].name if following else INDEX
+
+
+def tags(cell: NotebookNode) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def headings(markdown: str) -> list[tuple[str, str]]:
+    """(`#` marks, text) of every heading; a comment in a fenced block is none."""
+    without_code = re.sub(r"^```.*?^```", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^(#+) +(.+?) *$", without_code, flags=re.MULTILINE)
+
+
+def names_in(source: str) -> set[str]:
+    return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+
+
+def text_of(outputs: list[NotebookNode]) -> str:
+    """What the outputs say in letters; an image in base64 can spell anything."""
+    readable = [
+        {kind: content for kind, content in output.data.items() if kind != "image/png"}
+        if "data" in output
+        else output
+        for output in outputs
+    ]
+    return json.dumps(readable, ensure_ascii=False)
+
+
+# The rules: the first page of a chapter
+
+
+def is_a_valid_notebook_for_python3(chapter):
+    nbformat.validate(chapter.notebook)
+    kernel = chapter.notebook.metadata.get("kernelspec", {}).get("name")
+    assert kernel == "python3", f"the kernel is {kernel!r}, it must be 'python3'"
+
+
+def opens_with_its_title(chapter):
+    assert chapter.cells[0].cell_type == "markdown", "the first cell must be markdown"
+    assert chapter.cells[0].source.startswith("# "), "the first cell must start with `# title`"
+    count = sum(marks == "#" for text in chapter.prose for marks, _ in headings(text))
+    assert count == 1, f"{count} headings are titles (`# …`), only the first line may be"
+
+
+def has_a_title_of_its_own(chapter):
+    others = [Chapter(path) for path in reading_order(chapter.path.parent) if path != chapter.path]
+    title = chapter.cells[0].source.partition("\n")[0]
+    namesakes = [
+        other.path.name for other in others if other.cells[0].source.startswith(title + "\n")
+    ]
+    assert not namesakes, f"{namesakes} have the same title {title!r}"
+
+
+def asks_a_question(chapter):
+    after_title = chapter.cells[0].source.partition("\n")[2]
+    assert "?" in after_title, "the first cell must ask, below its title, the chapter's question"
+
+
+def announces_at_most_four_things(chapter):
+    _, announced, rest = chapter.cells[0].source.partition("You will see")
+    assert announced, "the first cell must have a list `You will see`"
+    bullets = re.findall(r"^[-*] ", rest, flags=re.MULTILINE)
+    assert 1 <= len(bullets) <= 4, f"`You will see` has {len(bullets)} bullets, not one to four"
+
+
+def states_its_run_time(chapter):
+    stated = re.search(r"two cores.*?\d+ (second|minute)", chapter.cells[0].source)
+    assert stated, "the first cell must state `Run time on two cores: about 3 minutes`"
+
+
+# The rules: parameters and CI mode
+
+
+def has_one_parameters_cell(chapter):
+    values = {}
+    for statement in ast.parse(chapter.parameters.source).body:
+        assert isinstance(statement, ast.Assign), "the parameters cell must only assign"
+        values[ast.unparse(statement.targets[0])] = ast.literal_eval(statement.value)
+    seed = values.pop("seed", None)
+    assert type(seed) is int, f"`seed` must be a whole number, not {seed!r}"
+    assert values == {"ci": False, "source": "packaged"}, (
+        'the parameters must be ci = False, source = "packaged" and seed, as committed'
+    )
+
+
+def has_small_sizes_under_nbmake(chapter):
+    mock = chapter.parameters.metadata.get("nbmake", {}).get("mock")
+    assert mock == {"ci": True}, (
+        f'the parameters cell needs {{"nbmake": {{"mock": {{"ci": true}}}}}}, not {mock}'
+    )
+
+
+def hides_its_parameters(chapter):
+    hidden = tags(chapter.parameters) & {"hide-cell", "remove-cell"}
+    assert hidden, "the parameters cell must be tagged `hide-cell` or `remove-cell`"
+
+
+def starts_its_code_with_the_parameters(chapter):
+    assert chapter.code_cells[0] is chapter.parameters, (
+        "no code may come before the parameters cell"
+    )
+
+
+def derives_all_sizes_in_the_next_cell(chapter):
+    using = [n for n, cell in enumerate(chapter.code_cells[1:]) if "ci" in names_in(cell.source)]
+    assert using in ([], [0]), "`ci` may be used in the code cell right after the parameters only"
+
+
+def mentions_ci_nowhere_else(chapter):
+    for cell in chapter.code_cells[1:]:
+        word = re.search(r"\b(papermill|nbmake|CI)\b", cell.source)
+        assert not word, f"the code mentions {word.group()!r}:\n{cell.source}"
+
+
+# The rules: form
+
+
+def is_short(chapter):
+    lengths = [len(cell.source.splitlines()) for cell in chapter.code_cells]
+    assert len(chapter.cells) <= 30, f"{len(chapter.cells)} cells, at most 30 are read"
+    assert max(lengths) <= 15, f"a code cell has {max(lengths)} lines, at most 15 are read"
+    median = statistics.median(lengths)
+    assert median <= 6, f"the median code cell has {median} lines, not six or fewer"
+
+
+def hides_the_code_of_plots(chapter):
+    for cell in chapter.code_cells:
+        hidden = "plots." not in cell.source or "hide-input" in tags(cell)
+        assert hidden, f"a cell that plots must be tagged `hide-input`:\n{cell.source}"
+
+
+def has_links_that_lead_somewhere(chapter):
+    for link in LINK.findall("\n".join(chapter.prose)):
+        page, _, anchor = link.partition("#")
+        target = chapter.path.parent / page if page else chapter.path
+        assert target.exists(), f"the link {link!r} leads nowhere"
+        if anchor and target.suffix == ".ipynb":
+            texts = [text for source in Chapter(target).prose for _, text in headings(source)]
+            anchors = [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts]
+            assert anchor in anchors, f"the link {link!r} leads to no heading, there are {anchors}"
+
+
+def closes_with_what_was_learned(chapter):
+    starts = [
+        number
+        for number, cell in enumerate(chapter.cells)
+        if cell.cell_type == "markdown" and cell.source.startswith("## What we learned")
+    ]
+    assert len(starts) == 1, "one markdown cell must start with `## What we learned`"
+    *prose, _versions = chapter.cells[starts[0] :]
+    assert all(cell.cell_type == "markdown" for cell in prose), (
+        "only the cell with the versions may be code after `## What we learned`"
+    )
+    closing = "\n".join(cell.source for cell in prose)
+    assert chapter.next_page in LINK.findall(closing), (
+        f"`## What we learned` must be followed by a link to {chapter.next_page}"
+    )
+
+
+def ends_with_the_versions(chapter):
+    last = chapter.cells[-1]
+    printed = last.cell_type == "code" and re.search(r"\d+\.\d+", text_of(last.outputs))
+    asked = "version" in last.source
+    assert asked, "the last cell must be code that prints versions"
+    assert printed, "the last cell shows no version in its output"
+
+
+# The rules: executed, and without traces
+
+
+def was_run_from_top_to_bottom(chapter):
+    counts = [cell.execution_count for cell in chapter.code_cells]
+    assert counts == list(range(1, len(counts) + 1)), (
+        f"the cells were run in the order {counts}; `make execute` runs them from top to bottom"
+    )
+
+
+def shows_results(chapter):
+    shown = [cell for cell in chapter.code_cells[:-1] if cell.outputs]
+    assert shown, "no cell but the last has an output; `make execute` stores them"
+
+
+def shows_no_errors_or_warnings(chapter):
+    for output in chapter.outputs:
+        assert output.output_type != "error", f"a cell failed: {output.ename}: {output.evalue}"
+        warning = output.get("name") == "stderr" and "Warning" in output.text
+        assert not warning, f"an output is a warning: {output.text}"
+
+
+def names_no_place_of_one_machine(chapter):
+    everything = text_of(chapter.outputs) + "".join(cell.source for cell in chapter.cells)
+    found = re.search(r"/(root|home|tmp|Users)/|\bat 0x[0-9a-f]+", everything)
+    assert not found, f"{found.group()!r} is a path or an address of one machine"
+
+
+def has_no_traces_of_its_run(chapter):
+    metadata = [chapter.notebook.metadata, *(cell.metadata for cell in chapter.cells)]
+    traces = {"execution", "papermill", "widgets"} & set().union(*metadata)
+    assert not traces, f"metadata has {sorted(traces)}; `make execute` leaves it out"
+    injected = [cell for cell in chapter.cells if "injected-parameters" in tags(cell)]
+    assert not injected, "a cell of papermill's is left: commit the notebook, not an executed copy"
+    widgets = "application/vnd.jupyter.widget-view+json" in text_of(chapter.outputs)
+    assert not widgets, "an output is a live widget, which no page can show; use `make execute`"
+
+
+RULES = [
+    is_a_valid_notebook_for_python3,
+    opens_with_its_title,
+    has_a_title_of_its_own,
+    asks_a_question,
+    announces_at_most_four_things,
+    states_its_run_time,
+    has_one_parameters_cell,
+    has_small_sizes_under_nbmake,
+    hides_its_parameters,
+    starts_its_code_with_the_parameters,
+    derives_all_sizes_in_the_next_cell,
+    mentions_ci_nowhere_else,
+    is_short,
+    hides_the_code_of_plots,
+    has_links_that_lead_somewhere,
+    closes_with_what_was_learned,
+    ends_with_the_versions,
+    was_run_from_top_to_bottom,
+    shows_results,
+    shows_no_errors_or_warnings,
+    names_no_place_of_one_machine,
+    has_no_traces_of_its_run,
+]
+
+
+def check_index(folder: Path):
+    """The index links every notebook in reading order, and nothing that is not there."""
+    text = (folder / INDEX).read_text(encoding="utf-8")
+    pages = [link.partition("#")[0] for link in LINK.findall(text)]
+    missing = [page for page in pages if page and not (folder / page).exists()]
+    assert not missing, f"{INDEX} links {missing}, which do not exist"
+    linked = list(dict.fromkeys(page for page in pages if page.endswith(".ipynb")))
+    chapters = [path.name for path in reading_order(folder)]
+    assert linked == chapters, f"{INDEX} links {linked}, the reading order is {chapters}"
+    misnamed = [name for name in chapters if not re.match(r"(\d\d|appendix)_[a-z_]+\.ipynb$", name)]
+    assert not misnamed, f"{misnamed} must be called 01_… or appendix_…"
