@@ -3,7 +3,7 @@
 Every figure has a white ground of its own, so that it reads the same on light and dark pages.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,7 +16,7 @@ DIVERGING = "RdBu"
 STYLE = {"figure.dpi": 110, "axes.titleweight": "bold", "axes.titlelocation": "left"}
 
 
-def _axes(width: float, height: float, panels: int = 1) -> Axes | np.ndarray:
+def _axes(width: float | int, height: float | int, panels: int = 1) -> Axes | np.ndarray:
     sns.set_theme("paper", "ticks", rc=STYLE)
     _, axes = plt.subplots(1, panels, figsize=(width, height), layout="constrained")
     return axes
@@ -26,16 +26,6 @@ def _show(axes: Axes | np.ndarray) -> None:
     for one in np.atleast_1d(axes):
         sns.despine(ax=one)
     plt.show()
-
-
-def review_lengths(lengths: Sequence[int], longest: int, title: str) -> None:
-    """Histogram of tokens per review, with the length at which reviews are cut."""
-    axes = _axes(7, 2.8)
-    sns.histplot(x=lengths, bins=40, color=POSITIVE, ax=axes)
-    axes.axvline(longest, color=NEGATIVE, linestyle="--", label=f"the model reads {longest} tokens")
-    axes.set(title=title, xlabel="tokens in the review", ylabel="reviews")
-    axes.legend(frameon=False)
-    _show(axes)
 
 
 def learning_curve(losses: Sequence[float], snapshots: dict[str, int], title: str) -> None:
@@ -57,7 +47,7 @@ def learning_curve(losses: Sequence[float], snapshots: dict[str, int], title: st
 
 
 def confidence(
-    positive_probability: Sequence[float], labels: Sequence[int], tokens: Sequence[int], title: str
+    positive_probability: Iterable, labels: Iterable, tokens: Iterable, title: str
 ) -> None:
     """How sure the model is on held-out reviews by their label, and its errors by review length."""
     left, right = axes = _axes(8, 3, panels=2)
@@ -127,8 +117,8 @@ def _tokens_read(lengths: Sequence[int], batch_size: int) -> int:
 
 def influence_heatmap(
     influences: np.ndarray,
-    test_labels: Sequence[int],
-    train_labels: Sequence[int],
+    test_labels: Iterable,
+    train_labels: Iterable,
     title: str,
     marked: tuple[int, int] | None = None,
 ) -> None:
@@ -160,7 +150,7 @@ def influence_heatmap(
     plt.show()
 
 
-def _names(labels: Sequence[int]) -> list[str]:
+def _names(labels: Iterable) -> list[str]:
     return [f"{row} ({'pos' if label else 'neg'})" for row, label in enumerate(labels)]
 
 
@@ -171,7 +161,7 @@ def _readable(values: np.ndarray) -> np.ndarray:
 
 
 def influences_by_labels(
-    influences: np.ndarray, test_labels: Sequence[int], train_labels: Sequence[int], title: str
+    influences: np.ndarray, test_labels: Iterable, train_labels: Iterable, title: str
 ) -> None:
     """All influences at once, rows and columns sorted by label: each pair of labels is a block.
 
