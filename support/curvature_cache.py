@@ -51,10 +51,10 @@ def fit_or_load(
 def _content_key(engine: EkfacInfluence, loader: Iterable) -> str:
     digest = hashlib.sha256(repr(sorted(engine.identity().items())).encode())
     for inputs, *_ in loader:
-        for row in inputs:
-            digest.update(_without_trailing_zeros(row))
+        masked = hasattr(engine.model, "token_mask")
+        masks = engine.model.token_mask(inputs) if masked else torch.ones_like(inputs).bool()
+        for row, mask in zip(inputs, masks, strict=True):
+            real = row[mask].cpu()
+            digest.update(f"{real.dtype} {len(real)} ".encode())
+            digest.update(real.view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
-
-
-def _without_trailing_zeros(row: torch.Tensor) -> bytes:
-    return row.contiguous().flatten().view(torch.uint8).numpy().tobytes().rstrip(b"\0") + b"|"

@@ -224,6 +224,23 @@ def test_a_failure_in_the_middle_leaves_the_model_as_found():
     handle.remove()
 
 
+@pytest.mark.parametrize("failing", ["loss", "label_directions"])
+def test_a_failure_while_scoring_leaves_the_model_as_found_even_while_it_is_handled(
+    monkeypatch, failing
+):
+    """Whoever holds the exception holds the frames it went through: cleaning up must not wait."""
+    model = token_classifier()
+    engine = fitted([(X,)], model=model)
+    monkeypatch.setattr(engine.likelihood, failing, lambda *_: 1 / 0)
+    before = state_of(model)
+    with torch.no_grad():
+        with pytest.raises(ZeroDivisionError) as held:
+            engine.influences_by_label(X, labels(5), X)
+        assert_untouched(before, state_of(model))
+        assert not torch.is_grad_enabled()
+    assert held.tb is not None
+
+
 def test_what_a_forward_pass_held_is_freed_before_the_next(monkeypatch):
     """By reference counting alone: the garbage collector doesn't see how large a graph is."""
     alive, most = weakref.WeakSet(), []

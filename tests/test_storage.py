@@ -163,6 +163,15 @@ def test_other_rows_weights_layers_or_settings_are_fitted_anew(tmp_path):
     assert len(list(tmp_path.iterdir())) == 5
 
 
+def test_a_token_zero_that_is_not_padding_belongs_to_the_content(tmp_path):
+    """With another pad id than 0, a row that ends in token 0 is not the shorter row."""
+    model = token_classifier()
+    model.token_mask = lambda ids: ids != 10
+    for rows in (torch.tensor([[5, 0], [3, 4]]), torch.tensor([[5], [3]])):
+        fit_or_load(engine_for(model), [(rows[:1],)], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @DAMAGES
 def test_a_damaged_cache_file_is_told_and_computed_again(tmp_path, damage):
     expected = fit_or_load(engine_for(), [(X, Y)], tmp_path).influences(X, Y)

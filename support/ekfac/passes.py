@@ -41,10 +41,11 @@ class LossGradients:
         """Gradients of the loss of each example's own label: `into(rows, trace)`."""
         if len(x) != len(y):
             raise LabelsMismatch(f"{len(x)} examples come with {len(y)} labels: one label each.")
-        for rows, trace in self._traces(x, description):
-            direction = loss_direction(self.likelihood, trace.outputs, ordinary(y[rows]))
-            trace.backward(direction, into(rows, trace))
-            del trace  # before the next block, not after it
+        with undisturbed(self.model):
+            for rows, trace in self._traces(x, description):
+                direction = loss_direction(self.likelihood, trace.outputs, ordinary(y[rows]))
+                trace.backward(direction, into(rows, trace))
+                del trace  # before the next block, not after it
 
     def of_every_label(
         self,
@@ -57,14 +58,14 @@ class LossGradients:
         The gradient of label c is Σ over the calls of weights[:, c] times what the consumer gets;
         `weights` is `(batch, classes)`.
         """
-        for rows, trace in self._traces(x, description):
-            for direction, weights in self.likelihood.label_directions(trace.outputs.detach()):
-                trace.backward(direction, into(rows, weights), keep_graph=True)
-            del trace
+        with undisturbed(self.model):
+            for rows, trace in self._traces(x, description):
+                for direction, weights in self.likelihood.label_directions(trace.outputs.detach()):
+                    trace.backward(direction, into(rows, weights), keep_graph=True)
+                del trace
 
     def _traces(self, x: Tensor, description: str) -> Iterable[tuple[slice, Trace]]:
         starts = range(0, len(x), EXAMPLES_AT_A_TIME)
-        with undisturbed(self.model):
-            for start in self.bar(starts, description, "batch"):
-                rows = slice(start, min(start + EXAMPLES_AT_A_TIME, len(x)))
-                yield rows, Trace(self.model, self.layers, x[rows])
+        for start in self.bar(starts, description, "batch"):
+            rows = slice(start, min(start + EXAMPLES_AT_A_TIME, len(x)))
+            yield rows, Trace(self.model, self.layers, x[rows])
