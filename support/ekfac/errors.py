@@ -55,3 +55,11 @@ class DamagedFile(EkfacError):
 
 class WrongModel(EkfacError):
     """A saved curvature belongs to another model."""
+
+
+class BadCheckpoints(EkfacError):
+    """There is no checkpoint to average over, or one with a weight that is not positive."""
+
+
+class NotConverged(UserWarning):
+    """An iterative solution is further from the exact one than was asked for, with the queries."""

@@ -1,0 +1,1 @@
+"""Are the influences true? Retraining as the judge of any scorer."""

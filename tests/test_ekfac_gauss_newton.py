@@ -1,0 +1,211 @@
+"""The exact Gauss–Newton solve and conjugate gradients against dense float64 solves."""
+
+import pytest
+import torch
+
+from support import EkfacInfluence
+from support.ekfac import Gaussian
+from support.ekfac.conjugate_gradients import GaussNewtonInfluence, conjugate_gradients
+from support.ekfac.errors import BadRegularization, EmptyLoader, NotConverged, NotFitted
+from support.ekfac.exact import ExactInfluence
+from support.ekfac.gauss_newton import LayerGradients, inner_products
+from tests.dense import (
+    damped_influences,
+    fisher_blocks,
+    label_gradients,
+    labels,
+    loss_gradients,
+    output_gradient_matrices,
+    perceptron,
+    sentences,
+    token_classifier,
+    vectors,
+)
+
+DAMPING = 0.03
+CASES = {
+    "vectors, two classes": (perceptron(4, 3, 2), vectors(5, 4), vectors(3, 4, seed=1), 2),
+    "vectors, three classes": (perceptron(4, 5, 3), vectors(5, 4), vectors(2, 4, seed=1), 3),
+    "no bias": (perceptron(4, 3, 2, bias=False), vectors(6, 4), vectors(2, 4, seed=1), 2),
+    "padded tokens": (token_classifier(), sentences(5, 2, 4, 3), sentences(3, 5, seed=1), 2),
+}
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES.keys())
+def case(request):
+    """Model, training examples with labels, test examples with labels."""
+    model, x, x_test, classes = request.param
+    return model, (x, labels(len(x), classes)), (x_test, labels(len(x_test), classes, seed=1))
+
+
+def assert_equal(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+def joined(gradients):
+    """All layers as one, so that a Fisher block is the joint matrix."""
+    return {"all": torch.cat([part.flatten() for part in gradients.values()])}
+
+
+def jointly(weighted):
+    return [[(weight, joined(part)) for weight, part in example] for example in weighted]
+
+
+def dense_influences(model, train, test, joint, damping=DAMPING):
+    weighted = label_gradients(model, train[0])
+    left, right = loss_gradients(model, *test), loss_gradients(model, *train)
+    if joint:
+        weighted = jointly(weighted)
+        left, right = ([joined(part) for part in side] for side in (left, right))
+    return damped_influences(fisher_blocks(weighted), left, right, damping)
+
+
+def split(pair, sizes):
+    return list(zip(pair[0].split(sizes), pair[1].split(sizes), strict=True))
+
+
+@pytest.mark.parametrize("joint", [True, False], ids=["joint", "per layer"])
+def test_exact_influences_are_the_dense_damped_solve(case, joint):
+    model, train, test = case
+    exact = ExactInfluence(model, joint=joint)
+    systems = exact.inner_products([train], [test], [train])
+    assert_equal(exact.influences(systems, DAMPING), dense_influences(model, train, test, joint))
+
+
+@pytest.mark.parametrize("joint", [True, False], ids=["joint", "per layer"])
+def test_exact_relative_influences_divide_by_the_root_of_the_diagonal(case, joint):
+    model, train, test = case
+    exact = ExactInfluence(model, joint=joint)
+    systems = exact.inner_products([train], [test], [train])
+    norms = dense_influences(model, train, train, joint).diagonal().sqrt()
+    expected = dense_influences(model, train, test, joint) / norms
+    assert_equal(exact.influences(systems, DAMPING, relative=True), expected)
+
+
+def test_batches_change_nothing_in_exact_influences(case):
+    model, train, test = case
+    exact = ExactInfluence(model)
+    whole = exact.inner_products([train], [test], [train])
+    parts = exact.inner_products(split(train, [2, len(train[0]) - 2]), split(test, 1), [train])
+    assert_equal(exact.influences(parts, DAMPING), exact.influences(whole, DAMPING))
+
+
+def test_a_gaussian_likelihood_has_its_own_exact_solve():
+    model, x, x_test = perceptron(4, 3, 2), vectors(5, 4), vectors(3, 4, seed=1)
+    y, y_test = vectors(5, 2, seed=2), vectors(3, 2, seed=3)
+    exact = ExactInfluence(model, joint=False, likelihood=Gaussian())
+    systems = exact.inner_products([(x,)], [(x_test, y_test)], [(x, y)])
+    blocks = fisher_blocks(output_gradient_matrices(model, x))
+    sides = [_gaussian_gradients(model, *pair) for pair in ((x_test, y_test), (x, y))]
+    assert_equal(exact.influences(systems, DAMPING), damped_influences(blocks, *sides, DAMPING))
+
+
+def _gaussian_gradients(model, x, y):
+    residuals = (model(x) - y).detach()
+    return [
+        {
+            name: sum(r * part[name] for r, (_, part) in zip(residual, outputs, strict=True))
+            for name in outputs[0][1]
+        }
+        for residual, outputs in zip(residuals, output_gradient_matrices(model, x), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("regularization", [0, -1.0, float("nan")])
+def test_the_exact_solve_wants_a_regularization_above_zero(regularization):
+    model, x = perceptron(4, 3, 2), vectors(5, 4)
+    exact = ExactInfluence(model)
+    batch = [(x, labels(5))]
+    systems = exact.inner_products(batch, batch, batch)
+    with pytest.raises(BadRegularization, match="above 0"):
+        exact.influences(systems, regularization)
+
+
+@pytest.mark.parametrize(("left", "right"), [(1, 1), (1, 3), (2, 1), (3, 4), (12, 11)])
+def test_inner_products_are_those_of_the_dense_gradients(left, right):
+    torch.manual_seed(0)
+
+    def gradients(examples, positions):
+        return LayerGradients(
+            torch.randn(examples, positions, 5).double(),
+            torch.randn(examples, positions, 4).double(),
+        )
+
+    one, other = gradients(2, left), gradients(3, right)
+    assert_equal(inner_products(one, other), one.dense() @ other.dense().T)
+
+
+@pytest.mark.parametrize("joint", [True, False], ids=["joint", "per layer"])
+def test_conjugate_gradients_are_the_dense_damped_solve(case, joint):
+    model, train, test = case
+    engine = EkfacInfluence(model, hessian_regularization=DAMPING).fit([train])
+    solver = GaussNewtonInfluence(
+        engine, split(train, 2), tolerance=1e-12, max_iterations=300, joint=joint
+    )
+    solution = solver.solve(*test)
+    assert (solution.residuals <= 1e-12).all()
+    found = engine.influences_from_factors(solution.factors, *train)
+    assert_equal(found, dense_influences(model, train, test, joint))
+
+
+def test_a_better_preconditioner_needs_fewer_iterations():
+    torch.manual_seed(0)
+    root = torch.randn(6, 6).double()
+    matrix = root @ root.T + torch.diag(torch.logspace(0, 4, 6).double())
+    sides = {"all": torch.randn(3, 2, 3).double()}
+
+    def times(other):
+        return lambda v: {"all": (v["all"].flatten(1) @ other).reshape(3, 2, 3)}
+
+    plain, half, exact = (
+        conjugate_gradients(times(matrix), times(other), sides, 1e-10, 100)
+        for other in (
+            torch.eye(6).double(),
+            matrix.diagonal().reciprocal().diag(),
+            matrix.inverse(),
+        )
+    )
+    assert exact.iterations == 1 < half.iterations < plain.iterations
+    expected = torch.linalg.solve(matrix, sides["all"].flatten(1).T).T.reshape(3, 2, 3)
+    for solution in (plain, half, exact):
+        assert_equal(solution.factors["all"], expected)
+
+
+def test_queries_are_solved_as_if_alone(case):
+    model, train, (x_test, y_test) = case
+    engine = EkfacInfluence(model, hessian_regularization=DAMPING).fit([train])
+    solver = GaussNewtonInfluence(engine, [train], tolerance=1e-12, max_iterations=300)
+    together = solver.solve(x_test, y_test).factors
+    alone = solver.solve(x_test[1:2], y_test[1:2]).factors
+    for name in together:
+        assert_equal(together[name][1:2], alone[name])
+
+
+def test_a_query_that_does_not_converge_is_named(case):
+    model, train, test = case
+    engine = EkfacInfluence(model, hessian_regularization=1e-8).fit([train])
+    solver = GaussNewtonInfluence(engine, [train], tolerance=1e-14, max_iterations=1)
+    with pytest.warns(NotConverged, match=r"Queries \[.*1.*\] have relative residuals up to"):
+        solution = solver.solve(*test)
+    assert (solution.residuals > 1e-14).any()
+    assert solution.iterations == 1
+
+
+def test_a_query_without_a_gradient_has_factors_of_zero():
+    sides = {"all": torch.zeros(1, 2, 3)}
+    solution = conjugate_gradients(lambda v: v, lambda v: v, sides, 1e-3, 10)
+    assert solution.iterations == 0
+    assert (solution.residuals == 0).all()
+    assert (solution.factors["all"] == 0).all()
+
+
+def test_conjugate_gradients_want_a_fitted_engine():
+    engine = EkfacInfluence(perceptron(4, 3, 2))
+    with pytest.raises(NotFitted, match="Call fit"):
+        GaussNewtonInfluence(engine, [(vectors(5, 4),)])
+
+
+def test_an_empty_loader_is_told():
+    model = perceptron(4, 3, 2)
+    with pytest.raises(EmptyLoader, match="at least one"):
+        ExactInfluence(model).inner_products([], [], [])
