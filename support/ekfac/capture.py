@@ -19,21 +19,17 @@ from support.ekfac.errors import (
     ModelInTrainingMode,
     OutputsNotSupported,
 )
-from support.ekfac.layers import (
-    TrackedLayer,
-    activations_at_the_door,
-    number_of_positions,
-    output_gradients_at_the_door,
-)
+from support.ekfac.layers import TrackedLayer
+from support.ekfac.positions import LayerGradients, activation_rows, is_finite, layer_gradients
 
-Consume = Callable[[str, Tensor, Tensor], None]
-"""Receives a layer's name, activations and output gradients, both in the engine's layout."""
+Consume = Callable[[str, LayerGradients], None]
+"""Receives a layer's name and its gradients for the batch."""
 
 
 class Trace:
     """One forward pass: its outputs, and what the tracked layers saw.
 
-    `outputs` is `(batch, classes)`. `activations(name)` is `(batch, positions, d_in)`. Raises
+    `outputs` is `(batch, classes)`. `activations(name)` is `(positions, d_in)`. Raises
     `LayerNotSupported` for a layer called twice or never, `NotFinite` at the first layer that sees
     NaN, and `OutputsNotSupported`.
     """
@@ -73,7 +69,7 @@ class Trace:
                 )
             self._seen[name] = inputs[0].detach()
             self._versions[name] = inputs[0]._version
-            if not inputs[0].isfinite().all():
+            if not is_finite(inputs[0].detach()):
                 # Raises now, at the first layer that sees it, unless it is in the padding.
                 self.activations(name)
             if not output.requires_grad:
@@ -88,19 +84,24 @@ class Trace:
 
     def hand_on(self, name: str, gradient: Tensor) -> None:
         """Give a layer's activations and output gradients to the consumer of this backward pass."""
-        layer, seen = self.layers[name], gradient.detach()
-        gradients = output_gradients_at_the_door(layer, seen, self.mask, self.examples)
-        self._consume(name, self.activations(name), gradients)
+        layer, seen = self.layers[name], self._unchanged(name)
+        self._consume(
+            name, layer_gradients(layer, seen, gradient.detach(), self.mask, self.examples)
+        )
 
-    def activations(self, name: str) -> Float[Tensor, "batch positions d_in"]:
-        """What went into a layer. Raises `LayerNotSupported` when the model has overwritten it."""
+    def activations(self, name: str) -> Float[Tensor, "positions d_in"]:
+        """What went into a layer, at real positions."""
+        return activation_rows(self.layers[name], self._unchanged(name), self.mask, self.examples)
+
+    def _unchanged(self, name: str) -> Tensor:
+        """A layer's input. Raises `LayerNotSupported` when the model has overwritten it."""
         seen = self._seen[name]
         if seen._version != self._versions[name]:
             raise LayerNotSupported(
                 f"The input of {name!r} was changed in place after the layer had read it. "
                 "Make that operation out of place (x = x + y instead of x += y)."
             )
-        return activations_at_the_door(self.layers[name], seen, self.mask, self.examples)
+        return seen
 
     @property
     def tokens(self) -> int:
@@ -108,10 +109,6 @@ class Trace:
         if self.mask is not None:
             return self.mask.shape[1]
         return max(seen.shape[1] if seen.ndim == 3 else 1 for seen in self._seen.values())
-
-    def positions(self, name: str) -> int:
-        """Number of real positions, over the batch, that went into a layer."""
-        return number_of_positions(self._seen[name], self.mask)
 
     def backward(
         self, direction: Float[Tensor, "batch classes"], consume: Consume, keep_graph: bool = False

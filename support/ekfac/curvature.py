@@ -6,20 +6,23 @@ output gradients (Martens & Grosse 2015); Λ is the Fisher's own second moment a
 (George et al. 2018), or the product of the two eigenvalues (K-FAC).
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from support.ekfac.layers import per_example_gradients, without_silent_positions
+from support.ekfac.positions import LayerGradients
+from support.ekfac.rank_update import add_gram, fill_other_triangle
 
 
 class Covariances:
     """Running sums of a aᵀ and g gᵀ for one layer.
 
     `activation` is their mean over real positions, (d_in, d_in); `output_gradient` is summed over
-    positions and over the Fisher's directions, mean over examples, (d_out, d_out).
+    positions and over the Fisher's directions, mean over examples, (d_out, d_out). Both are made from
+    the sums in place: ask for each once, at the end.
     """
 
     def __init__(self, d_out: int, d_in: int, dtype: torch.dtype, device: torch.device):
@@ -28,29 +31,21 @@ class Covariances:
         self._positions = 0
         self._examples = 0
 
-    def add_activations(
-        self, activations: Float[Tensor, "batch positions d_in"], real_positions: int
-    ) -> None:
-        """Add a batch, whose padded positions are zero."""
-        rows = activations.flatten(0, 1)
-        self._activation_sum.addmm_(rows.T, rows)
-        self._positions += real_positions
-        self._examples += len(activations)
+    def add_activations(self, activations: Float[Tensor, "positions d_in"], examples: int) -> None:
+        """Add the real positions of a batch of examples."""
+        add_gram(self._activation_sum, activations)
+        self._positions += len(activations)
+        self._examples += examples
 
-    def add_output_gradients(
-        self, output_gradients: Float[Tensor, "batch positions d_out"]
-    ) -> None:
+    def add_output_gradients(self, output_gradients: Float[Tensor, "positions d_out"]) -> None:
         """Add the output gradients of one direction of the Fisher for a batch."""
-        rows = output_gradients.flatten(0, 1)
-        self._output_gradient_sum.addmm_(rows.T, rows)
+        add_gram(self._output_gradient_sum, output_gradients)
 
-    @property
     def activation(self) -> Float[Tensor, "d_in d_in"]:
-        return self._activation_sum / self._positions
+        return fill_other_triangle(self._activation_sum).div_(self._positions)
 
-    @property
     def output_gradient(self) -> Float[Tensor, "d_out d_out"]:
-        return self._output_gradient_sum / self._examples
+        return fill_other_triangle(self._output_gradient_sum).div_(self._examples)
 
 
 @dataclass
@@ -70,58 +65,78 @@ def eigenbasis(
 
     Eigenvalues that rounding has pushed below zero are set to zero.
     """
-    activation_values, activation_vectors = torch.linalg.eigh(activation.double())
-    gradient_values, gradient_vectors = torch.linalg.eigh(output_gradient.double())
-    return Eigenbasis(
-        activation_vectors.to(activation.dtype).contiguous(),
-        gradient_vectors.to(output_gradient.dtype).contiguous(),
-        activation_values.clamp(min=0).to(activation.dtype),
-        gradient_values.clamp(min=0).to(output_gradient.dtype),
-    )
+    activation_values, activation_vectors = _eigenvectors(activation)
+    gradient_values, gradient_vectors = _eigenvectors(output_gradient)
+    return Eigenbasis(activation_vectors, gradient_vectors, activation_values, gradient_values)
 
 
-def into_basis(
-    gradients: Float[Tensor, "batch d_out d_in"], basis: Eigenbasis
-) -> Float[Tensor, "batch d_out d_in"]:
-    """Q_gᵀ G Q_a, example by example."""
-    return basis.output_gradient.T @ gradients @ basis.activation
+def _eigenvectors(covariance: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(covariance.double())
+    return values.clamp(min=0).to(covariance.dtype), vectors.to(covariance.dtype).contiguous()
 
 
 def out_of_basis(
-    rotated: Float[Tensor, "batch d_out d_in"], basis: Eigenbasis
-) -> Float[Tensor, "batch d_out d_in"]:
-    """Q_g R Q_aᵀ, example by example: the inverse of `into_basis`."""
+    rotated: Float[Tensor, "*batch d_out d_in"], basis: Eigenbasis
+) -> Float[Tensor, "*batch d_out d_in"]:
+    """Q_g R Q_aᵀ: back from the eigenbasis, for one gradient or many."""
     return basis.output_gradient @ rotated @ basis.activation.T
 
 
-def rotated_gradients(
-    activations: Float[Tensor, "batch positions d_in"],
-    output_gradients: Float[Tensor, "batch positions d_out"],
-    basis: Eigenbasis,
-) -> Float[Tensor, "batch d_out d_in"]:
-    """Q_gᵀ (Σ_t g_t a_tᵀ) Q_a, example by example, in the order that costs fewer multiplications.
+def rotated_one_by_one(
+    gradients: LayerGradients, basis: Eigenbasis
+) -> Iterator[tuple[int, Float[Tensor, "d_out d_in"]]]:
+    """Each example with Q_gᵀ G Q_a, in the order that costs fewer multiplications.
 
-    Rotating a and g first costs T(d_in² + d_out²) per example with T positions, rotating their
-    product d_out·d_in·(d_out + d_in).
+    The matrix is the caller's to change and is overwritten by the next. With T positions, rotating
+    the rows of g first costs T·d_out², rotating their product d_in·d_out²; so the side whose
+    width is above the number of positions is done afterwards, each side for itself.
     """
-    activations, output_gradients = without_silent_positions(activations, output_gradients)
-    positions, d_in = activations.shape[1:]
-    d_out = output_gradients.shape[2]
-    if positions * (d_in**2 + d_out**2) < d_out * d_in * (d_out + d_in):
-        return per_example_gradients(
-            activations @ basis.activation, output_gradients @ basis.output_gradient
-        )
-    return into_basis(per_example_gradients(activations, output_gradients), basis)
+    a, g = gradients.activations, gradients.output_gradients
+    d_out, d_in = g.shape[1], a.shape[1]
+    positions = len(a) / gradients.examples
+    a_first, g_first = positions < d_out, positions < d_in
+    if a_first:
+        a = a @ basis.activation
+    if g_first:
+        g = g @ basis.output_gradient
+    product, rotated = a.new_empty(2, d_out, d_in)
+    for example, a_rows, g_rows in replace(
+        gradients, activations=a, output_gradients=g
+    ).one_by_one():
+        torch.mm(g_rows.T, a_rows, out=product)
+        if not a_first:
+            torch.mm(product, basis.activation, out=rotated)
+            product, rotated = rotated, product
+        if not g_first:
+            torch.mm(basis.output_gradient.T, product, out=rotated)
+            product, rotated = rotated, product
+        yield example, product
 
 
-def squared_sum(
-    rotated: Float[Tensor, "batch d_out d_in"],
-) -> Float[Tensor, "d_out d_in"]:
-    """Σ_n (Q_gᵀ G_n Q_a)², entry by entry: the batch's share of the corrected eigenvalues.
+def rotated_rows(
+    gradients: LayerGradients, basis: Eigenbasis
+) -> tuple[Float[Tensor, "positions d_in"], Float[Tensor, "positions d_out"]]:
+    """Q_aᵀ a and Q_gᵀ g for every row: all there is to rotate when each example has one."""
+    return (
+        gradients.activations @ basis.activation,
+        gradients.output_gradients @ basis.output_gradient,
+    )
 
+
+def add_squares(
+    total: Float[Tensor, "d_out d_in"], gradients: LayerGradients, basis: Eigenbasis
+) -> None:
+    """total += Σ_n (Q_gᵀ G_n Q_a)², entry by entry: the batch's share of the corrected eigenvalues.
+
+    With one position per example the squares are products of squares, and their sum a matrix product.
     Dividing by the number of examples is the caller's, who knows it. George et al. 2018, eq. 8.
     """
-    return rotated.square().sum(dim=0)
+    if gradients.is_rank_one:
+        a, g = rotated_rows(gradients, basis)
+        total.addmm_(g.square_().T, a.square_())
+        return
+    for _, rotated in rotated_one_by_one(gradients, basis):
+        total.addcmul_(rotated, rotated)
 
 
 def kfac_eigenvalues(basis: Eigenbasis) -> Float[Tensor, "d_out d_in"]:

@@ -16,15 +16,15 @@ from support.ekfac.capture import Trace, undisturbed
 from support.ekfac.curvature import (
     Covariances,
     LayerCurvature,
+    add_squares,
     eigenbasis,
     kfac_eigenvalues,
-    rotated_gradients,
-    squared_sum,
 )
 from support.ekfac.errors import EmptyLoader, NotFitted
 from support.ekfac.layers import TrackedLayer, tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood
-from support.ekfac.passes import Bar
+from support.ekfac.passes import Bar, with_more_to_come
+from support.ekfac.positions import LayerGradients
 from support.ekfac.solve import Regularization, check_regularization
 
 
@@ -53,7 +53,7 @@ class Fitting:
             curvature = {}
             for name in self.bar(list(covariances), "eigenbases", "layer"):
                 covariance = covariances.pop(name)
-                basis = eigenbasis(covariance.activation, covariance.output_gradient)
+                basis = eigenbasis(covariance.activation(), covariance.output_gradient())
                 curvature[name] = LayerCurvature(basis, kfac_eigenvalues(basis))
             if update_diagonal:
                 self._correct_eigenvalues(curvature, loader)
@@ -65,16 +65,16 @@ class Fitting:
             for name, layer in self.layers.items()
         }
 
-        def add_output_gradients(name: str, _: Tensor, output_gradients: Tensor) -> None:
-            covariances[name].add_output_gradients(output_gradients)
+        def add_output_gradients(name: str, gradients: LayerGradients) -> None:
+            covariances[name].add_output_gradients(gradients.output_gradients)
 
         examples = 0
         for trace, directions in self._fisher(loader, "covariances", self.seed):
             examples += trace.examples
             for name, covariance in covariances.items():
-                covariance.add_activations(trace.activations(name), trace.positions(name))
-            for direction in directions:
-                trace.backward(direction, add_output_gradients, keep_graph=True)
+                covariance.add_activations(trace.activations(name), trace.examples)
+            for direction, more in with_more_to_come(directions):
+                trace.backward(direction, add_output_gradients, keep_graph=more)
             del trace, directions  # before the next batch, not after it
         return covariances, examples
 
@@ -82,15 +82,14 @@ class Fitting:
         for layer in curvature.values():
             layer.eigenvalues = torch.zeros_like(layer.eigenvalues)
 
-        def add(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-            rotated = rotated_gradients(activations, output_gradients, curvature[name].basis)
-            curvature[name].eigenvalues += squared_sum(rotated)
+        def add(name: str, gradients: LayerGradients) -> None:
+            add_squares(curvature[name].eigenvalues, gradients, curvature[name].basis)
 
         examples = 0
         for trace, directions in self._fisher(loader, "corrected eigenvalues", self.seed + 1):
             examples += trace.examples
-            for direction in directions:
-                trace.backward(direction, add, keep_graph=True)
+            for direction, more in with_more_to_come(directions):
+                trace.backward(direction, add, keep_graph=more)
             del trace, directions
         for layer in curvature.values():
             layer.eigenvalues /= examples

@@ -160,15 +160,15 @@ class EkfacInfluence(EkfacCurvature):
         `LabelsMismatch` when the likelihood's labels are not classes.
         """
         factors = self.influence_factors(x_test, y_test)
-        blocks: dict[int, Tensor] = {}
+        scores: list[Tensor] = []
 
-        def into(rows: slice, weights: Tensor) -> Consume:
-            if rows.start not in blocks:
-                blocks[rows.start] = self._zeros(len(x_test), *weights.shape)
-            return add_scores_by_label(blocks[rows.start], factors, weights)
+        def into(rows: list[int], weights: Tensor) -> Consume:
+            if not scores:
+                scores.append(self._zeros(len(x_test), len(x), weights.shape[1]))
+            return add_scores_by_label(scores[0], rows, factors, weights)
 
         self._gradients(self._bar).of_every_label(x, into, "influences by label")
-        return torch.cat(list(blocks.values()), dim=1)
+        return scores[0]
 
     def token_influences(
         self,
@@ -184,14 +184,15 @@ class EkfacInfluence(EkfacCurvature):
         Raises as `influence_factors` does.
         """
         factors = self.influence_factors(x_test, y_test)
-        blocks: list[Tensor] = []
+        scores: list[Tensor] = []
 
-        def into(rows: slice, trace: Trace) -> Consume:
-            blocks.append(self._zeros(len(x_test), trace.examples, trace.tokens))
-            return add_scores_by_token(blocks[-1], factors)
+        def into(rows: list[int], trace: Trace) -> Consume:
+            if not scores:
+                scores.append(self._zeros(len(x_test), len(x), trace.tokens))
+            return add_scores_by_token(scores[0], rows, factors)
 
         self._gradients(self._bar).of_labels(x, y, into, "token influences")
-        return torch.cat(blocks, dim=1)
+        return scores[0]
 
     def explore_hessian_regularization(
         self,
@@ -222,7 +223,7 @@ class EkfacInfluence(EkfacCurvature):
     def _factors(self, x: Tensor, y: Tensor, bar: Bar) -> Factors:
         factors = self._zeros_like_gradients(len(x))
 
-        def into(rows: slice, _: Trace) -> Consume:
+        def into(rows: list[int], _: Trace) -> Consume:
             return keep_factors(factors, rows, self.curvature, self.hessian_regularization)
 
         self._gradients(bar).of_labels(x, y, into, "influence factors")
@@ -240,14 +241,14 @@ class EkfacInfluence(EkfacCurvature):
     ) -> Float[Tensor, "test train"]:
         scores, self_influences = self._zeros_for_scores(factors, len(x)), self._zeros(len(x))
 
-        def into(rows: slice, _: Trace) -> Consume:
+        def into(rows: list[int], _: Trace) -> Consume:
             return both(keep_scores(scores, rows, factors), self._add_self(self_influences, rows))
 
         self._gradients(bar).of_labels(x, y, into, "relative influences")
         norms = self_influences.sqrt()
         return torch.where(norms > 0, sum_over_layers(scores) / norms, 0)
 
-    def _add_self(self, result: Tensor, rows: slice) -> Consume:
+    def _add_self(self, result: Tensor, rows: list[int]) -> Consume:
         return add_self_influences(result, rows, self.curvature, self.hessian_regularization)
 
     def _gradients(self, bar: Bar) -> LossGradients:

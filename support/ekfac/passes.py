@@ -1,7 +1,8 @@
 """Loss gradients of many examples, sent back through the model a few examples at a time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from jaxtyping import Shaped
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from support.ekfac.capture import Consume, Trace, ordinary, undisturbed
 from support.ekfac.errors import LabelsMismatch
 from support.ekfac.layers import TrackedLayer
 from support.ekfac.likelihood import Likelihood, loss_direction
+
+Item = TypeVar("Item")
 
 Bar = Callable[[Iterable, str, str], Iterable]
 """Wraps items in a progress bar with a description and a unit."""
@@ -35,7 +38,7 @@ class LossGradients:
         self,
         x: Shaped[Tensor, "batch ..."],
         y: Shaped[Tensor, "labels ..."],
-        into: Callable[[slice, Trace], Consume],
+        into: Callable[[list[int], Trace], Consume],
         description: str,
     ) -> None:
         """Gradients of the loss of each example's own label: `into(rows, trace)`."""
@@ -50,7 +53,7 @@ class LossGradients:
     def of_every_label(
         self,
         x: Shaped[Tensor, "batch ..."],
-        into: Callable[[slice, Tensor], Consume],
+        into: Callable[[list[int], Tensor], Consume],
         description: str,
     ) -> None:
         """Gradients from which those of every possible label are combined: `into(rows, weights)`.
@@ -60,12 +63,23 @@ class LossGradients:
         """
         with undisturbed(self.model):
             for rows, trace in self._traces(x, description):
-                for direction, weights in self.likelihood.label_directions(trace.outputs.detach()):
-                    trace.backward(direction, into(rows, weights), keep_graph=True)
+                directions = self.likelihood.label_directions(trace.outputs.detach())
+                for (direction, weights), more in with_more_to_come(directions):
+                    trace.backward(direction, into(rows, weights), keep_graph=more)
                 del trace
 
-    def _traces(self, x: Tensor, description: str) -> Iterable[tuple[slice, Trace]]:
+    def _traces(self, x: Tensor, description: str) -> Iterable[tuple[list[int], Trace]]:
         starts = range(0, len(x), EXAMPLES_AT_A_TIME)
         for start in self.bar(starts, description, "batch"):
-            rows = slice(start, min(start + EXAMPLES_AT_A_TIME, len(x)))
+            rows = list(range(start, min(start + EXAMPLES_AT_A_TIME, len(x))))
             yield rows, Trace(self.model, self.layers, x[rows])
+
+
+def with_more_to_come(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+    """Each item, and whether another follows: the last direction needs no graph kept behind it."""
+    ahead = iter(items)
+    for item in ahead:
+        for following in ahead:
+            yield item, True
+            item = following
+        yield item, False

@@ -1,16 +1,25 @@
-"""What is computed from a layer's activations and output gradients once the curvature is known.
+"""What is computed from a layer's gradients once the curvature is known.
 
 Each function returns the consumer of one backward pass for a block of examples: it is called once per
 layer and writes that layer's part into a result, which is given first, at the block's `rows`.
 """
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from support.ekfac.capture import Consume
-from support.ekfac.curvature import LayerCurvature, rotated_gradients
-from support.ekfac.layers import per_example_gradients, without_silent_positions
-from support.ekfac.solve import Regularization, precondition, squared_norm
+from support.ekfac.curvature import (
+    LayerCurvature,
+    out_of_basis,
+    rotated_one_by_one,
+    rotated_rows,
+)
+from support.ekfac.positions import LayerGradients
+from support.ekfac.solve import Regularization, damped_inverse
+
+Rows = list[int]
+"""Where the examples of a block stand in the result."""
 
 Factors = dict[str, Float[Tensor, "test d_out d_in"]]
 """Preconditioned gradients, layer by layer, from input to output."""
@@ -19,80 +28,88 @@ Curvature = dict[str, LayerCurvature]
 
 
 def keep_factors(
-    factors: Factors, rows: slice, curvature: Curvature, regularization: Regularization
+    factors: Factors, rows: Rows, curvature: Curvature, regularization: Regularization
 ) -> Consume:
     """factors[rows] = (F + λ)⁻¹ G."""
 
-    def consume(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-        rotated = rotated_gradients(activations, output_gradients, curvature[name].basis)
-        factors[name][rows] = precondition(rotated, curvature[name], regularization)
+    def consume(name: str, gradients: LayerGradients) -> None:
+        layer = curvature[name]
+        inverse = damped_inverse(layer.eigenvalues, regularization)
+        for example, rotated in rotated_one_by_one(gradients, layer.basis):
+            factors[name][rows[example]] = out_of_basis(rotated.mul_(inverse), layer.basis)
 
     return consume
 
 
 def keep_rotated(
-    rotated: dict[str, Float[Tensor, "batch d_out d_in"]], rows: slice, curvature: Curvature
+    rotated: dict[str, Float[Tensor, "batch d_out d_in"]], rows: Rows, curvature: Curvature
 ) -> Consume:
     """rotated[rows] = Q_gᵀ G Q_a."""
 
-    def consume(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-        basis = curvature[name].basis
-        rotated[name][rows] = rotated_gradients(activations, output_gradients, basis)
+    def consume(name: str, gradients: LayerGradients) -> None:
+        for example, matrix in rotated_one_by_one(gradients, curvature[name].basis):
+            rotated[name][rows[example]] = matrix
 
     return consume
 
 
 def keep_scores(
-    scores: dict[str, Float[Tensor, "test train"]], rows: slice, factors: Factors
+    scores: dict[str, Float[Tensor, "test train"]], rows: Rows, factors: Factors
 ) -> Consume:
     """scores[:, rows] = ⟨factors, G⟩."""
 
-    def consume(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-        scores[name][:, rows] = _products(factors[name], activations, output_gradients)
+    def consume(name: str, gradients: LayerGradients) -> None:
+        scores[name][:, rows] = products(factors[name], gradients)
 
     return consume
 
 
 def add_scores_by_label(
-    scores: Float[Tensor, "test batch classes"],
+    scores: Float[Tensor, "test train classes"],
+    rows: Rows,
     factors: Factors,
     weights: Float[Tensor, "batch classes"],
 ) -> Consume:
-    """scores[:, :, c] += weights[:, c] · ⟨factors, G⟩, for the examples of one block."""
+    """scores[:, rows, c] += weights[:, c] · ⟨factors, G⟩."""
 
-    def consume(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-        products = _products(factors[name], activations, output_gradients)
-        scores.add_(products.unsqueeze(-1) * weights.to(products))
+    def consume(name: str, gradients: LayerGradients) -> None:
+        by_label = products(factors[name], gradients).unsqueeze(-1) * weights.to(scores)
+        scores[:, rows] += by_label
 
     return consume
 
 
-def add_scores_by_token(scores: Float[Tensor, "test batch tokens"], factors: Factors) -> Consume:
-    """scores[:, :, t] += g_tᵀ · factors · a_t, for the examples of one block.
+def add_scores_by_token(
+    scores: Float[Tensor, "test train tokens"], rows: Rows, factors: Factors
+) -> Consume:
+    """scores[:, rows, t] += g_tᵀ · factors · a_t.
 
     A layer with one position adds to the first token.
     """
 
-    def consume(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-        positions = activations.shape[1]
-        for test, factor in enumerate(factors[name]):
-            by_token = ((output_gradients @ factor) * activations).sum(dim=-1)
-            scores[test, :, :positions] += by_token
+    def consume(name: str, gradients: LayerGradients) -> None:
+        examples = torch.tensor(rows, device=scores.device)[gradients.owners]
+        tokens = gradients.places % gradients.tokens
+        by_token = [
+            (gradients.output_gradients @ factor).mul_(gradients.activations).sum(dim=1)
+            for factor in factors[name]
+        ]
+        scores[:, examples, tokens] += torch.stack(by_token)
 
     return consume
 
 
 def add_self_influences(
-    self_influences: Float[Tensor, " batch"],
-    rows: slice,
+    self_influences: Float[Tensor, " train"],
+    rows: Rows,
     curvature: Curvature,
     regularization: Regularization,
 ) -> Consume:
     """self_influences[rows] += ⟨G, (F + λ)⁻¹ G⟩."""
 
-    def consume(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-        rotated = rotated_gradients(activations, output_gradients, curvature[name].basis)
-        self_influences[rows] += squared_norm(rotated, curvature[name], regularization)
+    def consume(name: str, gradients: LayerGradients) -> None:
+        own = squared_norms(gradients, curvature[name], regularization)
+        self_influences[rows] += own
 
     return consume
 
@@ -100,15 +117,45 @@ def add_self_influences(
 def both(first: Consume, second: Consume) -> Consume:
     """Two results from one backward pass."""
 
-    def consume(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-        first(name, activations, output_gradients)
-        second(name, activations, output_gradients)
+    def consume(name: str, gradients: LayerGradients) -> None:
+        first(name, gradients)
+        second(name, gradients)
 
     return consume
 
 
-def _products(
-    factors: Float[Tensor, "test d_out d_in"], activations: Tensor, output_gradients: Tensor
+def products(
+    factors: Float[Tensor, "test d_out d_in"], gradients: LayerGradients
 ) -> Float[Tensor, "test batch"]:
-    heard = without_silent_positions(activations, output_gradients)
-    return factors.flatten(1) @ per_example_gradients(*heard).flatten(1).T
+    """⟨factors, G⟩ for every pair, in the order that costs fewer multiplications.
+
+    With T positions per example and Q queries, in units of d_out·d_in: G first is T products and Q
+    more to compare them; carrying every row of activations through every factor is Q·T.
+    """
+    queries, positions = len(factors), len(gradients.places)
+    if queries * positions > positions + queries * gradients.examples:
+        return factors.flatten(1) @ gradients.per_example().flatten(1).T
+    carried = factors.flatten(0, 1) @ gradients.activations.T
+    by_row = carried.view(queries, -1, positions).mul_(gradients.output_gradients.T).sum(dim=1)
+    result = by_row.new_zeros(queries, gradients.examples)
+    return result.index_add_(1, gradients.owners, by_row)
+
+
+def squared_norms(
+    gradients: LayerGradients, curvature: LayerCurvature, regularization: Regularization
+) -> Float[Tensor, " batch"]:
+    """⟨G, (F + λ)⁻¹ G⟩ per example: one layer's share of the self-influence.
+
+    With one position per example it is (Q_gᵀ g)² · 1/(Λ + λ) · (Q_aᵀ a)², without forming G.
+    """
+    inverse = damped_inverse(curvature.eigenvalues, regularization)
+    result = inverse.new_zeros(gradients.examples)
+    if gradients.is_rank_one:
+        a, g = rotated_rows(gradients, curvature.basis)
+        by_row = (g.square_() @ inverse).mul_(a.square_()).sum(dim=1)
+        return result.index_add_(0, gradients.owners, by_row)
+    root = inverse.sqrt_()
+    for example, rotated in rotated_one_by_one(gradients, curvature.basis):
+        scaled = rotated.mul_(root).flatten()
+        result[example] = torch.dot(scaled, scaled)
+    return result

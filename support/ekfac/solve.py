@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from support.ekfac.curvature import LayerCurvature, out_of_basis
 from support.ekfac.errors import BadRegularization
 
 Regularization = float | int | str
@@ -41,23 +40,3 @@ def damped_inverse(
     """1 / (Λ + λ), and 0 where both are 0: without damping, the pseudo-inverse."""
     damped = eigenvalues + damping(eigenvalues, regularization)
     return torch.where(damped > 0, 1 / damped, 0)
-
-
-def precondition(
-    rotated: Float[Tensor, "batch d_out d_in"],
-    curvature: LayerCurvature,
-    regularization: Regularization,
-) -> Float[Tensor, "batch d_out d_in"]:
-    """Q_g [R / (Λ + λ)] Q_aᵀ for gradients R = Q_gᵀ G Q_a that are already in the eigenbasis."""
-    scaled = rotated * damped_inverse(curvature.eigenvalues, regularization)
-    return out_of_basis(scaled, curvature.basis)
-
-
-def squared_norm(
-    rotated: Float[Tensor, "batch d_out d_in"],
-    curvature: LayerCurvature,
-    regularization: Regularization,
-) -> Float[Tensor, " batch"]:
-    """⟨R, R / (Λ + λ)⟩ per example: one layer's share of the self-influence."""
-    inverse = damped_inverse(curvature.eigenvalues, regularization)
-    return (rotated.square() * inverse).sum(dim=(1, 2))
