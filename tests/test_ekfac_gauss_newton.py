@@ -8,7 +8,8 @@ from support.ekfac import Gaussian
 from support.ekfac.conjugate_gradients import GaussNewtonInfluence, conjugate_gradients
 from support.ekfac.errors import BadRegularization, EmptyLoader, NotConverged, NotFitted
 from support.ekfac.exact import ExactInfluence
-from support.ekfac.gauss_newton import LayerGradients, inner_products
+from support.ekfac.gauss_newton import inner_products, squared_norms
+from support.ekfac.positions import LayerGradients
 from tests.dense import (
     damped_influences,
     fisher_blocks,
@@ -121,18 +122,27 @@ def test_the_exact_solve_wants_a_regularization_above_zero(regularization):
         exact.influences(systems, regularization)
 
 
-@pytest.mark.parametrize(("left", "right"), [(1, 1), (1, 3), (2, 1), (3, 4), (12, 11)])
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [([1, 1], [1, 1, 1]), ([1, 0], [3, 2, 3]), ([4, 2], [1, 0, 1]), ([12, 9], [11, 12, 10])],
+)
 def test_inner_products_are_those_of_the_dense_gradients(left, right):
     torch.manual_seed(0)
+    one, other = layer_gradients(left), layer_gradients(right)
+    dense = [gradients.per_example().flatten(1) for gradients in (one, other)]
+    assert_equal(inner_products(one, other), dense[0] @ dense[1].T)
+    assert_equal(squared_norms(one), dense[0].square().sum(dim=1))
 
-    def gradients(examples, positions):
-        return LayerGradients(
-            torch.randn(examples, positions, 5).double(),
-            torch.randn(examples, positions, 4).double(),
-        )
 
-    one, other = gradients(2, left), gradients(3, right)
-    assert_equal(inner_products(one, other), one.dense() @ other.dense().T)
+def layer_gradients(counts):
+    """Random gradients of examples with so many positions each."""
+    tokens = max(counts)
+    places = torch.cat(
+        [torch.arange(count) + example * tokens for example, count in enumerate(counts)]
+    )
+    rows = sum(counts)
+    activations, output_gradients = torch.randn(rows, 5).double(), torch.randn(rows, 4).double()
+    return LayerGradients(activations, output_gradients, places, len(counts), tokens)
 
 
 @pytest.mark.parametrize("joint", [True, False], ids=["joint", "per layer"])

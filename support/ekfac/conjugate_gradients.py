@@ -14,12 +14,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from support.ekfac.curvature import into_basis
+from support.ekfac.curvature import into_basis, out_of_basis
 from support.ekfac.errors import NotConverged
-from support.ekfac.gauss_newton import GaussNewton, LayerGradients
+from support.ekfac.gauss_newton import GaussNewton
 from support.ekfac.influence import EkfacInfluence
 from support.ekfac.scoring import Factors
-from support.ekfac.solve import damping, precondition
+from support.ekfac.solve import damped_inverse, damping
 
 Map = Callable[[Factors], Factors]
 """A linear map of the tracked layers' parameters, for several queries at once."""
@@ -106,7 +106,7 @@ class GaussNewtonInfluence:
         last iteration. Raises as `EkfacInfluence.influence_factors` does.
         """
         (sides,) = self.gauss_newton.losses([(x, y)])
-        gradients = {name: _dense(part) for name, part in sides.items()}
+        gradients = {name: part.per_example() for name, part in sides.items()}
         solution = conjugate_gradients(
             self._damped_product,
             self._ekfac,
@@ -133,17 +133,19 @@ class GaussNewtonInfluence:
         )
 
     def _ekfac(self, gradients: Factors) -> Factors:
-        curvature, damped = self.engine.curvature, self.engine.hessian_regularization
-        return {
-            name: precondition(into_basis(part, curvature[name].basis), curvature[name], damped)
-            for name, part in gradients.items()
-        }
+        result = {}
+        for name, part in gradients.items():
+            layer = self.engine.curvature[name]
+            inverse = damped_inverse(layer.eigenvalues, self.engine.hessian_regularization)
+            rotated = into_basis(part, layer.basis).mul_(inverse)
+            result[name] = out_of_basis(rotated, layer.basis)
+        return result
 
     def _damped_product(self, vectors: Factors) -> Factors:
         """(F + λ) v = (1/n) Σ φ ⟨φ, v⟩ + λ v."""
         total = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
         for gradients in self.gauss_newton.directions(self.fit_loader):
-            dense = {name: part.dense() for name, part in gradients.items()}
+            dense = {name: part.per_example().flatten(1) for name, part in gradients.items()}
             along = {name: vectors[name].flatten(1) @ part.T for name, part in dense.items()}
             if self.joint:
                 along = dict.fromkeys(along, sum(along.values()))
@@ -154,11 +156,6 @@ class GaussNewtonInfluence:
             eigenvalues = self.engine.curvature[name].eigenvalues
             part.add_(vectors[name], alpha=damping(eigenvalues, self.engine.hessian_regularization))
         return total
-
-
-def _dense(gradients: LayerGradients) -> Float[Tensor, "examples d_out d_in"]:
-    shape = gradients.output_gradients.shape[2], gradients.activations.shape[2]
-    return gradients.dense().reshape(len(gradients), *shape)
 
 
 def _dot(left: Factors, right: Factors) -> Float[Tensor, " test"]:

@@ -75,6 +75,13 @@ def _eigenvectors(covariance: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
     return values.clamp(min=0).to(covariance.dtype), vectors.to(covariance.dtype).contiguous()
 
 
+def into_basis(
+    gradients: Float[Tensor, "*batch d_out d_in"], basis: Eigenbasis
+) -> Float[Tensor, "*batch d_out d_in"]:
+    """Q_gᵀ G Q_a, for one gradient or many."""
+    return basis.output_gradient.T @ gradients @ basis.activation
+
+
 def out_of_basis(
     rotated: Float[Tensor, "*batch d_out d_in"], basis: Eigenbasis
 ) -> Float[Tensor, "*batch d_out d_in"]:

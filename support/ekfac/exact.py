@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from support.ekfac.errors import BadRegularization
-from support.ekfac.gauss_newton import GaussNewton, Gradients, inner_products
+from support.ekfac.gauss_newton import GaussNewton, Gradients, inner_products, squared_norms
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood
 
@@ -109,7 +109,7 @@ class ExactInfluence:
                 _table(fisher, test, name),
                 _table(fisher, train, name),
                 _table(test, train, name),
-                _squares(train, name),
+                torch.cat([squared_norms(batch[name]) for batch in train]).double(),
                 examples,
             )
             systems = [systems[0] + system] if self.joint and systems else [*systems, system]
@@ -131,12 +131,3 @@ def _table(left: list[Gradients], right: list[Gradients], name: str) -> Tensor:
     return torch.cat(
         [torch.cat([inner_products(a[name], b[name]).double() for b in right], dim=1) for a in left]
     )
-
-
-def _squares(gradients: list[Gradients], name: str) -> Tensor:
-    singles = [
-        inner_products(batch[name].of(slice(n, n + 1)), batch[name].of(slice(n, n + 1)))
-        for batch in gradients
-        for n in range(len(batch[name]))
-    ]
-    return torch.cat(singles).flatten().double()

@@ -14,28 +14,10 @@ from torch import Tensor, nn
 
 from support.ekfac.capture import Trace, ordinary, undisturbed
 from support.ekfac.errors import EmptyLoader
-from support.ekfac.layers import TrackedLayer, per_example_gradients, without_silent_positions
+from support.ekfac.layers import TrackedLayer
 from support.ekfac.likelihood import Likelihood, loss_direction
-
-
-@dataclass(frozen=True)
-class LayerGradients:
-    """Gradients Σ_t g_t a_tᵀ of some examples in one layer, as the rows they are sums of."""
-
-    activations: Float[Tensor, "examples positions d_in"]
-    output_gradients: Float[Tensor, "examples positions d_out"]
-
-    def __len__(self) -> int:
-        return len(self.activations)
-
-    def of(self, examples: slice) -> "LayerGradients":
-        """Some of the examples."""
-        return LayerGradients(self.activations[examples], self.output_gradients[examples])
-
-    def dense(self) -> Float[Tensor, "examples parameters"]:
-        """The gradients themselves, flattened."""
-        return per_example_gradients(self.activations, self.output_gradients).flatten(1)
-
+from support.ekfac.passes import with_more_to_come
+from support.ekfac.positions import LayerGradients
 
 Gradients = dict[str, LayerGradients]
 """Layer by layer, from input to output."""
@@ -60,8 +42,9 @@ class GaussNewton:
             for inputs, *_ in _at_least_one(loader):
                 trace = Trace(self.model, self.layers, inputs)
                 outputs = trace.outputs.detach()
-                for direction in self.likelihood.fisher_directions(outputs, generator):
-                    yield _sent_back(trace, direction)
+                directions = self.likelihood.fisher_directions(outputs, generator)
+                for direction, more in with_more_to_come(directions):
+                    yield _sent_back(trace, direction, keep_graph=more)
                 del trace
 
     def losses(self, loader: Iterable) -> Iterator[Gradients]:
@@ -86,13 +69,9 @@ def _at_least_one(loader: Iterable) -> Iterator:
         )
 
 
-def _sent_back(trace: Trace, direction: Tensor) -> Gradients:
+def _sent_back(trace: Trace, direction: Tensor, keep_graph: bool = False) -> Gradients:
     seen: Gradients = {}
-
-    def consume(name: str, activations: Tensor, output_gradients: Tensor) -> None:
-        seen[name] = LayerGradients(*without_silent_positions(activations, output_gradients))
-
-    trace.backward(direction, consume, keep_graph=True)
+    trace.backward(direction, seen.__setitem__, keep_graph)
     return {name: seen[name] for name in trace.layers}
 
 
@@ -101,18 +80,24 @@ def inner_products(
 ) -> Float[Tensor, "left_examples right_examples"]:
     """⟨G_n, G_m⟩ of every pair: Σ_ts (a_nt·a_ms)(g_nt·g_ms), or from the dense gradients.
 
-    By positions a pair costs positions² (d_in + d_out) multiplications, by dense gradients d_in·d_out
+    Row by row it costs rows² (d_in + d_out) multiplications, by dense gradients examples² d_in·d_out
     once they are formed: the cheaper of the two is taken.
     """
-    positions = left.activations.shape[1] * right.activations.shape[1]
-    d_in, d_out = left.activations.shape[2], left.output_gradients.shape[2]
-    if positions * (d_in + d_out) < d_in * d_out:
-        return _by_positions(left, right)
-    return left.dense() @ right.dense().T
+    d_in, d_out = left.activations.shape[1], left.output_gradients.shape[1]
+    rows = len(left.places) * len(right.places)
+    if rows * (d_in + d_out) > left.examples * right.examples * d_in * d_out:
+        return left.per_example().flatten(1) @ right.per_example().flatten(1).T
+    by_row = left.activations @ right.activations.T
+    by_row *= left.output_gradients @ right.output_gradients.T
+    by_example = by_row.new_zeros(left.examples, len(right.places))
+    by_example.index_add_(0, left.owners, by_row)
+    result = by_row.new_zeros(left.examples, right.examples)
+    return result.index_add_(1, right.owners, by_example)
 
 
-def _by_positions(left: LayerGradients, right: LayerGradients) -> Tensor:
-    a = torch.einsum("nti,msi->ntms", left.activations, right.activations)
-    return (a * torch.einsum("nto,mso->ntms", left.output_gradients, right.output_gradients)).sum(
-        dim=(1, 3)
-    )
+def squared_norms(gradients: LayerGradients) -> Float[Tensor, " examples"]:
+    """⟨G_n, G_n⟩ of each."""
+    if gradients.is_rank_one:
+        by_row = gradients.activations.square().sum(1) * gradients.output_gradients.square().sum(1)
+        return by_row.new_zeros(gradients.examples).index_add_(0, gradients.owners, by_row)
+    return torch.stack([(g.T @ a).square().sum() for _, a, g in gradients.one_by_one()])
