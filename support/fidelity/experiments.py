@@ -18,7 +18,7 @@ TRAIN_REVIEWS, QUERIES = 1_000, 200
 CHOICE, REPORT = slice(0, QUERIES // 2), slice(QUERIES // 2, QUERIES)
 """Queries on which λ, normalisation and checkpoints are chosen, and those that are reported."""
 
-TRUSTED_SHARES = (0.0, 0.05, 0.1, 0.2, 0.33, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.33, 0.5, 0.75, 1.0)
 """Where checkpoints are kept, as shares of the steps of a run."""
 
 

@@ -1,0 +1,93 @@
+"""How well scores agree with retraining: the linear datamodeling score, and the best it could be.
+
+Scores are `(queries, train)`; positive says that more weight on this training example would lower the
+loss of this query. Any scorer that gives such a matrix can be judged.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import bootstrap, rankdata
+from torch import Tensor
+
+from support.fidelity.bank import Bank
+from support.fidelity.retraining import losses
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One number per query, and their mean with a bootstrap interval over queries."""
+
+    per_query: Float[np.ndarray, " queries"]
+
+    @property
+    def mean(self) -> float:
+        return float(self.per_query.mean())
+
+    def interval(self, seed: int = 0) -> tuple[float, float]:
+        """The 95 % percentile interval of the mean over resampled queries."""
+        if np.ptp(self.per_query) == 0:
+            return self.mean, self.mean
+        found = bootstrap(
+            (self.per_query,), np.mean, confidence_level=LEVEL, method="percentile", rng=seed
+        ).confidence_interval
+        return float(found.low), float(found.high)
+
+    def above(self, other: "Agreement") -> "Agreement":
+        """How far this one is above another, query by query."""
+        return Agreement(self.per_query - other.per_query)
+
+
+def subset_scores(
+    scores: Float[Tensor, "queries train"], membership: Bool[Tensor, "subsets train"]
+) -> Float[Tensor, "subsets queries"]:
+    """Σ over each subset's reviews of their influence on each query."""
+    return membership.to(scores) @ scores.T
+
+
+def linear_datamodeling_score(scores: Float[Tensor, "queries train"], bank: Bank) -> Agreement:
+    """For each query, Spearman's correlation over the subsets between the summed influence of a
+    subset and how low the loss came out after training on it (Ilyas et al. 2022; Park et al. 2023).
+
+    A scorer that gives every subset the same sum orders nothing: 0.
+    """
+    predicted = subset_scores(scores.double(), bank.membership)
+    return Agreement(rank_correlations(predicted, -bank.outcomes))
+
+
+def rank_correlations(
+    predicted: Float[Tensor, "subsets queries"], observed: Float[Tensor, "subsets queries"]
+) -> Float[np.ndarray, " queries"]:
+    """Spearman's correlation of each column; 0 where a column is constant."""
+    left, right = (_centred_ranks(side) for side in (predicted, observed))
+    norms = np.linalg.norm(left, axis=0) * np.linalg.norm(right, axis=0)
+    products = (left * right).sum(axis=0)
+    return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
+
+
+def _centred_ranks(values: Tensor) -> Float[np.ndarray, "subsets queries"]:
+    # Sums of equal numbers in another order differ by rounding, which is no order of subsets.
+    ranks = rankdata(np.round(values.double().numpy(), 10), axis=0)
+    return ranks - ranks.mean(axis=0)
+
+
+def reliability(bank: Bank) -> Agreement:
+    """Rank correlation between one retraining of a subset and another with a different seed, per
+    query, mean over pairs of seeds."""
+    one = -losses(bank.margins)
+    seeds = range(one.shape[1])
+    pairs = [(a, b) for a in seeds for b in seeds if a < b]
+    return Agreement(np.mean([rank_correlations(one[:, a], one[:, b]) for a, b in pairs], axis=0))
+
+
+def noise_ceiling(bank: Bank) -> float:
+    """The score of a scorer that knows the expected outcome: √ of the reliability of the bank's means.
+
+    With r the reliability of one seed, that of the mean of k is k r / (1 + (k − 1) r)
+    (Spearman–Brown).
+    """
+    one, seeds = reliability(bank).mean, bank.margins.shape[1]
+    return float(np.sqrt(seeds * one / (1 + (seeds - 1) * one)))
