@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from support.ekfac import EkfacInfluence
+from support.ekfac import EkfacInfluence, blocks
+from support.ekfac.blocks import EXAMPLES_AT_A_TIME
 from support.ekfac.capture import Trace
-from support.ekfac.passes import EXAMPLES_AT_A_TIME
 from tests.dense import labels, sentences, token_classifier, vectors
 
 DAMPING = 1e-4
@@ -252,6 +252,7 @@ def test_what_a_forward_pass_held_is_freed_before_the_next(monkeypatch):
         remember(trace, *arguments)
 
     monkeypatch.setattr(Trace, "__init__", counted)
+    monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", 15)
     gc.disable()
     try:
         engine = fitted([(X,), (X,), (X,)])

@@ -150,7 +150,7 @@ def test_exploring_refuses_a_bad_value_before_any_work():
 def test_progress_is_drawn_to_its_end(call, capsys):
     engine = fitted()
     engine.progress = True
-    many, many_labels = X.repeat(2, 1), Y.repeat(2)
+    many, many_labels = X.repeat(4, 1), Y.repeat(4)
     asks = {
         "score": lambda: engine.score([(QUERIES, QUERY_LABELS)], 2 * [(X, Y)]),
         "influences_by_label": lambda: engine.influences_by_label(many, many_labels, many),

@@ -63,3 +63,7 @@ class BadCheckpoints(EkfacError):
 
 class NotConverged(UserWarning):
     """An iterative solution is further from the exact one than was asked for, with the queries."""
+
+
+class BlockHalved(UserWarning):
+    """A block of examples did not fit into memory and is taken in two halves."""

@@ -3,16 +3,17 @@
 `Fitting` does it; `EkfacCurvature` is a model together with the result, to be saved, loaded, moved.
 """
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from support.ekfac import storage
-from support.ekfac.capture import Trace, undisturbed
+from support.ekfac.blocks import Block
+from support.ekfac.capture import Consume, Trace, undisturbed
 from support.ekfac.curvature import (
     Covariances,
     LayerCurvature,
@@ -21,24 +22,22 @@ from support.ekfac.curvature import (
     kfac_eigenvalues,
 )
 from support.ekfac.errors import EmptyLoader, NotFitted
-from support.ekfac.layers import TrackedLayer, tracked_layers
+from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood
-from support.ekfac.passes import Bar, with_more_to_come
+from support.ekfac.passes import Once, Passes, length_of, with_more_to_come
 from support.ekfac.positions import LayerGradients
 from support.ekfac.solve import Regularization, check_regularization
 
 
 @dataclass(frozen=True)
 class Fitting:
-    """The model whose curvature is wanted, its layers, and the loss that defines the Fisher.
+    """The model whose curvature is wanted, and the loss that defines the Fisher.
 
     `seed` decides which labels are drawn when the likelihood samples them.
     """
 
-    model: nn.Module
-    layers: dict[str, TrackedLayer]
+    passes: Passes
     likelihood: Likelihood
-    bar: Bar
     seed: int
 
     def curvature(
@@ -48,10 +47,10 @@ class Fitting:
 
         Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported`.
         """
-        with undisturbed(self.model):
+        with undisturbed(self.passes.model):
             covariances, examples = self._covariances(loader)
             curvature = {}
-            for name in self.bar(list(covariances), "eigenbases", "layer"):
+            for name in self.passes.bar(list(covariances), "eigenbases", "layer"):
                 covariance = covariances.pop(name)
                 basis = eigenbasis(covariance.activation(), covariance.output_gradient())
                 curvature[name] = LayerCurvature(basis, kfac_eigenvalues(basis))
@@ -62,54 +61,61 @@ class Fitting:
     def _covariances(self, loader: Iterable) -> tuple[dict[str, Covariances], int]:
         covariances = {
             name: Covariances(layer.d_out, layer.d_in, layer.dtype, layer.device)
-            for name, layer in self.layers.items()
+            for name, layer in self.passes.layers.items()
         }
 
-        def add_output_gradients(name: str, gradients: LayerGradients) -> None:
+        def add(name: str, gradients: LayerGradients) -> None:
             covariances[name].add_output_gradients(gradients.output_gradients)
 
-        examples = 0
-        for trace, directions in self._fisher(loader, "covariances", self.seed):
-            examples += trace.examples
+        def add_activations(trace: Trace, once: Once) -> None:
             for name, covariance in covariances.items():
-                covariance.add_activations(trace.activations(name), trace.examples)
-            for direction, more in with_more_to_come(directions):
-                trace.backward(direction, add_output_gradients, keep_graph=more)
-            del trace, directions  # before the next batch, not after it
+                if once.is_first("activations", name):
+                    covariance.add_activations(trace.activations(name), trace.examples)
+                    once.finish("activations", name)
+
+        examples = self._fisher(loader, "covariances", self.seed, add, add_activations)
         return covariances, examples
 
     def _correct_eigenvalues(self, curvature: dict[str, LayerCurvature], loader: Iterable) -> None:
         for layer in curvature.values():
-            layer.eigenvalues = torch.zeros_like(layer.eigenvalues)
+            layer.eigenvalues.zero_()
 
         def add(name: str, gradients: LayerGradients) -> None:
             add_squares(curvature[name].eigenvalues, gradients, curvature[name].basis)
 
-        examples = 0
-        for trace, directions in self._fisher(loader, "corrected eigenvalues", self.seed + 1):
-            examples += trace.examples
-            for direction, more in with_more_to_come(directions):
-                trace.backward(direction, add, keep_graph=more)
-            del trace, directions
+        examples = self._fisher(loader, "corrected eigenvalues", self.seed + 1, add)
         for layer in curvature.values():
             layer.eigenvalues /= examples
 
     def _fisher(
-        self, loader: Iterable, description: str, seed: int
-    ) -> Iterator[tuple[Trace, Iterator[Tensor]]]:
-        """A forward pass for every batch, and the Fisher's directions to send back through it."""
+        self,
+        loader: Iterable,
+        description: str,
+        seed: int,
+        consume: Consume,
+        beforehand: Callable[[Trace, Once], None] = lambda trace, once: None,
+    ) -> int:
+        """Send the Fisher's directions back through every forward pass; the number of examples."""
         generator = torch.Generator().manual_seed(seed)
-        batches = 0
-        for inputs, *_ in self.bar(loader, description, "batch"):
-            batches += 1
-            trace = Trace(self.model, self.layers, inputs)
-            yield trace, self.likelihood.fisher_directions(trace.outputs.detach(), generator)
-            del trace
-        if not batches:
+        counted: list[int] = []
+
+        def work(block: Block, trace: Trace, once: Once) -> None:
+            beforehand(trace, once)
+            outputs = trace.outputs.detach()
+            directions = enumerate(self.likelihood.fisher_directions(outputs, generator))
+            for (number, direction), more in with_more_to_come(directions):
+                trace.backward(direction, once(number, consume), keep_graph=more)
+            counted.append(trace.examples)
+
+        unlabelled = ((inputs, None) for inputs, *_ in loader)
+        pools = self.passes.pools(unlabelled, length_of(loader), description)
+        self.passes.over((block for pool in pools for block in pool.blocks), work)
+        if not counted:
             raise EmptyLoader(
                 f"The loader gave no batch while computing {description}. It must hold at least "
                 "one, and give all of them again on every pass (a DataLoader or a list, no generator)."
             )
+        return sum(counted)
 
 
 class EkfacCurvature:
@@ -170,7 +176,7 @@ class EkfacCurvature:
         size don't matter. Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode` and
         `LayerNotSupported`; the engine is then as it was before.
         """
-        fitting = Fitting(self.model, self.layers, self.likelihood, self._bar, self.seed)
+        fitting = Fitting(self._passes(), self.likelihood, self.seed)
         self.curvature, self.examples = fitting.curvature(loader, self.update_diagonal)
         return self
 
@@ -219,6 +225,9 @@ class EkfacCurvature:
     def _require_fit(self) -> None:
         if not self.is_fitted:
             raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
+
+    def _passes(self) -> Passes:
+        return Passes(self.model, self.layers, self._bar)
 
     def _bar(self, items: Iterable, description: str, unit: str) -> Iterable:
         one_step = isinstance(items, Sized) and len(items) == 1

@@ -1,15 +1,16 @@
 """`EkfacInfluence`: fit the curvature once, then ask which training examples a prediction rests on."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from support.ekfac.blocks import Pool
 from support.ekfac.capture import Consume, Trace
 from support.ekfac.errors import EmptyLoader, FactorsMismatch, LabelsMismatch
 from support.ekfac.fitting import EkfacCurvature
-from support.ekfac.passes import Bar, LossGradients
+from support.ekfac.passes import every_label, labelled, length_of
 from support.ekfac.scoring import (
     Factors,
     add_scores_by_label,
@@ -44,7 +45,7 @@ class EkfacInfluence(EkfacCurvature):
         `(test, d_out, d_in)` each. Raises `NotFitted`, `LabelsMismatch`, `NotFinite`,
         `ModelInTrainingMode`.
         """
-        return self._factors(x, y, self._bar)
+        return self._factors(self._blocks(x, y, "influence factors"), len(x))
 
     def influences_by_layer(
         self,
@@ -65,7 +66,7 @@ class EkfacInfluence(EkfacCurvature):
         factors = self.influence_factors(x_test, y_test)
         if x is None or y is None:
             x, y = x_test, y_test
-        return self._scores(factors, x, y, self._bar)
+        return self._scores(factors, self._blocks(x, y, "influences"), len(x))
 
     def influences(
         self,
@@ -93,7 +94,7 @@ class EkfacInfluence(EkfacCurvature):
         """
         self._require_fit()
         self._check_factors(factors)
-        return sum_over_layers(self._scores(factors, x, y, self._bar))
+        return sum_over_layers(self._scores(factors, self._blocks(x, y, "influences"), len(x)))
 
     def self_influences(
         self, x: Shaped[Tensor, "batch ..."], y: Shaped[Tensor, "labels ..."]
@@ -103,9 +104,7 @@ class EkfacInfluence(EkfacCurvature):
         Raises as `influence_factors` does.
         """
         result = self._zeros(len(x))
-        self._gradients(self._bar).of_labels(
-            x, y, lambda rows, _: self._add_self(result, rows), "self-influences"
-        )
+        self._over(x, y, lambda rows, _: self._add_self(result, rows), "self-influences")
         return result
 
     def relative_influences(
@@ -121,7 +120,8 @@ class EkfacInfluence(EkfacCurvature):
         pulls on everything no longer wins every row (θ-RelatIF, Barshan et al. 2020). Zero where the
         self-influence is zero. Raises as `influence_factors` does.
         """
-        return self._relative_scores(self.influence_factors(x_test, y_test), x, y, self._bar)
+        factors = self.influence_factors(x_test, y_test)
+        return self._relative_scores(factors, self._blocks(x, y, "relative influences"), len(x))
 
     def score(
         self, test_loader: Iterable, train_loader: Iterable, relative: bool = False
@@ -131,18 +131,12 @@ class EkfacInfluence(EkfacCurvature):
         Batches are `(inputs, labels, …)`. The factors of all test examples are held at once, the
         training examples pass by. Raises `EmptyLoader`, and as `influence_factors` does.
         """
-        tests = [
-            self._factors(x, y, no_bar)
-            for x, y, *_ in self._bar(test_loader, "test examples", "batch")
-        ]
-        if not tests:
-            raise EmptyLoader("The test loader gave no batch.")
-        factors = {name: torch.cat([block.pop(name) for block in tests]) for name in self.layers}
+        factors = self._factors_of_loader(test_loader)
         columns = [
-            self._relative_scores(factors, x, y, no_bar)
+            self._relative_scores(factors, pool.blocks, pool.examples)
             if relative
-            else sum_over_layers(self._scores(factors, x, y, no_bar))
-            for x, y, *_ in self._bar(train_loader, "training examples", "batch")
+            else sum_over_layers(self._scores(factors, pool.blocks, pool.examples))
+            for pool in self._pools(train_loader, "training examples")
         ]
         if not columns:
             raise EmptyLoader("The training loader gave no batch.")
@@ -167,7 +161,9 @@ class EkfacInfluence(EkfacCurvature):
                 scores.append(self._zeros(len(x_test), len(x), weights.shape[1]))
             return add_scores_by_label(scores[0], rows, factors, weights)
 
-        self._gradients(self._bar).of_every_label(x, into, "influences by label")
+        passes = self._passes()
+        work = every_label(self.likelihood, into)
+        passes.over(passes.blocks(x, None, "influences by label"), work)
         return scores[0]
 
     def token_influences(
@@ -188,10 +184,11 @@ class EkfacInfluence(EkfacCurvature):
 
         def into(rows: list[int], trace: Trace) -> Consume:
             if not scores:
-                scores.append(self._zeros(len(x_test), len(x), trace.tokens))
+                tokens = trace.tokens if trace.mask is None else x.shape[1]
+                scores.append(self._zeros(len(x_test), len(x), tokens))
             return add_scores_by_token(scores[0], rows, factors)
 
-        self._gradients(self._bar).of_labels(x, y, into, "token influences")
+        self._over(x, y, into, "token influences")
         return scores[0]
 
     def explore_hessian_regularization(
@@ -207,9 +204,7 @@ class EkfacInfluence(EkfacCurvature):
         for value in regularization_values:
             check_regularization(value)
         rotated = self._zeros_like_gradients(len(x))
-        self._gradients(self._bar).of_labels(
-            x, y, lambda rows, _: keep_rotated(rotated, rows, self.curvature), "gradients"
-        )
+        self._over(x, y, lambda rows, _: keep_rotated(rotated, rows, self.curvature), "gradients")
         flat = {name: gradients.flatten(1) for name, gradients in rotated.items()}
         return {
             value: {
@@ -220,40 +215,61 @@ class EkfacInfluence(EkfacCurvature):
             for value in self._bar(regularization_values, "regularization", "value")
         }
 
-    def _factors(self, x: Tensor, y: Tensor, bar: Bar) -> Factors:
-        factors = self._zeros_like_gradients(len(x))
+    def _factors(self, blocks: Iterable, examples: int) -> Factors:
+        factors = self._zeros_like_gradients(examples)
 
         def into(rows: list[int], _: Trace) -> Consume:
             return keep_factors(factors, rows, self.curvature, self.hessian_regularization)
 
-        self._gradients(bar).of_labels(x, y, into, "influence factors")
+        self._passes().over(blocks, labelled(self.likelihood, into))
         return factors
 
-    def _scores(self, factors: Factors, x: Tensor, y: Tensor, bar: Bar) -> ByLayer:
-        scores = self._zeros_for_scores(factors, len(x))
-        self._gradients(bar).of_labels(
-            x, y, lambda rows, _: keep_scores(scores, rows, factors), "influences"
-        )
+    def _factors_of_loader(self, loader: Iterable) -> Factors:
+        parts = [
+            self._factors(pool.blocks, pool.examples)
+            for pool in self._pools(loader, "test examples")
+        ]
+        if not parts:
+            raise EmptyLoader("The test loader gave no batch.")
+        return {name: torch.cat([part.pop(name) for part in parts]) for name in self.layers}
+
+    def _scores(self, factors: Factors, blocks: Iterable, examples: int) -> ByLayer:
+        scores = self._zeros_for_scores(factors, examples)
+
+        def into(rows: list[int], _: Trace) -> Consume:
+            return keep_scores(scores, rows, factors)
+
+        self._passes().over(blocks, labelled(self.likelihood, into))
         return scores
 
     def _relative_scores(
-        self, factors: Factors, x: Tensor, y: Tensor, bar: Bar
+        self, factors: Factors, blocks: Iterable, examples: int
     ) -> Float[Tensor, "test train"]:
-        scores, self_influences = self._zeros_for_scores(factors, len(x)), self._zeros(len(x))
+        scores, self_influences = self._zeros_for_scores(factors, examples), self._zeros(examples)
 
         def into(rows: list[int], _: Trace) -> Consume:
             return both(keep_scores(scores, rows, factors), self._add_self(self_influences, rows))
 
-        self._gradients(bar).of_labels(x, y, into, "relative influences")
+        self._passes().over(blocks, labelled(self.likelihood, into))
         norms = self_influences.sqrt()
         return torch.where(norms > 0, sum_over_layers(scores) / norms, 0)
 
     def _add_self(self, result: Tensor, rows: list[int]) -> Consume:
         return add_self_influences(result, rows, self.curvature, self.hessian_regularization)
 
-    def _gradients(self, bar: Bar) -> LossGradients:
+    def _over(
+        self, x: Tensor, y: Tensor, into: Callable[[list[int], Trace], Consume], what: str
+    ) -> None:
+        self._passes().over(self._blocks(x, y, what), labelled(self.likelihood, into))
+
+    def _blocks(self, x: Tensor, y: Tensor, what: str) -> Iterable:
         self._require_fit()
-        return LossGradients(self.model, self.layers, self.likelihood, bar)
+        return self._passes().blocks(x, y, what)
+
+    def _pools(self, loader: Iterable, what: str) -> Iterator[Pool]:
+        self._require_fit()
+        batches = ((x, y) for x, y, *_ in loader)
+        return self._passes().pools(batches, length_of(loader), what)
 
     def _zeros(self, *shape: int) -> Tensor:
         """Room for a result, filled outside inference mode even when called inside."""
@@ -287,8 +303,3 @@ class EkfacInfluence(EkfacCurvature):
 def sum_over_layers(by_layer: ByLayer) -> Float[Tensor, "test train"]:
     """Σ over layers of by-layer influences."""
     return torch.stack(list(by_layer.values())).sum(dim=0)
-
-
-def no_bar(items: Iterable, description: str, unit: str) -> Iterable:
-    """The items, quietly: there is a bar around this work already."""
-    return items

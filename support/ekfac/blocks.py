@@ -1,0 +1,177 @@
+"""Which examples go through the model together: those of like length, as many as fit a number of
+tokens, so that little of a forward pass is spent on padding.
+
+Results don't depend on it. Examples can be told apart by length only if the model has a `token_mask`
+and its inputs are `(batch, tokens)`; all others are taken in the order in which they come.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+from support.ekfac.errors import LabelsMismatch
+
+EXAMPLES_AT_A_TIME = 16
+"""At most, however short: per-example gradients are as large as weights."""
+
+TOKENS_AT_A_TIME = 4096
+"""Padding included; an example that is longer goes alone."""
+
+EXAMPLES_AHEAD = 256
+"""So many examples at least are read from a loader before they are sorted by length."""
+
+TokenMask = Callable[[Tensor], Tensor]
+Batch = tuple[Tensor, Tensor | None]
+"""Inputs, and labels where they matter."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Examples for one forward pass. `rows` says where each stands among those it was chosen from."""
+
+    rows: list[int]
+    inputs: Shaped[Tensor, "examples ..."]
+    labels: Shaped[Tensor, "examples ..."] | None
+
+    def halves(self) -> list["Block"]:
+        """The same examples in two blocks."""
+        middle = len(self.rows) // 2
+        parts = slice(middle), slice(middle, None)
+        return [
+            Block(
+                self.rows[part],
+                self.inputs[part],
+                None if self.labels is None else self.labels[part],
+            )
+            for part in parts
+        ]
+
+
+def blocks_of(
+    inputs: Shaped[Tensor, "batch ..."],
+    labels: Shaped[Tensor, "labels ..."] | None,
+    token_mask: TokenMask | None,
+) -> list[Block]:
+    """The examples of one batch, longest first, trimmed of the columns that are padding to all.
+
+    Raises `LabelsMismatch` when there isn't one label per example.
+    """
+    if labels is not None and len(inputs) != len(labels):
+        raise LabelsMismatch(
+            f"{len(inputs)} examples come with {len(labels)} labels: one label each."
+        )
+    lengths = _lengths(inputs, token_mask)
+    if lengths is None:
+        rows = list(range(len(inputs)))
+        starts = range(0, len(rows), EXAMPLES_AT_A_TIME)
+        chosen = [(rows[start : start + EXAMPLES_AT_A_TIME], None) for start in starts]
+    else:
+        chosen = _by_length(lengths)
+    return [
+        Block(
+            rows,
+            inputs[rows] if length is None else inputs[rows, :length],
+            None if labels is None else labels[rows],
+        )
+        for rows, length in chosen
+    ]
+
+
+def _lengths(inputs: Tensor, token_mask: TokenMask | None) -> list[int] | None:
+    """Up to where each example has real tokens; None when the mask can't say."""
+    mask = _mask(inputs, token_mask)
+    if mask is None:
+        return None
+    ends = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
+    return ends.amax(dim=1).clamp(min=1).tolist()
+
+
+def _mask(inputs: Tensor, token_mask: TokenMask | None) -> Bool[Tensor, "batch tokens"] | None:
+    if token_mask is None or inputs.ndim != 2 or not inputs.numel():
+        return None
+    mask = token_mask(inputs)
+    return mask if mask.shape == inputs.shape else None
+
+
+def _by_length(lengths: list[int]) -> Iterator[tuple[list[int], int]]:
+    """Rows for each block, and its length. Longest first: what does not fit fails at once."""
+    waiting = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    while waiting:
+        longest = lengths[waiting[0]]
+        count = min(EXAMPLES_AT_A_TIME, max(1, TOKENS_AT_A_TIME // longest))
+        yield waiting[:count], longest
+        waiting = waiting[count:]
+
+
+def pools_of(batches: Iterable[Batch], token_mask: TokenMask | None) -> Iterator["Pool"]:
+    """The batches of a loader, several at a time, regrouped by length. One pool after the other holds
+    all examples in the order of the loader; `rows` of its blocks count from its first example.
+
+    Raises as `blocks_of` does.
+    """
+    ahead: list[Batch] = []
+    for batch in batches:
+        if token_mask is None:
+            yield Pool([batch], blocks_of(*batch, None))
+            continue
+        ahead.append(batch)
+        if sum(len(inputs) for inputs, _ in ahead) >= EXAMPLES_AHEAD:
+            yield _pool(ahead, token_mask)
+            ahead = []
+    if ahead:
+        yield _pool(ahead, token_mask)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Some batches of a loader, and the blocks that they are regrouped into."""
+
+    batches: Sequence[Batch]
+    blocks: Iterable
+
+    @property
+    def examples(self) -> int:
+        return sum(len(inputs) for inputs, _ in self.batches)
+
+
+def _pool(batches: list[Batch], token_mask: TokenMask) -> Pool:
+    for batch in batches:
+        blocks_of(*batch, token_mask)  # refuses its labels before they meet others
+    merged = _merged(batches, token_mask)
+    if merged is not None:
+        return Pool(batches, blocks_of(*merged, token_mask))
+    blocks, first = [], 0
+    for inputs, labels in batches:
+        blocks += [
+            Block([first + row for row in block.rows], block.inputs, block.labels)
+            for block in blocks_of(inputs, labels, token_mask)
+        ]
+        first += len(inputs)
+    return Pool(batches, blocks)
+
+
+def _merged(batches: list[Batch], token_mask: TokenMask) -> Batch | None:
+    """All batches as one, or None when nothing says how to pad the narrower ones."""
+    inputs, labels = zip(*batches, strict=True)
+    masks = [_mask(x, token_mask) for x in inputs]
+    if any(mask is None for mask in masks) or len({(x.dtype, x.device) for x in inputs}) > 1:
+        return None
+    if len({None if y is None else (y.shape[1:], y.dtype) for y in labels}) > 1:
+        return None
+    width = max(x.shape[1] for x in inputs)
+    padding = [x[~mask][0] for x, mask in zip(inputs, masks, strict=True) if not mask.all()]
+    if not padding and any(x.shape[1] < width for x in inputs):
+        return None
+    filler = padding[0].item() if padding else 0
+    wide = torch.cat([_widened(x, width, filler) for x in inputs])
+    expected = torch.cat([_widened(mask, width, False) for mask in masks])
+    if not torch.equal(token_mask(wide), expected):
+        return None
+    return wide, None if labels[0] is None else torch.cat(labels)
+
+
+def _widened(x: Tensor, width: int, filler: float | int) -> Tensor:
+    return torch.nn.functional.pad(x, (0, width - x.shape[1]), value=filler)

@@ -1,0 +1,188 @@
+"""Which examples go through the model together never changes a number, only the padding read."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from support.ekfac import EkfacInfluence, blocks
+from support.ekfac.blocks import blocks_of, pools_of
+from support.ekfac.errors import BlockHalved, LabelsMismatch
+from tests.dense import PAD, labels, sentences, token_classifier, vectors
+
+X, Y = sentences(2, 5, 3, 1, 4, padded_to=7), labels(5)
+MASK = token_classifier().token_mask
+
+
+def fitted(model=None, batches=((X,),)):
+    engine = EkfacInfluence(model or token_classifier(), hessian_regularization=1e-3)
+    return engine.fit(list(batches))
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture
+def few_tokens(monkeypatch):
+    monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", 8)
+
+
+@pytest.mark.usefixtures("few_tokens")
+def test_blocks_hold_the_longest_first_and_as_many_as_fit_the_tokens():
+    assert [block.rows for block in blocks_of(X, Y, MASK)] == [[1], [4, 2], [0, 3]]
+
+
+@pytest.mark.usefixtures("few_tokens")
+def test_only_columns_that_are_padding_to_the_whole_block_are_trimmed():
+    for block in blocks_of(X, Y, MASK):
+        longest = MASK(X[block.rows]).sum(dim=1).max()
+        assert block.inputs.shape[1] == longest
+        assert_same(block.inputs, X[block.rows, :longest])
+        assert (X[block.rows, longest:] == PAD).all()
+        assert_same(block.labels, Y[block.rows])
+
+
+def test_padding_on_the_left_or_in_the_middle_is_not_trimmed():
+    left = torch.tensor([[PAD, PAD, 3, 4], [PAD, 5, PAD, 6]])
+    (block,) = blocks_of(left, None, MASK)
+    assert_same(block.inputs, left[block.rows])
+
+
+def test_an_example_longer_than_the_tokens_goes_alone(monkeypatch):
+    monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", 3)
+    assert [block.rows for block in blocks_of(X, Y, MASK)] == [[1], [4], [2], [0], [3]]
+
+
+def test_inputs_without_a_mask_keep_their_order(monkeypatch):
+    monkeypatch.setattr(blocks, "EXAMPLES_AT_A_TIME", 2)
+    found = blocks_of(vectors(5, 4), None, None)
+    assert [block.rows for block in found] == [[0, 1], [2, 3], [4]]
+
+
+def test_labels_are_counted_before_any_batch_is_merged():
+    with pytest.raises(LabelsMismatch, match="2 examples come with 1 labels"):
+        list(pools_of([(X[:2], Y[:1]), (X[2:], Y[1:])], MASK))
+
+
+@pytest.mark.parametrize("ahead", [1, 3, 9])
+def test_every_example_of_a_loader_is_in_one_block_under_its_own_number(monkeypatch, ahead):
+    monkeypatch.setattr(blocks, "EXAMPLES_AHEAD", ahead)
+    batches = [(X[:2, :6], Y[:2]), (X[2:3, :3], Y[2:3]), (X[3:], Y[3:])]
+    seen, first = {}, 0
+    for pool in pools_of(batches, MASK):
+        for block in pool.blocks:
+            for row, ids, label in zip(block.rows, block.inputs, block.labels, strict=True):
+                seen[first + row] = (ids[ids != PAD].tolist(), label.item())
+        first += pool.examples
+    expected = [(x[x != PAD].tolist(), y.item()) for x, y in zip(X, Y, strict=True)]
+    assert [seen[row] for row in range(5)] == expected
+
+
+def test_batches_of_different_widths_are_not_merged_when_nothing_says_how_to_pad():
+    found = [
+        block.rows
+        for pool in pools_of([(sentences(3, 3), None), (sentences(5), None)], MASK)
+        for block in pool.blocks
+    ]
+    assert found == [[0, 1], [2]]
+
+
+def test_batches_of_different_widths_are_merged_with_the_padding_that_one_of_them_shows():
+    (pool,) = pools_of([(sentences(3, 2), None), (sentences(5), None)], MASK)
+    (block,) = pool.blocks
+    assert block.rows == [2, 0, 1]
+    assert block.inputs.shape == (3, 5)
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 1000])
+def test_the_number_of_tokens_at_a_time_changes_nothing(monkeypatch, tokens):
+    engine = fitted()
+    expected = engine.influences(X, Y), engine.self_influences(X, Y)
+    by_token = engine.token_influences(X, Y, X, Y)
+    by_label = engine.influences_by_label(X, Y, X)
+    monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", tokens)
+    engine = fitted(batches=[(X[:3],), (X[3:],)])
+    assert_same((engine.influences(X, Y), engine.self_influences(X, Y)), expected)
+    assert_same(engine.token_influences(X, Y, X, Y), by_token)
+    assert_same(engine.influences_by_label(X, Y, X), by_label)
+    found = engine.score([(X[:2], Y[:2]), (X[2:], Y[2:])], [(X[:4, :5], Y[:4]), (X[4:], Y[4:])])
+    assert_same(found, expected[0])
+
+
+class NoMemory(nn.Module):
+    """A classifier that has no memory for more than two examples: forward, or half way back."""
+
+    def __init__(self, where: str, error: RuntimeError):
+        super().__init__()
+        self.inner = token_classifier()
+        self.where = where
+        self.error = error
+        self.inner.outer.register_forward_hook(self.watch_the_way_back)
+        self.eval()
+
+    def token_mask(self, ids):
+        return self.inner.token_mask(ids)
+
+    def forward(self, ids):
+        if self.where == "forward":
+            self.refuse(ids)
+        return self.inner(ids)
+
+    def watch_the_way_back(self, module, inputs, output):
+        if self.where == "backward" and output.requires_grad:
+            output.register_hook(self.refuse)
+
+    def refuse(self, tensor):
+        if len(tensor) > 2:
+            raise self.error
+
+
+NO_MEMORY = {
+    "device": torch.OutOfMemoryError("out of memory"),
+    "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+}
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
+def test_a_block_that_does_not_fit_into_memory_is_halved_and_gives_the_same_numbers(where, error):
+    def answers(model):
+        engine = fitted(model)
+        by_token = engine.token_influences(X, Y, X, Y)
+        by_label = engine.influences_by_label(X, Y, X)
+        scores = engine.score([(X, Y)], [(X, Y)], relative=True)
+        return engine.influences(X, Y), engine.self_influences(X, Y), by_token, by_label, scores
+
+    expected = answers(token_classifier())
+    with pytest.warns(BlockHalved, match="examples at a time are too many"):
+        found = answers(NoMemory(where, error))
+    assert_same(found, expected)
+
+
+def test_a_single_example_that_does_not_fit_raises_what_the_model_raised():
+    model = token_classifier()
+
+    def refuse(*_):
+        raise NO_MEMORY["device"]
+
+    model.outer.register_forward_hook(refuse)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", BlockHalved)
+        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+            fitted(model)
+
+
+def test_any_other_failure_is_not_retried():
+    model = token_classifier()
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        raise RuntimeError("something else")
+
+    model.outer.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        fitted(model)
+    assert len(calls) == 1
