@@ -7,8 +7,6 @@ when killed.
 
 import argparse
 
-import torch
-
 from support.fidelity import removal
 from support.fidelity.experiments import EXPERIMENTS, make
 from support.fidelity.judgement import JUDGEMENT, judge_all
@@ -21,13 +19,12 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+
     banks = commands.add_parser("banks", help="make banks of retrainings")
     banks.add_argument("names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; default: all")
     commands.add_parser("judge", help="write the table of scores")
     commands.add_parser("remove", help="write the table of removals")
     chosen = parser.parse_args()
-    torch.set_num_threads(chosen.threads)
     if chosen.command == "judge":
         judge_all(progress=True).round(5).to_csv(JUDGEMENT, index=False)
     elif chosen.command == "remove":

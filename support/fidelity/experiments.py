@@ -18,7 +18,7 @@ TRAIN_REVIEWS, QUERIES = 1_000, 200
 CHOICE, REPORT = slice(0, QUERIES // 2), slice(QUERIES // 2, QUERIES)
 """Queries on which λ, normalisation and checkpoints are chosen, and those that are reported."""
 
-SHARES = (0.0, 0.05, 0.1, 0.2, 0.33, 0.5, 0.75, 1.0)
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 """Where checkpoints are kept, as shares of the steps of a run."""
 
 
@@ -40,7 +40,9 @@ EXPERIMENTS = {
     "gentle": Experiment("a smaller learning rate", Recipe(3, learning_rate=3e-4)),
     "longer": Experiment("ten epochs", Recipe(10, learning_rate=1e-3)),
     "converged": Experiment(
-        "thirty epochs, until the loss is gone", Recipe(30, learning_rate=1e-3)
+        "thirty epochs, until the loss is gone",
+        Recipe(30, learning_rate=1e-3),
+        Design(subsets=60, seeds=3),
     ),
     "trained": Experiment(
         "three epochs more, from weights trained on all", Recipe(3, 1e-3, trained_for=3)

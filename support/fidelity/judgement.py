@@ -44,8 +44,8 @@ from support.fidelity.scorers import (
 )
 
 JUDGEMENT = Path(__file__).parent / "judgement.csv"
-REGULARIZATIONS: tuple[Regularization, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, "auto")
-NUMBERS = tuple(value for value in REGULARIZATIONS if value != "auto")
+REGULARIZATIONS: tuple[Regularization, ...] = (1e-5, 1e-3, 1e-2, 1e-1, "auto")
+NUMBERS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 AT_CHECKPOINTS: dict[str, Callable[..., Iterator[tuple[Regularization, Normalised]]]] = {
     "EK-FAC": ekfac_at,
     "K-FAC": partial(ekfac_at, update_diagonal=False),
@@ -56,7 +56,7 @@ AT_CHECKPOINTS: dict[str, Callable[..., Iterator[tuple[Regularization, Normalise
 
 PATHS = {
     **{f"{share:.0%}": (share,) for share in SHARES},
-    "3 checkpoints": (0.1, 0.33, 0.75),
+    "3 checkpoints": (0.1, 0.35, 0.75),
     "all 8 checkpoints": SHARES,
 }
 """Where on the path influences are taken, as shares of the steps."""
@@ -78,8 +78,8 @@ ON_MAIN = (
     Asked("exact, joint", NUMBERS),
 )
 ELSEWHERE = (
-    Asked("EK-FAC", (1e-2,)),
-    Asked("EK-FAC", (1e-5, 1e-3, 1e-1), ("100%",)),
+    Asked("EK-FAC", (1e-2,), ("10%", "35%", "75%", "100%", "3 checkpoints")),
+    Asked("EK-FAC", (1e-5,), ("100%",)),
     Asked("exact, joint", NUMBERS),
 )
 
