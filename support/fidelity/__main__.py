@@ -8,7 +8,7 @@ when killed.
 import argparse
 
 from support.fidelity import removal
-from support.fidelity.experiments import EXPERIMENTS, make
+from support.fidelity.experiments import COMMITTED, EXPERIMENTS, make
 from support.fidelity.judgement import JUDGEMENT, judge_all
 
 
@@ -21,7 +21,9 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
 
     banks = commands.add_parser("banks", help="make banks of retrainings")
-    banks.add_argument("names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; default: all")
+    banks.add_argument(
+        "names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; default: all that are committed"
+    )
     commands.add_parser("judge", help="write the table of scores")
     commands.add_parser("remove", help="write the table of removals")
     chosen = parser.parse_args()
@@ -33,7 +35,7 @@ def main() -> None:
         unknown = sorted(set(chosen.names) - EXPERIMENTS.keys())
         if unknown:
             parser.error(f"no experiment {unknown}; there are {list(EXPERIMENTS)}")
-        for name in chosen.names or EXPERIMENTS:
+        for name in chosen.names or COMMITTED:
             make(name, progress=True)
 
 

@@ -4,6 +4,7 @@ Scores are `(queries, train)`; positive says that more weight on this training e
 loss of this query. Any scorer that gives such a matrix can be judged.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,19 +76,24 @@ def _centred_ranks(values: Tensor) -> Float[np.ndarray, "subsets queries"]:
 
 
 def reliability(bank: Bank) -> Agreement:
-    """Rank correlation between one retraining of a subset and another with a different seed, per
-    query, mean over pairs of seeds."""
-    one = -losses(bank.margins)
-    seeds = range(one.shape[1])
-    pairs = [(a, b) for a in seeds for b in seeds if a < b]
-    return Agreement(np.mean([rank_correlations(one[:, a], one[:, b]) for a, b in pairs], axis=0))
+    """Rank correlation over subsets between two halves of a bank's seeds, query by query, mean over
+    the ways of halving them."""
+    seeds = set(range(bank.margins.shape[1]))
+    half = len(seeds) // 2
+    found = []
+    for left in itertools.combinations(seeds, half):
+        right = sorted(seeds - set(left))[:half]
+        one, other = (-losses(bank.margins[:, list(side)]).mean(dim=1) for side in (left, right))
+        found.append(rank_correlations(one, other))
+    return Agreement(np.mean(found, axis=0))
 
 
 def noise_ceiling(bank: Bank) -> float:
-    """The score of a scorer that knows the expected outcome: √ of the reliability of the bank's means.
+    """The score that one who knows the expected outcomes would get, about.
 
-    With r the reliability of one seed, that of the mean of k is k r / (1 + (k − 1) r)
-    (Spearman–Brown).
+    The correlation between truth and a noisy measurement is √ of the measurement's reliability. With
+    r that of half the seeds, k times as many have k r / (1 + (k − 1) r) (Spearman–Brown).
     """
-    one, seeds = reliability(bank).mean, bank.margins.shape[1]
-    return float(np.sqrt(seeds * one / (1 + (seeds - 1) * one)))
+    half, seeds = reliability(bank).mean, bank.margins.shape[1]
+    times = seeds / (seeds // 2)
+    return float(np.sqrt(times * half / (1 + (times - 1) * half)))

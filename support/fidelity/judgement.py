@@ -23,11 +23,11 @@ from support.ekfac.solve import Regularization
 from support.fidelity.agreement import linear_datamodeling_score
 from support.fidelity.bank import Bank
 from support.fidelity.experiments import (
-    CHOICE,
+    COMMITTED,
     EXPERIMENTS,
-    REPORT,
     SHARES,
-    committed,
+    halves,
+    make,
     queries,
     retraining,
 )
@@ -102,9 +102,10 @@ class Judge:
 
     def __init__(self, name: str, progress: bool = False):
         self.name, self.progress = name, progress
-        self.bank: Bank = committed(name)
-        self.retraining: Retraining = retraining(EXPERIMENTS[name], progress)
-        self.train, self.queries = self.retraining.reviews, queries(progress)
+        experiment = EXPERIMENTS[name]
+        self.bank: Bank = make(name, progress)
+        self.retraining: Retraining = retraining(experiment, progress)
+        self.train, self.queries = self.retraining.reviews, queries(experiment, progress)
         self.question = Question(self.path(SHARES), self.train, self.queries)
 
     def path(self, shares: Sequence[float]) -> list[Checkpoint]:
@@ -165,7 +166,7 @@ class Judge:
     def _row(self, scores: Scores, **names: str) -> dict:
         choice, report = (
             linear_datamodeling_score(scores[half], self.bank.of_queries(half))
-            for half in (CHOICE, REPORT)
+            for half in halves(len(self.queries))
         )
         low, high = report.interval()
         none = {"scorer": "", "where": "", "regularization": "", "normalisation": ""}
@@ -174,11 +175,11 @@ class Judge:
 
 
 def judge_all(progress: bool = False) -> pd.DataFrame:
-    """The whole table: `main` in full, of every other experiment what the story asks."""
+    """The whole table: `main` in full, of every other committed experiment what the story asks."""
     return pd.concat(
         [
             Judge(name, progress).table(ON_MAIN if name == "main" else ELSEWHERE)
-            for name in EXPERIMENTS
+            for name in COMMITTED
         ],
         ignore_index=True,
     )

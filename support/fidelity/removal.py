@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from support.curvature_cache import cache_folder
-from support.fidelity.experiments import REPORT
+from support.fidelity.experiments import QUERIES, halves
 from support.fidelity.judgement import RECOMMENDED, Asked, Judge
 from support.fidelity.retraining import Retraining, losses, margins
 from support.fidelity.scorers import SIMILARITIES, Question, Scores, gradient_products
@@ -24,7 +24,7 @@ from support.fidelity.tail import Reviews
 REMOVAL = Path(__file__).parent / "removal.csv"
 COUNTS = (10, 30, 100)
 SEEDS = 4
-REMOVED_FOR = range(REPORT.start, REPORT.start + 20)
+REMOVED_FOR = range(halves(QUERIES)[1].start, halves(QUERIES)[1].start + 20)
 """Queries whose most helpful reviews are removed: the first of those that are reported on."""
 
 

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from support.ekfac import Checkpoint, EkfacInfluence, ExactInfluence
+from support.ekfac.curvature import rotated_rows
 from support.ekfac.exact import InnerProducts, exact_influences
-from support.ekfac.solve import Regularization
+from support.ekfac.gauss_newton import GaussNewton
+from support.ekfac.solve import Regularization, damped_inverse
 from support.fidelity.retraining import losses, margins
 from support.fidelity.tail import Reviews
 
@@ -138,19 +140,55 @@ def ekfac_at(
 ) -> Iterator[tuple[Regularization, Normalised]]:
     """EK-FAC (or K-FAC) influences at one checkpoint, both sides there, for one λ after the other."""
     model = checkpoint.model()
-    train, queries = question.train, question.queries
-    engine = EkfacInfluence(model, update_diagonal).fit(batches(train))
-    residuals = residual_sizes(model, train)
+    engine = EkfacInfluence(model, update_diagonal).fit(batches(question.train))
+    rotated = [_rotated(engine, side) for side in (question.queries, question.train)]
+    residuals = residual_sizes(model, question.train)
     for regularization in regularizations:
-        engine.hessian_regularization = regularization
-        yield (
-            regularization,
-            Normalised(
-                engine.influences(queries.vectors, queries.labels, train.vectors, train.labels),
-                engine.self_influences(train.vectors, train.labels),
-                residuals,
-            ),
-        )
+        influences, self_influences = 0, 0
+        for name, curvature in engine.curvature.items():
+            inverse = damped_inverse(curvature.eigenvalues, regularization)
+            queries, train = (side[name] for side in rotated)
+            influences = influences + rank_one_influences(*queries, *train, inverse)
+            self_influences = self_influences + rank_one_norms(*train, inverse)
+        yield regularization, Normalised(influences, self_influences, residuals)
+
+
+def _rotated(engine: EkfacInfluence, reviews: Reviews) -> dict[str, tuple[Tensor, Tensor]]:
+    """Activations and output gradients of every layer in its eigenbasis, one row per review."""
+    gauss_newton = GaussNewton(engine.model, engine.layers, engine.likelihood)
+    (gradients,) = gauss_newton.losses([(reviews.vectors, reviews.labels)])
+    return {
+        name: rotated_rows(layer, engine.curvature[name].basis) for name, layer in gradients.items()
+    }
+
+
+def rank_one_influences(
+    query_activations: Float[Tensor, "queries d_in"],
+    query_gradients: Float[Tensor, "queries d_out"],
+    activations: Float[Tensor, "train d_in"],
+    gradients: Float[Tensor, "train d_out"],
+    inverse: Float[Tensor, "d_out d_in"],
+) -> Scores:
+    """Σ_oi g_qo a_qi inverse_oi g_no a_ni: influences of gradients g aᵀ that are in the eigenbasis.
+
+    A third of the multiplications of preconditioning every query first, as the engine does: each review
+    is one vector here, so that no gradient need be formed.
+    """
+    return torch.stack(
+        [
+            (((gradients * g) @ inverse) * (activations * a)).sum(dim=1)
+            for a, g in zip(query_activations, query_gradients, strict=True)
+        ]
+    )
+
+
+def rank_one_norms(
+    activations: Float[Tensor, "train d_in"],
+    gradients: Float[Tensor, "train d_out"],
+    inverse: Float[Tensor, "d_out d_in"],
+) -> Float[Tensor, " train"]:
+    """The same of each training example with itself."""
+    return ((gradients.square() @ inverse) * activations.square()).sum(dim=1)
 
 
 def gradient_products(checkpoint: Checkpoint, question: Question) -> dict[str, Scores]:
