@@ -77,6 +77,7 @@ def published(cell: Cell, records: list[dict]) -> dict:
         },
         "peak_mb": [record.get("peak_mb") for record in ordered],
         "loaded_mb": [record.get("loaded_mb") for record in ordered],
+        "others_cores": [record.get("others_cores") for record in ordered],
         "errors": list(dict.fromkeys(r["error"] for r in ordered if "error" in r)),
     }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.plan import FIT, NEEDS_FIT, PYDVL, Cell, Plan, Setting
+from benchmarks.quiet import watched
 
 ROOT = Path(__file__).parents[1]
 PYDVL_PYTHON = ROOT / ".venv-pydvl" / "bin" / "python"
@@ -101,8 +102,9 @@ def run(
 ) -> list[dict]:
     """The records of all measurements of the plan, in its order; those already there are kept.
 
-    A record has `cell`, `repeat`, and what `measure.measure` returns, or `error`. `take` is what
-    takes one measurement, and raises `MeasurementFailed`; by default in a process of its own.
+    A record has `cell`, `repeat`, what `measure.measure` returns or `error`, and `others_cores`
+    (`quiet`). `take` takes one measurement, by default in a process of its own, and raises
+    `MeasurementFailed`.
     """
     take = take or in_own_process
     workshop.folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +116,8 @@ def run(
             bar.set_postfix_str(cell.name)
             known[name] = {"key": name, "cell": cell.as_json(), "repeat": repeat}
             try:
-                known[name] |= take(cell, repeat, workshop)
+                with watched(known[name]):
+                    known[name] |= take(cell, repeat, workshop)
             except MeasurementFailed as failure:
                 known[name]["error"] = str(failure)
                 bar.write(f"\nmissing: {cell.name}\n{failure}", file=sys.stderr)

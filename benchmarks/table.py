@@ -48,7 +48,7 @@ def markdown(found: dict) -> str:
     sections = [
         ["# What the engine costs"],
         [f"Written by `{found['command']}` on {found['date']}, from `results.json`; not by hand."],
-        described(found["machine"]),
+        described(found["machine"], found["cells"]),
         [HOW_TO_READ.format(**found)],
         missing(found["cells"]),
         *side_by_side(found["cells"]),
@@ -60,8 +60,16 @@ def markdown(found: dict) -> str:
     return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
 
 
-def described(machine: dict) -> list[str]:
-    return table(["machine", ""], [[name, str(value)] for name, value in machine.items()])
+def described(machine: dict, cells: list[dict]) -> list[str]:
+    rows = [[name, str(value)] for name, value in machine.items()]
+    return table(["machine", ""], [*rows, ["other work meanwhile", other_work(cells)]])
+
+
+def other_work(cells: list[dict]) -> str:
+    found = spread(value for cell in cells for value in cell["others_cores"])
+    if found is None:
+        return "unknown"
+    return f"median {found.median:.2f}, at most {found.high:.2f} cores during a measurement"
 
 
 def missing(cells: list[dict]) -> list[str]:

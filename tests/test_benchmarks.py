@@ -11,7 +11,7 @@ from benchmarks.figures import draw_growth, draw_ratios
 from benchmarks.plan import Cell, Plan, Setting
 from benchmarks.results import Spread, agreement, collect, exponent, ratios, spread
 from benchmarks.running import MeasurementFailed, Version, Workshop, key, output_of, recorded, run
-from benchmarks.table import MISSING, growth, shown, side_by_side
+from benchmarks.table import MISSING, growth, other_work, shown, side_by_side
 from benchmarks.table import agreement as agreement_table
 
 SETTING = Setting("some reviews")
@@ -182,10 +182,12 @@ def test_a_run_goes_on_where_it_was_killed(workshop, take, taken):
     lines = workshop.log.read_text().splitlines(keepends=True)
     workshop.log.write_text("".join(lines[:4]) + lines[4][:20])  # killed while it wrote the fifth
     taken.clear()
-    assert run(PLAN, workshop, take) == complete
+    resumed = run(PLAN, workshop, take)
     assert taken == running.rounds(PLAN)[4:]
+    assert [r["key"] for r in resumed] == [r["key"] for r in complete]
+    assert resumed[:4] == complete[:4]
     taken.clear()
-    assert run(PLAN, workshop, take) == complete
+    assert run(PLAN, workshop, take) == resumed
     assert not taken
 
 
@@ -218,3 +220,9 @@ def test_a_process_that_fails_tells_its_command_and_its_last_words():
         output_of([sys.executable, "-c", script])
     assert script in str(failure.value)
     assert "ended with 1" in str(failure.value)
+
+
+def test_the_page_tells_what_else_the_machine_did():
+    cells = [{"others_cores": [0.25, None]}, {"others_cores": [0.0, 1.5]}]
+    assert other_work(cells) == "median 0.25, at most 1.50 cores during a measurement"
+    assert other_work([{"others_cores": [None]}]) == "unknown"
