@@ -1,17 +1,19 @@
 PYTHON ?= python3
+PYDVL_PYTHON ?= $(PYTHON)
 SOURCE ?= packaged
 NOTEBOOK ?=
 
 BIN := .venv/bin
 READY := .venv/installed
 PEERS := .venv/peers
+PYDVL := .venv-pydvl/installed
 
 # Fitted factors are kept inside the clone, so that a fresh clone starts from nothing.
 export SUPPORT_CACHE := $(CURDIR)/build/cache
 # Searched before a kernel of the same name that the user may have installed elsewhere.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 
-.PHONY: help notebooks execute test docs lint lab clean
+.PHONY: help notebooks execute test docs bench lint lab clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,6 +34,9 @@ docs: $(READY) ## build/html from the committed outputs, with the API reference
 	$(BIN)/python -m pip install -r docs/requirements.txt
 	$(BIN)/python -m sphinx -W -c docs notebooks build/html
 
+bench: $(PEERS) $(PYDVL) ## measure engine and peers side by side into benchmarks/ (QUICK=1: toy sizes)
+	$(BIN)/python -m benchmarks $(if $(filter 1,$(QUICK)),--quick)
+
 lint: $(READY) ## ruff on code and notebooks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,8 +44,8 @@ lint: $(READY) ## ruff on code and notebooks
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab --notebook-dir=notebooks
 
-clean: ## back to a fresh clone: remove build/ and .venv/
-	rm -rf build .venv
+clean: ## back to a fresh clone: remove build/ and the environments
+	rm -rf build .venv .venv-pydvl
 
 # Written last, so that an installation cut short is taken up again.
 $(READY): requirements-notebooks.txt pyproject.toml
@@ -52,4 +57,11 @@ $(READY): requirements-notebooks.txt pyproject.toml
 # Without dependencies: requirements-peers.txt says why.
 $(PEERS): requirements-peers.txt $(READY)
 	$(BIN)/python -m pip install --no-deps -r requirements-peers.txt
+	touch $@
+
+# An environment of its own: benchmarks/requirements-pydvl.txt says why.
+$(PYDVL): benchmarks/requirements-pydvl.txt
+	@$(PYDVL_PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 12) or sys.exit("$(PYDVL_PYTHON) is Python %d.%d; pyDVL with numpy 1 needs 3.11 or 3.12. Name one: make bench PYDVL_PYTHON=python3.12" % sys.version_info[:2])'
+	$(PYDVL_PYTHON) -m venv .venv-pydvl
+	.venv-pydvl/bin/python -m pip install -r benchmarks/requirements-pydvl.txt
 	touch $@

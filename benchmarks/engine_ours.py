@@ -1,0 +1,102 @@
+"""Our engine, used as its users would."""
+
+import copy
+
+import torch
+
+from benchmarks.engine_bare import forward_and_backward, prepare_passes
+from benchmarks.plan import (
+    BATCH_SIZE,
+    FIT,
+    GROWTH,
+    NOTEBOOK,
+    REGULARIZATION,
+    SCORE,
+    SELF,
+    TRAINING_SIDE,
+)
+from benchmarks.work import Clock, Done, Job, Work
+from support import EkfacInfluence
+
+FILE = "curvature.safetensors"
+
+
+def new_engine(work: Work) -> EkfacInfluence:
+    return EkfacInfluence(work.classifier, hessian_regularization=REGULARIZATION)
+
+
+def fitted_engine(work: Work) -> EkfacInfluence:
+    path = work.factors / FILE
+    return EkfacInfluence.load(path, work.classifier, hessian_regularization=REGULARIZATION)
+
+
+def fit(work: Work) -> Job:
+    engine, batches = new_engine(work), work.train.batches(BATCH_SIZE)
+
+    def job(clock: Clock) -> Done:
+        engine.fit(batches)
+        return Done(keep=lambda: engine.save(work.factors / FILE))
+
+    return job
+
+
+def score(work: Work) -> Job:
+    engine = fitted_engine(work)
+    queries, batches = work.test.batches(BATCH_SIZE), work.train.batches(BATCH_SIZE)
+    return lambda clock: Done(engine.score(queries, batches))
+
+
+def training_side(work: Work) -> Job:
+    """Scoring with the queries' factors at hand: what each further training review costs."""
+    engine, batches = fitted_engine(work), work.train.batches(BATCH_SIZE)
+    factors = engine.influence_factors(*work.test.whole())
+
+    def job(clock: Clock) -> Done:
+        columns = [engine.influences_from_factors(factors, *batch) for batch in batches]
+        return Done(torch.cat(columns, dim=1))
+
+    return job
+
+
+def self_influences(work: Work) -> Job:
+    engine, batches = fitted_engine(work), work.train.batches(BATCH_SIZE)
+    return lambda clock: Done(torch.cat([engine.self_influences(*batch) for batch in batches]))
+
+
+def notebook(work: Work) -> Job:
+    engine, batch, queries = new_engine(work), work.train.whole(), work.test.whole()
+
+    def job(clock: Clock) -> Done:
+        with clock.part("fit"):
+            engine.fit([batch])
+        with clock.part("influences"):
+            return Done(engine.influences(*queries, *batch))
+
+    return job
+
+
+def growth(work: Work) -> Job:
+    """Bare passes, fit and scores one after the other, because only their time is of interest."""
+    engine, bare = new_engine(work), copy.deepcopy(work.classifier)
+    prepare_passes(bare)
+    queries, batches = work.test.batches(BATCH_SIZE), work.train.batches(BATCH_SIZE)
+
+    def job(clock: Clock) -> Done:
+        with clock.part("passes"):
+            forward_and_backward(bare, batches)
+        with clock.part("fit"):
+            engine.fit(batches)
+        with clock.part("score"):
+            return Done(engine.score(queries, batches))
+
+    return job
+
+
+JOBS = {
+    FIT: fit,
+    SCORE: score,
+    TRAINING_SIDE: training_side,
+    SELF: self_influences,
+    NOTEBOOK: notebook,
+    GROWTH: growth,
+}

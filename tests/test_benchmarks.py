@@ -1,0 +1,228 @@
+"""The benchmarks' bookkeeping. What anything costs decides no test."""
+
+import json
+import sys
+
+import matplotlib as mpl
+import pytest
+
+from benchmarks import plan, running
+from benchmarks.figures import draw_growth, draw_ratios
+from benchmarks.plan import Cell, Plan, Setting
+from benchmarks.results import Spread, agreement, collect, exponent, ratios, spread
+from benchmarks.running import MeasurementFailed, Version, Workshop, key, output_of, recorded, run
+from benchmarks.table import MISSING, growth, other_work, shown, side_by_side
+from benchmarks.table import agreement as agreement_table
+
+SETTING = Setting("some reviews")
+OURS = Cell("fit", SETTING, "ours", reviews=50)
+THEIRS = Cell("fit", SETTING, "kronfluence", reviews=50)
+PASSES = Cell("passes", SETTING, "bare", reviews=50)
+PLAN = Plan("some", [PASSES, OURS, THEIRS], growth={})
+SECONDS = {PASSES: [2.0, 2.0, 4.0], OURS: [4.0, 5.0, 6.0], THEIRS: [12.0, 10.0, 24.0]}
+
+
+def record(cell, repeat, seconds, **more):
+    measured = {"seconds": seconds, "parts": {}, "peak_mb": 900.0, "loaded_mb": 500.0}
+    return {"cell": cell.as_json(), "repeat": repeat} | measured | {"scores": None} | more
+
+
+def records(cells=SECONDS):
+    return [
+        record(cell, n, value) for cell, values in cells.items() for n, value in enumerate(values)
+    ]
+
+
+def published(found, chosen=PLAN, scores=None):
+    return collect(chosen, json.loads(json.dumps(found)), (scores or {}).get)
+
+
+def rows_of(found):
+    """Cells of the lines of the only table, by the first of each."""
+    ((_, _, _, _, *lines),) = side_by_side(found["cells"])
+    split = [[text.strip() for text in line.strip("|").split("|")] for line in lines]
+    return {first: rest for first, *rest in split}
+
+
+def test_spread_is_the_median_between_smallest_and_largest():
+    assert spread([3.0, 1.0, None, 7.0]) == Spread(median=3.0, low=1.0, high=7.0)
+    assert spread([None, None]) is None
+
+
+def test_ratios_compare_what_was_measured_in_the_same_round():
+    assert ratios([12.0, None, 24.0, 8.0], [4.0, 5.0, 6.0, None]) == [3.0, None, 4.0, None]
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0, 3.0])
+def test_the_exponent_of_a_power_law_is_its_power(power):
+    sizes = [8, 16, 32, 64]
+    assert exponent(sizes, [0.3 * size**power for size in sizes]) == pytest.approx(power, abs=1e-12)
+
+
+def test_no_exponent_is_made_up_for_a_missing_size():
+    assert exponent([1, 2, 4], [1.0, None, 4.0]) is None
+    assert exponent([1], [1.0]) is None
+
+
+def test_table_has_medians_spreads_ratios_and_memory():
+    row = rows_of(published(records()))["whole fit, 50 reviews"]
+    bare, ours, theirs, peer_ratio, floor_ratio, our_memory, their_memory = row
+    assert bare == ""
+    assert ours == "5.00 (4.00–6.00)"
+    assert theirs == "12.0 (10.0–24.0)"
+    assert peer_ratio == "3.00× (2.00–4.00)"
+    assert floor_ratio == "2.00× (1.50–2.50)"
+    assert our_memory == their_memory == "900"
+
+
+def test_one_measurement_has_no_spread():
+    assert shown([5.0, None]) == "5.00"
+
+
+def test_a_failed_measurement_shows_as_missing_and_not_as_a_number():
+    found = records({PASSES: SECONDS[PASSES], OURS: SECONDS[OURS]})
+    failed = [{"cell": THEIRS.as_json(), "repeat": n, "error": "killed"} for n in range(3)]
+    row = rows_of(published(found + failed))["whole fit, 50 reviews"]
+    assert row[2] == row[3] == row[6] == MISSING
+    assert row[1] == "5.00 (4.00–6.00)"
+
+
+def test_what_was_never_measured_is_missing_too():
+    row = rows_of(published(records({OURS: SECONDS[OURS]})))["whole fit, 50 reviews"]
+    assert row[2] == row[3] == row[4] == MISSING
+
+
+def test_agreement_is_correlation_and_relative_difference():
+    assert agreement([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]) == {
+        "correlation": pytest.approx(1.0),
+        "relative_difference": 0.0,
+    }
+    assert agreement([2.0, 4.0], [1.0, 2.0])["relative_difference"] == pytest.approx(1.0)
+
+
+def test_scores_of_the_same_job_are_compared():
+    ours, theirs = (
+        Cell("score", SETTING, name, 2, 1, repeats=1) for name in ("ours", "kronfluence")
+    )
+    other = Cell("score", SETTING, "kronfluence", 3, 1, repeats=1)
+    cells = [ours, theirs, other]
+    found = published(
+        [record(cell, 0, 1.0, scores=cell.name) for cell in cells],
+        Plan("scores", cells, growth={}),
+        {ours.name: [1.0, 2.0], theirs.name: [1.0, 2.0], other.name: [1.0, 2.0, 3.0]},
+    )
+    (pair,) = found["agreement"]
+    assert (pair["peer"], pair["reviews"]) == ("kronfluence", 2)
+    assert any("1.000000" in line for line in agreement_table([pair]))
+
+
+def test_growth_has_an_exponent_for_every_part():
+    cells = [Cell("growth", SETTING, "ours", size, 1, repeats=1) for size in (2, 4, 8)]
+    grown = Plan("growth", cells, growth={"reviews": cells})
+    parts = [{"fit": 3.0 * cell.reviews, "score": cell.reviews**2} for cell in cells]
+    taken = [record(c, 0, 1.0, parts=p) for c, p in zip(cells, parts, strict=True)]
+    (along,) = published(taken, grown)["growth"]
+    assert along["sizes"] == [2, 4, 8]
+    assert along["exponents"] == {"fit": pytest.approx(1.0), "score": pytest.approx(2.0)}
+    assert "| reviews | 2, 4, 8 | 1.00 | 2.00 |" in growth([along])
+
+
+def test_both_figures_are_drawn_of_what_there_is(tmp_path):
+    mpl.use("agg")
+    cells = [Cell("growth", SETTING, "ours", size, 1, repeats=1) for size in (2, 4)]
+    chosen = Plan("some", [*PLAN.cells, *cells], growth={"reviews": cells})
+    taken = records({OURS: SECONDS[OURS], PASSES: SECONDS[PASSES]})
+    taken.append(record(cells[0], 0, 1.0, parts={"fit": 1.0}))
+    found = published(taken, chosen)
+    draw_ratios(found, tmp_path / "ratios.png")
+    draw_growth(found, tmp_path / "growth.png")
+    assert all((tmp_path / name).stat().st_size > 1000 for name in ("ratios.png", "growth.png"))
+
+
+def test_engines_take_turns():
+    turns = [(cell.engine, turn) for cell, turn in running.rounds(PLAN)]
+    once = ["bare", "ours", "kronfluence"]
+    assert turns == [(engine, turn) for turn in range(3) for engine in once]
+
+
+@pytest.mark.parametrize("whole", [plan.full(), plan.quick()], ids=["full", "quick"])
+def test_every_measurement_of_a_plan_has_a_key_of_its_own(whole):
+    keys = [key(cell, repeat, Version("v")) for cell, repeat in running.rounds(whole)]
+    assert len(set(keys)) == len(keys)
+    assert {cell for along in whole.growth.values() for cell in along} <= set(whole.cells)
+
+
+def test_a_cell_survives_the_way_to_its_process_and_back():
+    for cell in plan.full().cells:
+        assert Cell.from_json(json.loads(json.dumps(cell.as_json()))) == cell
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    return Workshop(tmp_path, Version("v1"))
+
+
+@pytest.fixture
+def taken():
+    """Cells that were measured by `take`, in order."""
+    return []
+
+
+@pytest.fixture
+def take(taken):
+    def measured(cell, repeat, workshop):
+        taken.append((cell, repeat))
+        return {"seconds": 1.0, "parts": {}, "peak_mb": 1.0, "loaded_mb": 1.0, "scores": None}
+
+    return measured
+
+
+def test_a_run_goes_on_where_it_was_killed(workshop, take, taken):
+    complete = run(PLAN, workshop, take)
+    lines = workshop.log.read_text().splitlines(keepends=True)
+    workshop.log.write_text("".join(lines[:4]) + lines[4][:20])  # killed while it wrote the fifth
+    taken.clear()
+    resumed = run(PLAN, workshop, take)
+    assert taken == running.rounds(PLAN)[4:]
+    assert [r["key"] for r in resumed] == [r["key"] for r in complete]
+    assert resumed[:4] == complete[:4]
+    taken.clear()
+    assert run(PLAN, workshop, take) == resumed
+    assert not taken
+
+
+def test_another_version_of_the_code_is_measured_anew(workshop, take, taken):
+    run(PLAN, workshop, take)
+    taken.clear()
+    run(PLAN, Workshop(workshop.folder, Version("v2")), take)
+    assert taken == running.rounds(PLAN)
+
+
+def test_a_failure_is_told_recorded_and_tried_again(workshop, take, taken, capsys):
+    def fails(cell, repeat, workshop):
+        raise MeasurementFailed("python -m something\nended with 1:\nno memory")
+
+    one = Plan("one", [Cell("fit", SETTING, "kronfluence", 50, repeats=1)], growth={})
+    (failed,) = run(one, workshop, fails)
+    assert failed["error"].endswith("no memory")
+    assert "seconds" not in failed
+    told = capsys.readouterr().err
+    assert "missing: fit | some reviews | kronfluence | 50" in told
+    assert "no memory" in told
+    (record,) = run(one, workshop, take)
+    assert record["seconds"] == 1.0
+    assert list(recorded(workshop.log).values()) == [record]
+
+
+def test_a_process_that_fails_tells_its_command_and_its_last_words():
+    script = "import sys; sys.exit('out of luck')"
+    with pytest.raises(MeasurementFailed, match="out of luck") as failure:
+        output_of([sys.executable, "-c", script])
+    assert script in str(failure.value)
+    assert "ended with 1" in str(failure.value)
+
+
+def test_the_page_tells_what_else_the_machine_did():
+    cells = [{"others_cores": [0.25, None]}, {"others_cores": [0.0, 1.5]}]
+    assert other_work(cells) == "median 0.25, at most 1.50 cores during a measurement"
+    assert other_work([{"others_cores": [None]}]) == "unknown"
