@@ -115,12 +115,12 @@ class Judge:
     def table(self, asked: Sequence[Asked]) -> pd.DataFrame:
         """LDS of similarities, gradient products and solvers, on both halves of the queries."""
         rows = [
-            self._row(scorer(self.question), scorer=name) for name, scorer in SIMILARITIES.items()
+            self.row(scorer(self.question), scorer=name) for name, scorer in SIMILARITIES.items()
         ]
         for name, scores in gradient_products(self.question.path[-1], self.question).items():
-            rows.append(self._row(scores, scorer=name, where="100%"))
+            rows.append(self.row(scores, scorer=name, where="100%"))
         for one in asked:
-            rows += [self._row(**found) for found in self.scores(one)]
+            rows += [self.row(**found) for found in self.scores(one)]
         return pd.DataFrame(rows)
 
     def scores(self, asked: Asked) -> Iterator[dict]:
@@ -163,7 +163,7 @@ class Judge:
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return cache_folder() / "fidelity" / f"{name}.safetensors"
 
-    def _row(self, scores: Scores, **names: str) -> dict:
+    def row(self, scores: Scores, **names: str) -> dict:
         choice, report = (
             linear_datamodeling_score(scores[half], self.bank.of_queries(half))
             for half in halves(len(self.queries))

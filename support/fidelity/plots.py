@@ -1,0 +1,125 @@
+"""One function per figure of the fidelity chapter. They know arrays, strings and tables only."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
+
+RANDOM = "random"
+
+
+def predicted_and_retrained(
+    predictions: Mapping[str, tuple[np.ndarray, float]], outcomes: np.ndarray, title: str
+) -> None:
+    """For one query: the summed influence of each subset against the loss after training on it.
+
+    `predictions` has sums and LDS by the scorer's name; one panel each.
+    """
+    panels = np.atleast_1d(new_axes(8, 3, panels=len(predictions)))
+    for axes, (name, (sums, score)) in zip(panels, predictions.items(), strict=True):
+        axes.scatter(sums, outcomes, s=14, color=POSITIVE, alpha=0.6, linewidths=0)
+        axes.set(xlabel="summed influence of the half", title=f"{name}\nLDS {score:.2f}")
+        axes.locator_params(axis="x", nbins=4)
+    panels[0].set_ylabel("loss after training on it")
+    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(panels)
+
+
+def scores_with_intervals(
+    table: pd.DataFrame, ceiling: float, emphasised: Sequence[str], title: str
+) -> None:
+    """LDS of every scorer with its interval, best on top, and the noise ceiling.
+
+    `table` has columns name, report, low, high.
+    """
+    table = table.sort_values("report")
+    axes = new_axes(7.5, 0.9 + 0.27 * len(table))
+    for place, row in enumerate(table.itertuples()):
+        color = POSITIVE if row.name in emphasised else NEUTRAL
+        axes.plot([row.low, row.high], [place, place], color=color, linewidth=2)
+        axes.plot(row.report, place, "o", color=color, markersize=5)
+        axes.annotate(
+            f"{row.report:.2f}", (row.high, place), (5, 0), textcoords="offset points",
+            va="center", fontsize=8,
+        )  # fmt: skip
+    axes.axvline(ceiling, color=NEGATIVE, linestyle="--", linewidth=1)
+    axes.annotate(
+        f"noise ceiling {ceiling:.2f}", (ceiling, 0), (-4, 0), textcoords="offset points",
+        ha="right", color=NEGATIVE, fontsize=8,
+    )  # fmt: skip
+    axes.set_yticks(range(len(table)), table["name"])
+    axes.axvline(0, color=NEUTRAL, linewidth=0.6)
+    axes.set(xlabel="linear datamodeling score", title=title)
+    axes.grid(axis="x", alpha=0.3)
+    show(axes)
+
+
+def score_and_stability(
+    regularizations: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    stability: Sequence[float],
+    title: str,
+) -> None:
+    """LDS against λ for each of `curves`, and how alike the rankings of neighbouring λ are."""
+    axes = new_axes(7, 3.2)
+    colors = [POSITIVE, "#55a868", "#8172b3"]
+    for (name, values), color in zip(curves.items(), colors, strict=False):
+        axes.plot(regularizations, values, "o-", color=color, markersize=4, label=name)
+    between = np.sqrt(np.array(regularizations[1:]) * np.array(regularizations[:-1]))
+    axes.plot(
+        between, stability, "s--", color=NEGATIVE, markersize=4,
+        label="rank correlation of neighbouring λ",
+    )  # fmt: skip
+    axes.set(xscale="log", xlabel="regularization λ", ylabel="correlation", title=title)
+    axes.set_ylim(0, 1.02)
+    axes.legend(frameon=False, fontsize=8)
+    show(axes)
+
+
+def along_the_path(table: pd.DataFrame, title: str) -> None:
+    """LDS by the share of training after which influences were taken, a line per normalisation.
+
+    `table` has a row per share (its index) and a column per normalisation.
+    """
+    axes = new_axes(7, 3)
+    colors = [NEUTRAL, POSITIVE, "#55a868"]
+    for name, color in zip(table.columns, colors, strict=True):
+        axes.plot(100 * table.index, table[name], "o-", color=color, markersize=4, label=name)
+    axes.set(xlabel="checkpoint, % of training", ylabel="LDS", title=title)
+    axes.legend(frameon=False)
+    show(axes)
+
+
+def removals(table: pd.DataFrame, title: str) -> None:
+    """Mean rise of the queries' loss against the number of removed reviews, a line per scorer.
+
+    `table` has columns scorer, removed, rise; lines end in the scorer's name.
+    """
+    axes = new_axes(7.5, 3.4)
+    ends = table[table["removed"] == table["removed"].max()].set_index("scorer")["rise"]
+    places = _apart(ends.sort_values(), 0.055 * (ends.max() - min(ends.min(), 0)))
+    colors = plt.get_cmap("tab10").colors
+    for color, (name, rows) in zip(colors, table.groupby("scorer", sort=False), strict=False):
+        color = NEUTRAL if name == RANDOM else color
+        axes.plot(rows["removed"], rows["rise"], "o-", color=color, markersize=4)
+        end = rows["removed"].max()
+        axes.annotate(
+            name, (end, places[name]), (8, 0), textcoords="offset points", va="center",
+            color=color, fontsize=8,
+        )  # fmt: skip
+    axes.axhline(0, color=NEUTRAL, linewidth=0.6)
+    axes.set(xlabel="reviews removed, of 1,000", ylabel="rise of the query's loss", title=title)
+    show(axes)
+
+
+def _apart(values: pd.Series, gap: float) -> dict[str, float]:
+    """Places for labels at ascending values, at least `gap` from each other."""
+    places: dict[str, float] = {}
+    last = -np.inf
+    for name, value in values.items():
+        last = max(value, last + gap)
+        places[name] = last
+    return places
