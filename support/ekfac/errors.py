@@ -49,6 +49,10 @@ class BadRegularization(EkfacError):
     """The Hessian regularization is not a number ≥ 0 and not "auto"."""
 
 
+class BadBudget(EkfacError):
+    """A memory budget is not a number of bytes above zero."""
+
+
 class DamagedFile(EkfacError):
     """A saved curvature can't be read: truncated, altered, or no such file at all."""
 

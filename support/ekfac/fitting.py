@@ -24,6 +24,7 @@ from support.ekfac.curvature import (
 from support.ekfac.errors import EmptyLoader, NotFitted
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood
+from support.ekfac.memory import check_budget
 from support.ekfac.passes import Once, Passes, length_of, with_more_to_come
 from support.ekfac.positions import LayerGradients
 from support.ekfac.solve import Regularization, check_regularization
@@ -126,10 +127,11 @@ class EkfacCurvature:
     anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for
     0.1 times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
     `likelihood` is the loss, `Categorical()` by default; `seed` decides which labels it draws when
-    there are too many classes for the exact Fisher.
+    there are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the
+    factors of queries may take while scoring, by default a quarter of the memory that is free.
 
     Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
-    gradients are not all plain linear layers, and `BadRegularization`.
+    gradients are not all plain linear layers, `BadRegularization` and `BadBudget`.
     """
 
     def __init__(
@@ -140,13 +142,16 @@ class EkfacCurvature:
         progress: bool = False,
         likelihood: Likelihood | None = None,
         seed: int = 0,
+        memory_budget: int | None = None,
     ):
+        check_budget(memory_budget)
         self.model = model
         self.update_diagonal = update_diagonal
         self.hessian_regularization = hessian_regularization
         self.progress = progress
         self.likelihood = likelihood or Categorical()
         self.seed = seed
+        self.memory_budget = memory_budget
         self.layers = tracked_layers(model)
         self.curvature: dict[str, LayerCurvature] = {}
         self.examples = 0

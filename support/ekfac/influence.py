@@ -1,29 +1,24 @@
 """`EkfacInfluence`: fit the curvature once, then ask which training examples a prediction rests on."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from support.ekfac.blocks import Pool
 from support.ekfac.capture import Consume, Trace
-from support.ekfac.errors import EmptyLoader, FactorsMismatch, LabelsMismatch
+from support.ekfac.errors import FactorsMismatch, LabelsMismatch
 from support.ekfac.fitting import EkfacCurvature
-from support.ekfac.passes import every_label, labelled, length_of
+from support.ekfac.passes import every_label, labelled
+from support.ekfac.scorer import ByLayer, Scorer, divided_by_root, sum_over_layers
 from support.ekfac.scoring import (
     Factors,
     add_scores_by_label,
     add_scores_by_token,
     add_self_influences,
-    both,
-    keep_factors,
     keep_rotated,
-    keep_scores,
 )
 from support.ekfac.solve import Regularization, check_regularization, damped_inverse
-
-ByLayer = dict[str, Float[Tensor, "test train"]]
 
 
 class EkfacInfluence(EkfacCurvature):
@@ -45,7 +40,7 @@ class EkfacInfluence(EkfacCurvature):
         `(test, d_out, d_in)` each. Raises `NotFitted`, `LabelsMismatch`, `NotFinite`,
         `ModelInTrainingMode`.
         """
-        return self._factors(self._blocks(x, y, "influence factors"), len(x))
+        return self._scorer().factors([self._pool(x, y, "influence factors")], len(x))
 
     def influences_by_layer(
         self,
@@ -66,7 +61,7 @@ class EkfacInfluence(EkfacCurvature):
         factors = self.influence_factors(x_test, y_test)
         if x is None or y is None:
             x, y = x_test, y_test
-        return self._scores(factors, self._blocks(x, y, "influences"), len(x))
+        return self._scorer().scores(factors, self._pool(x, y, "influences"))
 
     def influences(
         self,
@@ -94,7 +89,7 @@ class EkfacInfluence(EkfacCurvature):
         """
         self._require_fit()
         self._check_factors(factors)
-        return sum_over_layers(self._scores(factors, self._blocks(x, y, "influences"), len(x)))
+        return sum_over_layers(self._scorer().scores(factors, self._pool(x, y, "influences")))
 
     def self_influences(
         self, x: Shaped[Tensor, "batch ..."], y: Shaped[Tensor, "labels ..."]
@@ -103,8 +98,12 @@ class EkfacInfluence(EkfacCurvature):
 
         Raises as `influence_factors` does.
         """
-        result = self._zeros(len(x))
-        self._over(x, y, lambda rows, _: self._add_self(result, rows), "self-influences")
+        result = self._scorer().zeros(len(x))
+
+        def into(rows: list[int], _: Trace) -> Consume:
+            return add_self_influences(result, rows, self.curvature, self.hessian_regularization)
+
+        self._over(x, y, into, "self-influences")
         return result
 
     def relative_influences(
@@ -121,26 +120,20 @@ class EkfacInfluence(EkfacCurvature):
         self-influence is zero. Raises as `influence_factors` does.
         """
         factors = self.influence_factors(x_test, y_test)
-        return self._relative_scores(factors, self._blocks(x, y, "relative influences"), len(x))
+        pool = self._pool(x, y, "relative influences")
+        scores, own = self._scorer().scores_and_self_influences(factors, pool)
+        return divided_by_root(sum_over_layers(scores), own)
 
     def score(
         self, test_loader: Iterable, train_loader: Iterable, relative: bool = False
     ) -> Float[Tensor, "test train"]:
         """Influence, or relative influence, of all training on all test examples of two loaders.
 
-        Batches are `(inputs, labels, …)`. The factors of all test examples are held at once, the
-        training examples pass by. Raises `EmptyLoader`, and as `influence_factors` does.
+        Batches are `(inputs, labels, …)`. As many test examples at a time as have factors that fit
+        `memory_budget`; the training examples pass by once for each such group. Raises `EmptyLoader`,
+        and as `influence_factors` does.
         """
-        factors = self._factors_of_loader(test_loader)
-        columns = [
-            self._relative_scores(factors, pool.blocks, pool.examples)
-            if relative
-            else sum_over_layers(self._scores(factors, pool.blocks, pool.examples))
-            for pool in self._pools(train_loader, "training examples")
-        ]
-        if not columns:
-            raise EmptyLoader("The training loader gave no batch.")
-        return torch.cat(columns, dim=1)
+        return self._scorer().over_loaders(test_loader, train_loader, relative, self.memory_budget)
 
     def influences_by_label(
         self,
@@ -158,7 +151,7 @@ class EkfacInfluence(EkfacCurvature):
 
         def into(rows: list[int], weights: Tensor) -> Consume:
             if not scores:
-                scores.append(self._zeros(len(x_test), len(x), weights.shape[1]))
+                scores.append(self._scorer().zeros(len(x_test), len(x), weights.shape[1]))
             return add_scores_by_label(scores[0], rows, factors, weights)
 
         passes = self._passes()
@@ -185,7 +178,7 @@ class EkfacInfluence(EkfacCurvature):
         def into(rows: list[int], trace: Trace) -> Consume:
             if not scores:
                 tokens = trace.tokens if trace.mask is None else x.shape[1]
-                scores.append(self._zeros(len(x_test), len(x), tokens))
+                scores.append(self._scorer().zeros(len(x_test), len(x), tokens))
             return add_scores_by_token(scores[0], rows, factors)
 
         self._over(x, y, into, "token influences")
@@ -203,7 +196,11 @@ class EkfacInfluence(EkfacCurvature):
         """
         for value in regularization_values:
             check_regularization(value)
-        rotated = self._zeros_like_gradients(len(x))
+        scorer = self._scorer()
+        rotated = {
+            name: scorer.zeros(len(x), layer.d_out, layer.d_in)
+            for name, layer in self.layers.items()
+        }
         self._over(x, y, lambda rows, _: keep_rotated(rotated, rows, self.curvature), "gradients")
         flat = {name: gradients.flatten(1) for name, gradients in rotated.items()}
         return {
@@ -215,76 +212,18 @@ class EkfacInfluence(EkfacCurvature):
             for value in self._bar(regularization_values, "regularization", "value")
         }
 
-    def _factors(self, blocks: Iterable, examples: int) -> Factors:
-        factors = self._zeros_like_gradients(examples)
-
-        def into(rows: list[int], _: Trace) -> Consume:
-            return keep_factors(factors, rows, self.curvature, self.hessian_regularization)
-
-        self._passes().over(blocks, labelled(self.likelihood, into))
-        return factors
-
-    def _factors_of_loader(self, loader: Iterable) -> Factors:
-        parts = [
-            self._factors(pool.blocks, pool.examples)
-            for pool in self._pools(loader, "test examples")
-        ]
-        if not parts:
-            raise EmptyLoader("The test loader gave no batch.")
-        return {name: torch.cat([part.pop(name) for part in parts]) for name in self.layers}
-
-    def _scores(self, factors: Factors, blocks: Iterable, examples: int) -> ByLayer:
-        scores = self._zeros_for_scores(factors, examples)
-
-        def into(rows: list[int], _: Trace) -> Consume:
-            return keep_scores(scores, rows, factors)
-
-        self._passes().over(blocks, labelled(self.likelihood, into))
-        return scores
-
-    def _relative_scores(
-        self, factors: Factors, blocks: Iterable, examples: int
-    ) -> Float[Tensor, "test train"]:
-        scores, self_influences = self._zeros_for_scores(factors, examples), self._zeros(examples)
-
-        def into(rows: list[int], _: Trace) -> Consume:
-            return both(keep_scores(scores, rows, factors), self._add_self(self_influences, rows))
-
-        self._passes().over(blocks, labelled(self.likelihood, into))
-        norms = self_influences.sqrt()
-        return torch.where(norms > 0, sum_over_layers(scores) / norms, 0)
-
-    def _add_self(self, result: Tensor, rows: list[int]) -> Consume:
-        return add_self_influences(result, rows, self.curvature, self.hessian_regularization)
+    def _scorer(self) -> Scorer:
+        self._require_fit()
+        return Scorer(self._passes(), self.likelihood, self.curvature, self.hessian_regularization)
 
     def _over(
         self, x: Tensor, y: Tensor, into: Callable[[list[int], Trace], Consume], what: str
     ) -> None:
-        self._passes().over(self._blocks(x, y, what), labelled(self.likelihood, into))
+        self._passes().over(self._pool(x, y, what).blocks, labelled(self.likelihood, into))
 
-    def _blocks(self, x: Tensor, y: Tensor, what: str) -> Iterable:
+    def _pool(self, x: Tensor, y: Tensor, what: str) -> Pool:
         self._require_fit()
-        return self._passes().blocks(x, y, what)
-
-    def _pools(self, loader: Iterable, what: str) -> Iterator[Pool]:
-        self._require_fit()
-        batches = ((x, y) for x, y, *_ in loader)
-        return self._passes().pools(batches, length_of(loader), what)
-
-    def _zeros(self, *shape: int) -> Tensor:
-        """Room for a result, filled outside inference mode even when called inside."""
-        layer = next(iter(self.layers.values()))
-        with torch.inference_mode(False):
-            return torch.zeros(*shape, dtype=layer.dtype, device=layer.device)
-
-    def _zeros_like_gradients(self, examples: int) -> Factors:
-        return {
-            name: self._zeros(examples, layer.d_out, layer.d_in)
-            for name, layer in self.layers.items()
-        }
-
-    def _zeros_for_scores(self, factors: Factors, examples: int) -> ByLayer:
-        return {name: self._zeros(len(factor), examples) for name, factor in factors.items()}
+        return Pool([(x, y)], self._passes().blocks(x, y, what))
 
     def _check_factors(self, factors: Factors) -> None:
         if list(factors) != self.layer_names:
@@ -298,8 +237,3 @@ class EkfacInfluence(EkfacCurvature):
                     f"The factors of {name!r} have shape {tuple(factors[name].shape)}, expected "
                     f"(test, {layer.d_out}, {layer.d_in})."
                 )
-
-
-def sum_over_layers(by_layer: ByLayer) -> Float[Tensor, "test train"]:
-    """Σ over layers of by-layer influences."""
-    return torch.stack(list(by_layer.values())).sum(dim=0)

@@ -1,0 +1,60 @@
+"""How much memory the factors of queries may take."""
+
+from collections.abc import Iterator
+
+import psutil
+import torch
+
+from support.ekfac.blocks import Batch
+from support.ekfac.errors import BadBudget
+from support.ekfac.layers import TrackedLayer
+
+SHARE_OF_FREE_MEMORY = 0.25
+"""The rest is for the graph of a forward pass, for the caller, and for a wrong guess."""
+
+
+def check_budget(budget: int | None) -> None:
+    """Raise `BadBudget` unless it is a number of bytes above zero, or None."""
+    if budget is not None and budget <= 0:
+        raise BadBudget(
+            f"memory_budget={budget!r}: use a number of bytes above zero, or None for "
+            f"{SHARE_OF_FREE_MEMORY} of the memory that is free."
+        )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had where the layers live."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def factor_bytes(layers: dict[str, TrackedLayer]) -> int:
+    """What the influence factors of one example take."""
+    return sum(layer.d_out * layer.d_in * layer.dtype.itemsize for layer in layers.values())
+
+
+def queries_at_a_time(layers: dict[str, TrackedLayer], budget: int | None) -> int:
+    """How many examples' factors fit the budget; one at least."""
+    if budget is None:
+        device = next(iter(layers.values())).device
+        budget = int(SHARE_OF_FREE_MEMORY * free_memory(device))
+    return max(1, budget // factor_bytes(layers))
+
+
+def in_groups(batches: list[Batch], size: int) -> Iterator[list[Batch]]:
+    """The examples in order, in lists of batches of `size` examples; the last may have fewer."""
+    group: list[Batch] = []
+    room = size
+    for inputs, labels in batches:
+        start = 0
+        while start < len(inputs):
+            taken = slice(start, start + room)
+            group.append((inputs[taken], None if labels is None else labels[taken]))
+            room -= len(inputs[taken])
+            start = taken.stop
+            if not room:
+                yield group
+                group, room = [], size
+    if group:
+        yield group
