@@ -152,7 +152,7 @@ def test_a_block_that_does_not_fit_into_memory_is_halved_and_gives_the_same_numb
         engine = fitted(model)
         by_token = engine.token_influences(X, Y, X, Y)
         by_label = engine.influences_by_label(X, Y, X)
-        scores = engine.score([(X, Y)], [(X, Y)], relative=True)
+        scores = engine.score([(X, Y)], [(X, Y)], normalisation="relative")
         return engine.influences(X, Y), engine.self_influences(X, Y), by_token, by_label, scores
 
     expected = answers(token_classifier())

@@ -7,6 +7,7 @@ from support.ekfac import EkfacInfluence
 from support.ekfac.errors import BadBudget, EmptyLoader
 from support.ekfac.layers import tracked_layers
 from support.ekfac.memory import factor_bytes, in_groups, queries_at_a_time
+from support.ekfac.scorer import NORMALISATIONS
 from tests.dense import labels, sentences, token_classifier
 
 X, Y = sentences(5, 3, 4, 2, 5), labels(5)
@@ -46,11 +47,11 @@ def test_groups_hold_all_queries_in_order(size):
     torch.testing.assert_close(torch.cat(together), QUERIES)
 
 
-@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
 @pytest.mark.parametrize("queries", [1, 2, 3])
-def test_query_blocks_give_what_one_block_gives(queries, relative):
-    found = fitted(queries * ONE_QUERY).score(LOADER, [(X, Y)], relative)
-    expected = fitted().score(LOADER, [(X, Y)], relative)
+def test_query_blocks_give_what_one_block_gives(queries, normalisation):
+    found = fitted(queries * ONE_QUERY).score(LOADER, [(X, Y)], normalisation)
+    expected = fitted().score(LOADER, [(X, Y)], normalisation)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 

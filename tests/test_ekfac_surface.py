@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from support.ekfac import Categorical, EkfacInfluence, Gaussian
-from support.ekfac.errors import BadRegularization, EmptyLoader, LabelsMismatch
+from support.ekfac.errors import BadNormalisation, BadRegularization, EmptyLoader, LabelsMismatch
 from tests.dense import (
     fisher_blocks,
     label_gradients,
@@ -35,16 +35,32 @@ def batches(x, y, size):
     return DataLoader(TensorDataset(x, y), batch_size=size)
 
 
-def test_score_streams_influences_over_two_loaders():
+@pytest.mark.parametrize(
+    ("normalisation", "method"),
+    [
+        ("plain", "influences"),
+        ("relative", "relative_influences"),
+        ("unit residual", "unit_residual_influences"),
+    ],
+)
+def test_score_streams_influences_over_two_loaders(normalisation, method):
     engine = fitted()
-    found = engine.score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4))
-    assert_same(found, engine.influences(QUERIES, QUERY_LABELS, X, Y))
+    found = engine.score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), normalisation)
+    assert_same(found, getattr(engine, method)(QUERIES, QUERY_LABELS, X, Y))
 
 
-def test_relative_score_streams_relative_influences():
+def test_unit_residual_influences_divide_by_the_size_of_the_residual():
     engine = fitted()
-    found = engine.score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), relative=True)
-    assert_same(found, engine.relative_influences(QUERIES, QUERY_LABELS, X, Y))
+    found = engine.unit_residual_influences(QUERIES, QUERY_LABELS, X, Y)
+    with torch.no_grad():
+        p = engine.model(X).softmax(dim=1)
+    sizes = (p - nn.functional.one_hot(Y, p.shape[1])).norm(dim=1)
+    assert_same(found, engine.influences(QUERIES, QUERY_LABELS, X, Y) / sizes)
+
+
+def test_an_unknown_normalisation_is_refused():
+    with pytest.raises(BadNormalisation, match="'relativ': there are 'plain', 'relative'"):
+        fitted().score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), "relativ")
 
 
 def test_score_takes_batches_that_carry_more_than_inputs_and_labels():

@@ -9,6 +9,7 @@ import torch
 from support import EkfacInfluence
 from support.ekfac import Checkpoint, PathInfluence
 from support.ekfac.errors import BadCheckpoints
+from support.ekfac.scorer import NORMALISATIONS
 from tests.dense import labels, perceptron, vectors
 
 TRAIN = (vectors(5, 4), labels(5))
@@ -20,27 +21,30 @@ def checkpoint(seed, weight=1.0):
     return Checkpoint(f"step {seed}", lambda: perceptron(4, 3, 2, seed=seed), weight)
 
 
-def score(*checkpoints, relative=False, **settings):
+def score(*checkpoints, normalisation="plain", **settings):
     path = PathInfluence(list(checkpoints), hessian_regularization=DAMPING, **settings)
-    return path.score([TRAIN], [TEST], [TRAIN], relative=relative)
+    return path.score([TRAIN], [TEST], [TRAIN], normalisation)
 
 
-def score_at(seed, relative=False):
+def score_at(seed, normalisation="plain"):
     engine = EkfacInfluence(perceptron(4, 3, 2, seed=seed), hessian_regularization=DAMPING)
-    return engine.fit([TRAIN]).score([TEST], [TRAIN], relative=relative)
+    return engine.fit([TRAIN]).score([TEST], [TRAIN], normalisation)
 
 
-@pytest.mark.parametrize("relative", [False, True])
-def test_one_checkpoint_is_the_engine_itself(relative):
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_one_checkpoint_is_the_engine_itself(normalisation):
     torch.testing.assert_close(
-        score(checkpoint(1), relative=relative), score_at(1, relative), rtol=0, atol=1e-12
+        score(checkpoint(1), normalisation=normalisation),
+        score_at(1, normalisation),
+        rtol=0,
+        atol=1e-12,
     )
 
 
-@pytest.mark.parametrize("relative", [False, True])
-def test_several_checkpoints_are_the_weighted_mean(relative):
-    found = score(checkpoint(1, 3.0), checkpoint(2, 1.0), relative=relative)
-    expected = 0.75 * score_at(1, relative) + 0.25 * score_at(2, relative)
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_several_checkpoints_are_the_weighted_mean(normalisation):
+    found = score(checkpoint(1, 3.0), checkpoint(2, 1.0), normalisation=normalisation)
+    expected = 0.75 * score_at(1, normalisation) + 0.25 * score_at(2, normalisation)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 

@@ -61,6 +61,10 @@ class WrongModel(EkfacError):
     """A saved curvature belongs to another model."""
 
 
+class BadNormalisation(EkfacError):
+    """There is no such normalisation of influences."""
+
+
 class BadCheckpoints(EkfacError):
     """There is no checkpoint to average over, or one with a weight that is not positive."""
 

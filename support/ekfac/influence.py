@@ -124,16 +124,35 @@ class EkfacInfluence(EkfacCurvature):
         scores, own = self._scorer().scores_and_self_influences(factors, pool)
         return divided_by_root(sum_over_layers(scores), own)
 
-    def score(
-        self, test_loader: Iterable, train_loader: Iterable, relative: bool = False
+    def unit_residual_influences(
+        self,
+        x_test: Shaped[Tensor, "test ..."],
+        y_test: Shaped[Tensor, "test_labels ..."],
+        x: Shaped[Tensor, "train ..."],
+        y: Shaped[Tensor, "labels ..."],
     ) -> Float[Tensor, "test train"]:
-        """Influence, or relative influence, of all training on all test examples of two loaders.
+        """Influences divided by the size ‖∂loss/∂outputs‖ of the training example's residual.
 
-        Batches are `(inputs, labels, …)`. As many test examples at a time as have factors that fit
-        `memory_budget`; the training examples pass by once for each such group. Raises `EmptyLoader`,
-        and as `influence_factors` does.
+        At the end of training that size says how well an example was learned, not how hard it pushed
+        on the way. Zero where the residual is. Raises as `influence_factors` does.
         """
-        return self._scorer().over_loaders(test_loader, train_loader, relative, self.memory_budget)
+        factors = self.influence_factors(x_test, y_test)
+        scorer = self._scorer().with_unit_residuals()
+        return sum_over_layers(scorer.scores(factors, self._pool(x, y, "influences")))
+
+    def score(
+        self, test_loader: Iterable, train_loader: Iterable, normalisation: str = "plain"
+    ) -> Float[Tensor, "test train"]:
+        """Influence of all training on all test examples of two loaders.
+
+        `normalisation` is "plain", "relative" (as `relative_influences`) or "unit residual" (as
+        `unit_residual_influences`). Batches are `(inputs, labels, …)`. As many test examples at a time
+        as have factors that fit `memory_budget`; the training examples pass by once for each such group. Raises `EmptyLoader`,
+        `BadNormalisation`, and as `influence_factors` does.
+        """
+        return self._scorer().over_loaders(
+            test_loader, train_loader, normalisation, self.memory_budget
+        )
 
     def influences_by_label(
         self,

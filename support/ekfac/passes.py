@@ -14,7 +14,7 @@ from support.ekfac.blocks import Batch, Block, Pool, TokenMask, blocks_of, pools
 from support.ekfac.capture import Consume, Trace, ordinary, undisturbed
 from support.ekfac.errors import BlockHalved
 from support.ekfac.layers import TrackedLayer
-from support.ekfac.likelihood import Likelihood, loss_direction
+from support.ekfac.likelihood import Direction, Likelihood, loss_direction
 from support.ekfac.positions import LayerGradients
 
 Item = TypeVar("Item")
@@ -143,15 +143,19 @@ class Ticking:
             ticked = due
 
 
-def labelled(likelihood: Likelihood, into: Callable[[list[int], Trace], Consume]) -> Work:
+def labelled(
+    likelihood: Likelihood,
+    into: Callable[[list[int], Trace], Consume],
+    direction: Direction = loss_direction,
+) -> Work:
     """Gradients of the loss of each example's own label, to the consumer `into(rows, trace)`.
 
     Raises `LabelsMismatch`.
     """
 
     def work(block: Block, trace: Trace, once: Once) -> None:
-        direction = loss_direction(likelihood, trace.outputs, ordinary(block.labels))
-        trace.backward(direction, once(0, into(block.rows, trace)))
+        sent = direction(likelihood, trace.outputs, ordinary(block.labels))
+        trace.backward(sent, once(0, into(block.rows, trace)))
 
     return work
 

@@ -1,7 +1,7 @@
 """Scores of many examples: the passes of a fitted engine, and what is kept of them."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from support.ekfac.blocks import Pool
 from support.ekfac.capture import Consume, Trace
-from support.ekfac.errors import EmptyLoader, LabelsMismatch
-from support.ekfac.likelihood import Likelihood
+from support.ekfac.errors import BadNormalisation, EmptyLoader, LabelsMismatch
+from support.ekfac.likelihood import Direction, Likelihood, loss_direction, unit_loss_direction
 from support.ekfac.memory import in_groups, queries_at_a_time
 from support.ekfac.passes import Passes, labelled, length_of
 from support.ekfac.scoring import (
@@ -25,15 +25,23 @@ from support.ekfac.solve import Regularization
 
 ByLayer = dict[str, Float[Tensor, "test train"]]
 
+NORMALISATIONS = ("plain", "relative", "unit residual")
+"""What influences are divided by: nothing; √self-influence of the training example; the size of its
+training residual."""
+
 
 @dataclass(frozen=True)
 class Scorer:
-    """The passes of a fitted engine, its loss, its curvature and λ."""
+    """The passes of a fitted engine, its loss, its curvature and λ.
+
+    `training_direction` is what training examples send back through the model.
+    """
 
     passes: Passes
     likelihood: Likelihood
     curvature: Curvature
     regularization: Regularization
+    training_direction: Direction = loss_direction
 
     def factors(self, pools: Iterable, examples: int) -> Factors:
         """(F + λ)⁻¹ ∇loss of each example, `(test, d_out, d_in)` for each layer."""
@@ -59,7 +67,8 @@ class Scorer:
         def into(rows: list[int], _: Trace) -> Consume:
             return keep_scores(scores, rows, factors)
 
-        self.passes.over(pool.blocks, labelled(self.likelihood, into))
+        work = labelled(self.likelihood, into, self.training_direction)
+        self.passes.over(pool.blocks, work)
         return scores
 
     def scores_and_self_influences(
@@ -78,14 +87,24 @@ class Scorer:
         self.passes.over(pool.blocks, labelled(self.likelihood, into))
         return scores, own
 
+    def with_unit_residuals(self) -> "Scorer":
+        """The same, with training residuals of size 1."""
+        return replace(self, training_direction=unit_loss_direction)
+
     def over_loaders(
-        self, test_loader: Iterable, train_loader: Iterable, relative: bool, budget: int | None
+        self, test_loader: Iterable, train_loader: Iterable, normalisation: str, budget: int | None
     ) -> Float[Tensor, "test train"]:
-        """Influence, or relative influence, of all training on all test examples.
+        """Influence of all training on all test examples, normalised.
 
         As many queries at a time as have factors that fit the budget, in bytes; the training examples
-        pass by once for each such group. Raises `EmptyLoader`, `LabelsMismatch`.
+        pass by once for each such group. Raises `BadNormalisation`, `EmptyLoader`, `LabelsMismatch`.
         """
+        if normalisation not in NORMALISATIONS:
+            raise BadNormalisation(
+                f"normalisation={normalisation!r}: there are {', '.join(map(repr, NORMALISATIONS))}."
+            )
+        relative = normalisation == "relative"
+        scorer = self.with_unit_residuals() if normalisation == "unit residual" else self
         queries = [(x, y) for x, y, *_ in test_loader]
         for x, y in queries:
             if len(x) != len(y):
@@ -100,7 +119,7 @@ class Scorer:
             pools = self.passes.pools(iter(group), len(group), "test examples")
             factors = self.factors(pools, sum(len(x) for x, _ in group))
             with_own = relative and own is None
-            columns, norms = self._columns(factors, train_loader, with_own)
+            columns, norms = scorer._columns(factors, train_loader, with_own)
             own = norms if with_own else own
             rows.append(columns)
         scores = torch.cat(rows)

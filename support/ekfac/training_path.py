@@ -60,12 +60,12 @@ class PathInfluence:
         fit_loader: Iterable,
         test_loader: Iterable,
         train_loader: Iterable,
-        relative: bool = False,
+        normalisation: str = "plain",
     ) -> Float[Tensor, "test train"]:
         """Influence of all training examples on all test examples, mean over the checkpoints.
 
-        The curvature of every checkpoint is fitted on `fit_loader`. Relative influences divide by
-        √self-influence at each checkpoint before they are averaged. Loaders are gone over once or
+        The curvature of every checkpoint is fitted on `fit_loader`. `normalisation` is that of
+        `EkfacInfluence.score`, at each checkpoint, before they are averaged. Loaders are gone over once or
         more for each checkpoint. Raises as `EkfacInfluence.fit` and `score` do.
         """
         total = sum(checkpoint.weight for checkpoint in self.checkpoints)
@@ -73,7 +73,7 @@ class PathInfluence:
         bar = tqdm(self.checkpoints, "checkpoints", unit="checkpoint", disable=not self.progress)
         for checkpoint in bar:
             engine = EkfacInfluence(checkpoint.model(), progress=self.progress, **self.settings)
-            part = self.fit(engine, fit_loader).score(test_loader, train_loader, relative=relative)
+            part = self.fit(engine, fit_loader).score(test_loader, train_loader, normalisation)
             part *= checkpoint.weight / total
             scores = part if scores is None else scores.add_(part)
             del engine

@@ -109,8 +109,8 @@ def batches(reviews: Reviews) -> DataLoader:
 class Normalised:
     """Influences and what divides them.
 
-    `plain` as they are; `relative` divides by √self-influence; `unit residual` by the size |p − y| of
-    the training residual, so that it says how much the review could say, not how wrong the model is
+    `plain` as they are; `relative` divides by √self-influence; `unit residual` by the size ‖p − e_y‖
+    of the training residual, so that it says how much the review could say, not how wrong the model is
     about it.
     """
 
@@ -128,8 +128,8 @@ class Normalised:
 
 
 def residual_sizes(model: nn.Module, reviews: Reviews) -> Float[Tensor, " reviews"]:
-    """|p − y|: how much probability the model gives to the other label."""
-    return torch.sigmoid(-margins(model, reviews))
+    """‖p − e_y‖, √2 times the probability that the model gives to the other label."""
+    return 2**0.5 * torch.sigmoid(-margins(model, reviews))
 
 
 def ekfac_at(
