@@ -147,8 +147,8 @@ class EkfacInfluence(EkfacCurvature):
 
         `normalisation` is "plain", "relative" (as `relative_influences`) or "unit residual" (as
         `unit_residual_influences`). Batches are `(inputs, labels, …)`. As many test examples at a time
-        as have factors that fit `memory_budget`; the training examples pass by once for each such group. Raises `EmptyLoader`,
-        `BadNormalisation`, and as `influence_factors` does.
+        as have factors that fit `memory_budget`; the training examples pass by once for each such
+        group. Raises `EmptyLoader`, `BadNormalisation`, and as `influence_factors` does.
         """
         return self._scorer().over_loaders(
             test_loader, train_loader, normalisation, self.memory_budget

@@ -78,7 +78,7 @@ ON_MAIN = (
     Asked("exact, joint", NUMBERS),
 )
 ELSEWHERE = (
-    Asked("EK-FAC", (1e-2,), ("10%", "35%", "75%", "100%", "3 checkpoints")),
+    Asked("EK-FAC", (1e-2,), ("10%", "20%", "35%", "75%", "100%", "3 checkpoints")),
     Asked("EK-FAC", (1e-5,), ("100%",)),
     Asked("exact, joint", NUMBERS),
 )
