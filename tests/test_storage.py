@@ -8,6 +8,7 @@ import torch
 from support.curvature_cache import CACHE_VARIABLE, CacheDamaged, cache_folder, fit_or_load
 from support.ekfac import EkfacInfluence, Gaussian
 from support.ekfac.errors import DamagedFile, WrongModel
+from support.ekfac.storage import BASIS_PARTS
 from tests.dense import labels, sentences, token_classifier
 
 X, Y = sentences(4, 3, 5), labels(3)
@@ -52,7 +53,9 @@ def test_moving_to_a_device_moves_model_and_curvature_and_keeps_the_factors():
     torch.testing.assert_close(engine.to("cpu").influences(X, Y), expected, rtol=0, atol=0)
     moved = engine.to("meta")
     tensors = [
-        t for c in moved.curvature.values() for t in (c.eigenvalues, *vars(c.basis).values())
+        t
+        for c in moved.curvature.values()
+        for t in (c.eigenvalues, *(getattr(c.basis, part) for part in BASIS_PARTS))
     ]
     assert len(tensors) == 15
     assert {t.device.type for t in (*tensors, *moved.model.parameters())} == {"meta"}

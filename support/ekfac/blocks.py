@@ -175,3 +175,12 @@ def _merged(batches: list[Batch], token_mask: TokenMask) -> Batch | None:
 
 def _widened(x: Tensor, width: int, filler: float | int) -> Tensor:
     return torch.nn.functional.pad(x, (0, width - x.shape[1]), value=filler)
+
+
+def first_examples(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+    """The first examples of a loader, in its batches, the last one cut."""
+    for inputs, labels in batches:
+        if count <= 0:
+            return
+        yield inputs[:count], None if labels is None else labels[:count]
+        count -= len(inputs)

@@ -29,12 +29,19 @@ Consume = Callable[[str, LayerGradients], None]
 class Trace:
     """One forward pass: its outputs, and what the tracked layers saw.
 
-    `outputs` is `(batch, classes)`. `activations(name)` is `(positions, d_in)`. Raises
+    `outputs` is `(batch, classes)`. With a `precision` the model's matrix products are taken in that
+    dtype, as `torch.autocast` does it. `activations(name)` is `(positions, d_in)`. Raises
     `LayerNotSupported` for a layer called twice or never, `NotFinite` at the first layer that sees
     NaN, and `OutputsNotSupported`.
     """
 
-    def __init__(self, model: nn.Module, layers: dict[str, TrackedLayer], inputs: Tensor):
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: dict[str, TrackedLayer],
+        inputs: Tensor,
+        precision: torch.dtype | None = None,
+    ):
         self.layers = layers
         self.examples = len(inputs)
         self.mask: Bool[Tensor, "batch tokens"] | None = (
@@ -49,7 +56,10 @@ class Trace:
             for name, layer in layers.items()
         ]
         try:
-            self.outputs = model(ordinary(inputs))
+            with torch.autocast(
+                next(iter(layers.values())).device.type, precision, precision is not None
+            ):
+                self.outputs = model(ordinary(inputs))
         finally:
             for handle in handles:
                 handle.remove()

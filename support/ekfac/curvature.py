@@ -50,16 +50,45 @@ class Covariances:
 
 @dataclass
 class Eigenbasis:
-    """Eigenvectors in columns, and the eigenvalues they belong to, in ascending order."""
+    """Eigenvectors in columns, and the eigenvalues they belong to, in ascending order.
+
+    `precision` is the dtype in which rows are rotated, None for their own. The products of a matrix
+    multiplication are summed in float32 in any case.
+    """
 
     activation: Float[Tensor, "d_in d_in"]
     output_gradient: Float[Tensor, "d_out d_out"]
     activation_eigenvalues: Float[Tensor, " d_in"]
     output_gradient_eigenvalues: Float[Tensor, " d_out"]
+    precision: torch.dtype | None = None
+
+    def of_activations(
+        self, rows: Float[Tensor, "positions d_in"]
+    ) -> Float[Tensor, "positions d_in"]:
+        """Q_aᵀ a for every row a."""
+        return self._rotated(rows, self.activation)
+
+    def of_output_gradients(
+        self, rows: Float[Tensor, "positions d_out"]
+    ) -> Float[Tensor, "positions d_out"]:
+        """Q_gᵀ g for every row g."""
+        return self._rotated(rows, self.output_gradient)
+
+    def _rotated(self, rows: Tensor, vectors: Tensor) -> Tensor:
+        if self.precision is None:
+            return rows @ vectors
+        return (rows.to(self.precision) @ vectors.to(self.precision)).to(rows.dtype)
+
+    def to(self, device: str | torch.device) -> "Eigenbasis":
+        """The same on another device."""
+        tensors = {key: part.to(device) for key, part in vars(self).items() if key != "precision"}
+        return Eigenbasis(**tensors, precision=self.precision)
 
 
 def eigenbasis(
-    activation: Float[Tensor, "d_in d_in"], output_gradient: Float[Tensor, "d_out d_out"]
+    activation: Float[Tensor, "d_in d_in"],
+    output_gradient: Float[Tensor, "d_out d_out"],
+    precision: torch.dtype | None = None,
 ) -> Eigenbasis:
     """Eigenvectors of both covariances, computed in float64, returned in the covariances' dtype.
 
@@ -67,7 +96,9 @@ def eigenbasis(
     """
     activation_values, activation_vectors = _eigenvectors(activation)
     gradient_values, gradient_vectors = _eigenvectors(output_gradient)
-    return Eigenbasis(activation_vectors, gradient_vectors, activation_values, gradient_values)
+    return Eigenbasis(
+        activation_vectors, gradient_vectors, activation_values, gradient_values, precision
+    )
 
 
 def _eigenvectors(covariance: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
@@ -103,9 +134,9 @@ def rotated_one_by_one(
     positions = len(a) / gradients.examples
     a_first, g_first = positions < d_out, positions < d_in
     if a_first:
-        a = a @ basis.activation
+        a = basis.of_activations(a)
     if g_first:
-        g = g @ basis.output_gradient
+        g = basis.of_output_gradients(g)
     product, rotated = a.new_empty(2, d_out, d_in)
     for example, a_rows, g_rows in replace(
         gradients, activations=a, output_gradients=g
@@ -125,8 +156,8 @@ def rotated_rows(
 ) -> tuple[Float[Tensor, "positions d_in"], Float[Tensor, "positions d_out"]]:
     """Q_aᵀ a and Q_gᵀ g for every row: all there is to rotate when each example has one."""
     return (
-        gradients.activations @ basis.activation,
-        gradients.output_gradients @ basis.output_gradient,
+        basis.of_activations(gradients.activations),
+        basis.of_output_gradients(gradients.output_gradients),
     )
 
 
@@ -160,5 +191,4 @@ class LayerCurvature:
 
     def to(self, device: str | torch.device) -> "LayerCurvature":
         """The same on another device."""
-        parts = {name: part.to(device) for name, part in vars(self.basis).items()}
-        return LayerCurvature(Eigenbasis(**parts), self.eigenvalues.to(device))
+        return LayerCurvature(self.basis.to(device), self.eigenvalues.to(device))

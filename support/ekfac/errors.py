@@ -53,6 +53,14 @@ class BadBudget(EkfacError):
     """A memory budget is not a number of bytes above zero."""
 
 
+class BadPrecision(EkfacError):
+    """A precision that the engine has no passes for."""
+
+
+class BadShare(EkfacError):
+    """A share of the training set is not above 0 and at most 1."""
+
+
 class DamagedFile(EkfacError):
     """A saved curvature can't be read: truncated, altered, or no such file at all."""
 

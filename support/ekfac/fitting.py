@@ -3,6 +3,7 @@
 `Fitting` does it; `EkfacCurvature` is a model together with the result, to be saved, loaded, moved.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from support.ekfac import storage
-from support.ekfac.blocks import Block
+from support.ekfac.blocks import Block, first_examples
 from support.ekfac.capture import Consume, Trace, undisturbed
 from support.ekfac.curvature import (
     Covariances,
@@ -21,25 +22,29 @@ from support.ekfac.curvature import (
     eigenbasis,
     kfac_eigenvalues,
 )
-from support.ekfac.errors import EmptyLoader, NotFitted
+from support.ekfac.errors import BadPrecision, BadShare, EmptyLoader, NotFitted
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood
 from support.ekfac.memory import check_budget
-from support.ekfac.passes import Once, Passes, length_of, with_more_to_come
+from support.ekfac.passes import Once, Passes, in_float32, length_of, with_more_to_come
 from support.ekfac.positions import LayerGradients
 from support.ekfac.solve import Regularization, check_regularization
+
+PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Fitting:
     """The model whose curvature is wanted, and the loss that defines the Fisher.
 
-    `seed` decides which labels are drawn when the likelihood samples them.
+    `seed` decides which labels are drawn when the likelihood samples them. Covariances are those of
+    the first `eigenbasis_share` of the examples, Λ is that of all.
     """
 
     passes: Passes
     likelihood: Likelihood
     seed: int
+    eigenbasis_share: float | int
 
     def curvature(
         self, loader: Iterable, update_diagonal: bool
@@ -53,7 +58,9 @@ class Fitting:
             curvature = {}
             for name in self.passes.bar(list(covariances), "eigenbases", "layer"):
                 covariance = covariances.pop(name)
-                basis = eigenbasis(covariance.activation(), covariance.output_gradient())
+                basis = eigenbasis(
+                    covariance.activation(), covariance.output_gradient(), self.passes.precision
+                )
                 curvature[name] = LayerCurvature(basis, kfac_eigenvalues(basis))
             if update_diagonal:
                 self._correct_eigenvalues(curvature, loader)
@@ -74,7 +81,10 @@ class Fitting:
                     covariance.add_activations(trace.activations(name), trace.examples)
                     once.finish("activations", name)
 
-        examples = self._fisher(loader, "covariances", self.seed, add, add_activations)
+        first = None
+        if self.eigenbasis_share < 1:
+            first = math.ceil(self.eigenbasis_share * number_of_examples(loader))
+        examples = self._fisher(loader, "covariances", self.seed, add, add_activations, first)
         return covariances, examples
 
     def _correct_eigenvalues(self, curvature: dict[str, LayerCurvature], loader: Iterable) -> None:
@@ -95,21 +105,26 @@ class Fitting:
         seed: int,
         consume: Consume,
         beforehand: Callable[[Trace, Once], None] = lambda trace, once: None,
+        first: int | None = None,
     ) -> int:
-        """Send the Fisher's directions back through every forward pass; the number of examples."""
+        """Send the Fisher's directions back through every forward pass, or those of the `first`
+        examples; the number of examples."""
         generator = torch.Generator().manual_seed(seed)
         counted: list[int] = []
 
         def work(block: Block, trace: Trace, once: Once) -> None:
             beforehand(trace, once)
-            outputs = trace.outputs.detach()
+            outputs = in_float32(trace.outputs.detach())
             directions = enumerate(self.likelihood.fisher_directions(outputs, generator))
             for (number, direction), more in with_more_to_come(directions):
                 trace.backward(direction, once(number, consume), keep_graph=more)
             counted.append(trace.examples)
 
         unlabelled = ((inputs, None) for inputs, *_ in loader)
-        pools = self.passes.pools(unlabelled, length_of(loader), description)
+        length = length_of(loader)
+        if first is not None:
+            unlabelled, length = first_examples(unlabelled, first), None
+        pools = self.passes.pools(unlabelled, length, description)
         self.passes.over((block for pool in pools for block in pool.blocks), work)
         if not counted:
             raise EmptyLoader(
@@ -117,6 +132,14 @@ class Fitting:
                 "one, and give all of them again on every pass (a DataLoader or a list, no generator)."
             )
         return sum(counted)
+
+
+def number_of_examples(loader: Iterable) -> int:
+    """Of the data set if the loader has one, else by going over the loader once."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, Sized):
+        return len(dataset)
+    return sum(len(inputs) for inputs, *_ in loader)
 
 
 class EkfacCurvature:
@@ -130,8 +153,16 @@ class EkfacCurvature:
     there are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the
     factors of queries may take while scoring, by default a quarter of the memory that is free.
 
+    `eigenbasis_share` is the share of the examples that the eigenbases are computed from: the first
+    ⌈share · n⌉ that the loader gives, which must therefore come in random order. Corrected
+    eigenvalues are always those of all examples. With `precision="bfloat16"` the model's matrix
+    products and the rotations into the eigenbases are taken in bfloat16 and summed in float32, which
+    is faster where the processor has instructions for it and good to about two digits; covariances,
+    eigenvalues and scores stay as they are.
+
     Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
-    gradients are not all plain linear layers, `BadRegularization` and `BadBudget`.
+    gradients are not all plain linear layers, `BadRegularization`, `BadBudget`, `BadShare`
+    and `BadPrecision`.
     """
 
     def __init__(
@@ -143,8 +174,12 @@ class EkfacCurvature:
         likelihood: Likelihood | None = None,
         seed: int = 0,
         memory_budget: int | None = None,
+        eigenbasis_share: float | int = 1,
+        precision: str = "full",
     ):
         check_budget(memory_budget)
+        _check_share(eigenbasis_share)
+        _check_precision(precision)
         self.model = model
         self.update_diagonal = update_diagonal
         self.hessian_regularization = hessian_regularization
@@ -152,6 +187,8 @@ class EkfacCurvature:
         self.likelihood = likelihood or Categorical()
         self.seed = seed
         self.memory_budget = memory_budget
+        self.eigenbasis_share = eigenbasis_share
+        self.precision = precision
         self.layers = tracked_layers(model)
         self.curvature: dict[str, LayerCurvature] = {}
         self.examples = 0
@@ -181,7 +218,7 @@ class EkfacCurvature:
         size don't matter. Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode` and
         `LayerNotSupported`; the engine is then as it was before.
         """
-        fitting = Fitting(self._passes(), self.likelihood, self.seed)
+        fitting = Fitting(self._passes(), self.likelihood, self.seed, self.eigenbasis_share)
         self.curvature, self.examples = fitting.curvature(loader, self.update_diagonal)
         return self
 
@@ -205,6 +242,8 @@ class EkfacCurvature:
         device = next(iter(self.layers.values())).device
         curvature, self.examples = storage.load(path, self.identity())
         self.curvature = {name: layer.to(device) for name, layer in curvature.items()}
+        for layer in self.curvature.values():
+            layer.basis.precision = PRECISIONS[self.precision]
         return self
 
     @classmethod
@@ -225,6 +264,8 @@ class EkfacCurvature:
             "update_diagonal": str(self.update_diagonal),
             "likelihood": repr(self.likelihood),
             "seed": str(self.seed),
+            "eigenbasis_share": str(float(self.eigenbasis_share)),
+            "precision": self.precision,
         }
 
     def _require_fit(self) -> None:
@@ -232,8 +273,18 @@ class EkfacCurvature:
             raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
 
     def _passes(self) -> Passes:
-        return Passes(self.model, self.layers, self._bar)
+        return Passes(self.model, self.layers, self._bar, PRECISIONS[self.precision])
 
     def _bar(self, items: Iterable, description: str, unit: str) -> Iterable:
         one_step = isinstance(items, Sized) and len(items) == 1
         return tqdm(items, desc=description, unit=unit, disable=one_step or not self.progress)
+
+
+def _check_share(share: float | int) -> None:
+    if not 0 < share <= 1:
+        raise BadShare(f"eigenbasis_share={share!r}: use a number above 0 and at most 1.")
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise BadPrecision(f"precision={precision!r}: use one of {', '.join(PRECISIONS)}.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from support.ekfac.blocks import Batch, Block, Pool, TokenMask, blocks_of, pools_of
@@ -58,11 +58,15 @@ Work = Callable[[Block, Trace, Once], None]
 
 @dataclass(frozen=True)
 class Passes:
-    """The model that examples are sent through, its layers, and how progress is shown."""
+    """The model that examples are sent through, its layers, and how progress is shown.
+
+    `precision` is the dtype of the model's matrix products, None for the model's own.
+    """
 
     model: nn.Module
     layers: dict[str, TrackedLayer]
     bar: Bar
+    precision: torch.dtype | None = None
 
     @property
     def token_mask(self) -> TokenMask | None:
@@ -122,7 +126,7 @@ class Passes:
                 waiting += [(half, Once(frozenset(once.finished))) for half in reversed(halves)]
 
     def _pass(self, block: Block, work: Work, once: Once) -> None:
-        work(block, Trace(self.model, self.layers, block.inputs), once)
+        work(block, Trace(self.model, self.layers, block.inputs, self.precision), once)
 
 
 class Ticking:
@@ -154,7 +158,7 @@ def labelled(
     """
 
     def work(block: Block, trace: Trace, once: Once) -> None:
-        sent = direction(likelihood, trace.outputs, ordinary(block.labels))
+        sent = direction(likelihood, in_float32(trace.outputs), ordinary(block.labels))
         trace.backward(sent, once(0, into(block.rows, trace)))
 
     return work
@@ -168,11 +172,16 @@ def every_label(likelihood: Likelihood, into: Callable[[list[int], Tensor], Cons
     """
 
     def work(block: Block, trace: Trace, once: Once) -> None:
-        directions = likelihood.label_directions(trace.outputs.detach())
+        directions = likelihood.label_directions(in_float32(trace.outputs.detach()))
         for (number, (direction, weights)), more in with_more_to_come(enumerate(directions)):
             trace.backward(direction, once(number, into(block.rows, weights)), keep_graph=more)
 
     return work
+
+
+def in_float32(outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    """The outputs in float32 at least: probabilities are worth more digits than matrix products."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def with_more_to_come(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
