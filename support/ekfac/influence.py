@@ -10,6 +10,7 @@ from support.ekfac.capture import Consume, Trace
 from support.ekfac.errors import FactorsMismatch, LabelsMismatch
 from support.ekfac.fitting import EkfacCurvature
 from support.ekfac.passes import every_label, labelled
+from support.ekfac.plan import Plan, make_plan
 from support.ekfac.scorer import ByLayer, Scorer, divided_by_root, sum_over_layers
 from support.ekfac.scoring import (
     Factors,
@@ -31,6 +32,22 @@ class EkfacInfluence(EkfacCurvature):
 
     Construction, `fit`, `save`, `load` and `to` are those of `EkfacCurvature`.
     """
+
+    def plan(self, train_loader: Iterable, test_loader: Iterable = ()) -> Plan:
+        """What `fit`, `self_influences` and `score` will cost with these examples; needs no fit.
+
+        Batches are `(inputs, …)`. Goes over the loaders once, and sends three blocks of training
+        examples through the model to see how fast this machine is. Raises `EmptyLoader`, and what a
+        forward pass raises.
+        """
+        return make_plan(
+            self._passes(),
+            ((inputs, None) for inputs, *_ in train_loader),
+            ((inputs, None) for inputs, *_ in test_loader),
+            self.memory_budget,
+            self.eigenbasis_share,
+            self.update_diagonal,
+        )
 
     def influence_factors(
         self, x: Shaped[Tensor, "test ..."], y: Shaped[Tensor, "labels ..."]

@@ -1,0 +1,147 @@
+"""A plan counts what the engine will do; how fast this machine does it decides no test."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from support.ekfac import EkfacInfluence
+from support.ekfac.counting import LayerWork
+from support.ekfac.errors import EmptyLoader
+from support.ekfac.memory import factor_bytes
+from tests.dense import labels, perceptron, sentences, token_classifier, vectors
+
+X, Y = sentences(5, 3, 4, 2, 5), labels(5)
+QUERIES, QUERY_LABELS = sentences(3, 5, 4, seed=1), labels(3, seed=1)
+
+EVERYWHERE = LayerWork(d_out=3, d_in=4, sees_positions=True, hears_positions=True)
+FIRST_ONLY = LayerWork(d_out=3, d_in=4, sees_positions=True, hears_positions=False)
+ONE_VECTOR = LayerWork(d_out=3, d_in=4, sees_positions=False, hears_positions=False)
+
+
+@pytest.mark.parametrize(
+    ("layer", "count"),
+    [
+        (EVERYWHERE, 7 * 10 + 7 * 6),
+        (FIRST_ONLY, 7 * 10 + 2 * 6),
+        (ONE_VECTOR, 2 * 10 + 2 * 6),
+    ],
+)
+def test_covariances_cost_half_of_two_products_per_position(layer, count):
+    assert layer.covariances([5, 2]) == count
+
+
+@pytest.mark.parametrize(
+    ("layer", "lengths", "count"),
+    [
+        (EVERYWHERE, [1, 1], 2 * 16 + 2 * 9),
+        (EVERYWHERE, [3, 3], 6 * 16 + 6 * 9),
+        (EVERYWHERE, [4, 4], 2 * 3 * 16 + 8 * 9),
+        (EVERYWHERE, [9, 9], 2 * 3 * 16 + 2 * 4 * 9),
+        (ONE_VECTOR, [9, 9], 2 * 16 + 2 * 9),
+    ],
+)
+def test_each_side_is_rotated_where_it_has_fewer_rows(layer, lengths, count):
+    assert layer.rotations(lengths) == count
+
+
+def test_squares_are_rotations_products_and_one_for_each_entry():
+    assert EVERYWHERE.squares([2, 1]) == (3 * 16 + 3 * 9) + 3 * 12 + 2 * 12
+    assert ONE_VECTOR.squares([2, 1]) == (2 * 16 + 2 * 9) + 2 * 12
+
+
+def test_factors_go_back_out_of_the_basis():
+    assert ONE_VECTOR.factors([9]) == (16 + 9) + 12 + 12 * 7
+
+
+@pytest.mark.parametrize(
+    ("layer", "queries", "count"),
+    [(EVERYWHERE, 5, 12 * (7 + 10)), (EVERYWHERE, 1, 12 * 7), (ONE_VECTOR, 5, 12 * 10)],
+)
+def test_scores_form_gradients_or_carry_rows_through_the_factors(layer, queries, count):
+    assert layer.scores([5, 2], queries) == count
+
+
+def test_eigenproblems_cost_the_cube_of_each_width():
+    assert EVERYWHERE.eigenbasis() == (64 + 27) * 9 // 2
+
+
+def planned(model=None, queries=((QUERIES, QUERY_LABELS),), **settings):
+    engine = EkfacInfluence(model or token_classifier(), **settings)
+    return engine.plan([(X[:2], Y[:2]), (X[2:], Y[2:])], queries)
+
+
+def test_a_plan_counts_examples_real_tokens_and_queries():
+    plan = planned()
+    assert (plan.examples, plan.tokens, plan.queries, plan.query_blocks) == (5, 19, 3, 1)
+    assert planned(queries=()).score is None
+
+
+def test_a_plan_knows_the_bytes_of_curvature_and_factors():
+    plan = planned()
+    engine = EkfacInfluence(token_classifier()).fit([(X,)])
+    curvature = sum(
+        tensor.nbytes
+        for layer in engine.curvature.values()
+        for tensor in (layer.eigenvalues, *vars(layer.basis).values())
+        if tensor is not None
+    )
+    assert plan.curvature_bytes == curvature
+    assert plan.factor_bytes == 3 * factor_bytes(engine.layers)
+    assert plan.peak_bytes > plan.curvature_bytes + plan.factor_bytes
+
+
+def test_the_plan_of_a_perceptron_is_counted_by_hand():
+    x = vectors(5, 4)
+    plan = EkfacInfluence(perceptron(4, 3)).plan([(x,)])
+    passes = 5 * 4 * 3  # the forward product; nothing lies before the only layer on the way back
+    covariances = 5 * 5 * 6 // 2 + 5 * 3 * 4 // 2
+    squares = 5 * (5**2 + 3**2) + 5 * 5 * 3
+    eigenproblems = (5**3 + 3**3) * 9 // 2
+    assert plan.fit.multiply_adds == passes + covariances + eigenproblems + passes + squares
+    assert plan.self_influences.multiply_adds == passes + squares
+
+
+def test_more_queries_cost_factors_and_products_and_more_groups_cost_passes():
+    one, two = planned(), planned(queries=2 * [(QUERIES, QUERY_LABELS)])
+    assert one.score.multiply_adds < two.score.multiply_adds < 2 * one.score.multiply_adds
+    small = planned(memory_budget=factor_bytes(EkfacInfluence(token_classifier()).layers))
+    assert small.query_blocks == 3
+    assert small.score.multiply_adds > one.score.multiply_adds
+    assert "3 groups" in str(small)
+
+
+def test_kfac_and_a_share_of_the_examples_cost_less():
+    full = planned().fit.multiply_adds
+    assert planned(update_diagonal=False).fit.multiply_adds < full
+    assert planned(eigenbasis_share=0.5).fit.multiply_adds < full
+
+
+def test_a_plan_is_a_table_with_a_row_for_each_question():
+    shown = str(planned())
+    for row in (
+        "5 training examples, 19 tokens",
+        "fit",
+        "self-influences",
+        "score, 3 queries",
+        "peak",
+    ):
+        assert row in shown
+    assert "score" not in str(planned(queries=()))
+
+
+def test_a_plan_of_no_examples_is_refused():
+    with pytest.raises(EmptyLoader, match="training loader gave no batch"):
+        EkfacInfluence(token_classifier()).plan([])
+
+
+def test_a_plan_leaves_the_model_as_found_and_is_frozen():
+    model = token_classifier()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    plan = planned(model)
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == [False] + 6 * [True]
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.examples = 0
