@@ -77,21 +77,25 @@ ON_MAIN = (
     Asked("exact, per layer", NUMBERS),
     Asked("exact, joint", NUMBERS),
 )
+# Not EK-FAC again: the solve that it approximates gives the same picture in a tenth of the time.
 ELSEWHERE = (
-    Asked("EK-FAC", (1e-2,), ("10%", "20%", "35%", "75%", "100%", "3 checkpoints")),
-    Asked("EK-FAC", (1e-5,), ("100%",)),
-    Asked("exact, joint", NUMBERS),
+    Asked("exact, per layer", NUMBERS),
+    Asked("exact, joint", NUMBERS, ("20%", "100%")),
 )
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What the collection recommends: chosen on the first half of the queries, reported on the other."""
+    """What the collection recommends: EK-FAC a fifth of the way through training, as it is.
+
+    Of all places, λ and normalisations it has the largest share of the noise ceiling, mean over the
+    experiments, on the queries that are there to choose by.
+    """
 
     scorer: str = "EK-FAC"
-    where: str = "all 8 checkpoints"
+    where: str = "20%"
     regularization: str = "0.01"
-    normalisation: str = "unit residual"
+    normalisation: str = "plain"
 
 
 RECOMMENDED = Recommendation()

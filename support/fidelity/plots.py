@@ -86,7 +86,7 @@ def along_the_path(table: pd.DataFrame, title: str) -> None:
     """
     axes = new_axes(7, 3)
     colors = [NEUTRAL, POSITIVE, "#55a868"]
-    for name, color in zip(table.columns, colors, strict=True):
+    for name, color in zip(table.columns, colors, strict=False):
         axes.plot(100 * table.index, table[name], "o-", color=color, markersize=4, label=name)
     axes.set(xlabel="checkpoint, % of training", ylabel="LDS", title=title)
     axes.legend(frameon=False)

@@ -23,7 +23,7 @@ from support.fidelity.tail import Reviews
 
 REMOVAL = Path(__file__).parent / "removal.csv"
 COUNTS = (10, 30, 100)
-SEEDS = 4
+SEEDS = 3
 REMOVED_FOR = range(halves(QUERIES)[1].start, halves(QUERIES)[1].start + 20)
 """Queries whose most helpful reviews are removed: the first of those that are reported on."""
 

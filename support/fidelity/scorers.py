@@ -100,9 +100,9 @@ SIMILARITIES = {
 }
 
 
-def batches(reviews: Reviews) -> DataLoader:
-    """All reviews as the engine takes them."""
-    return DataLoader(TensorDataset(reviews.vectors, reviews.labels), batch_size=250)
+def batches(reviews: Reviews, rows: slice = slice(None)) -> DataLoader:
+    """The reviews, or some of them, as the engine takes them."""
+    return DataLoader(TensorDataset(reviews.vectors[rows], reviews.labels[rows]), batch_size=250)
 
 
 @dataclass(frozen=True)
