@@ -85,7 +85,7 @@ def _bare(passes: Passes, block: Block) -> BlockCost:
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
         tokens = run() * len(block.rows)
-    seconds = _seconds(run)
+    seconds = _seconds(run, warm_ups=0, times=1)  # it has just run, and it is the longest
     total = counter.get_total_flops() // 2
     return BlockCost(len(block.rows), tokens, seconds, total, sum(held.values()))
 
@@ -168,9 +168,10 @@ def _eigen_speed(passes: Passes) -> float:
     return size**3 * 9 // 2 / _seconds(lambda: torch.linalg.eigh(matrix))
 
 
-def _seconds(work: Callable[[], object], times: int = 3) -> float:
-    """The quickest of a few runs after a first one: the others were disturbed."""
-    work()
+def _seconds(work: Callable[[], object], warm_ups: int = 1, times: int = 2) -> float:
+    """The quickest of a few runs after the first: the others were disturbed."""
+    for _ in range(warm_ups):
+        work()
     found = []
     for _ in range(times):
         start = time.perf_counter()
