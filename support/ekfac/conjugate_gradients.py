@@ -18,7 +18,8 @@ from support.ekfac.curvature import into_basis, out_of_basis
 from support.ekfac.errors import NotConverged
 from support.ekfac.gauss_newton import GaussNewton
 from support.ekfac.influence import EkfacInfluence
-from support.ekfac.scoring import Factors
+from support.ekfac.positions import LayerGradients
+from support.ekfac.scoring import Factors, products
 from support.ekfac.solve import damped_inverse, damping
 
 Map = Callable[[Factors], Factors]
@@ -145,17 +146,30 @@ class GaussNewtonInfluence:
         """(F + λ) v = (1/n) Σ φ ⟨φ, v⟩ + λ v."""
         total = {name: torch.zeros_like(vector) for name, vector in vectors.items()}
         for gradients in self.gauss_newton.directions(self.fit_loader):
-            dense = {name: part.per_example().flatten(1) for name, part in gradients.items()}
-            along = {name: vectors[name].flatten(1) @ part.T for name, part in dense.items()}
+            along = {name: products(vectors[name], part) for name, part in gradients.items()}
             if self.joint:
                 along = dict.fromkeys(along, sum(along.values()))
-            for name, part in dense.items():
-                total[name].flatten(1).addmm_(along[name], part)
+            for name, part in gradients.items():
+                _add_combinations(total[name], along[name], part)
         for name, part in total.items():
             part.div_(self.engine.examples)
             eigenvalues = self.engine.curvature[name].eigenvalues
             part.add_(vectors[name], alpha=damping(eigenvalues, self.engine.hessian_regularization))
         return total
+
+
+def _add_combinations(
+    total: Float[Tensor, "test d_out d_in"],
+    coefficients: Float[Tensor, "test batch"],
+    gradients: LayerGradients,
+) -> None:
+    """total += Σ_n coefficients[:, n] G_n, without forming G_n where each is one product g aᵀ."""
+    if not gradients.is_rank_one:
+        total.flatten(1).addmm_(coefficients, gradients.per_example().flatten(1))
+        return
+    for query, by_row in zip(total, coefficients[:, gradients.owners], strict=True):
+        weighted = gradients.output_gradients * by_row.unsqueeze(1)
+        query.addmm_(weighted.T, gradients.activations)
 
 
 def _dot(left: Factors, right: Factors) -> Float[Tensor, " test"]:
