@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import bootstrap, rankdata
+from scipy import stats
 from torch import Tensor
 
 from support.fidelity.bank import Bank
@@ -32,7 +32,7 @@ class Agreement:
         """The 95 % percentile interval of the mean over resampled queries."""
         if np.ptp(self.per_query) == 0:
             return self.mean, self.mean
-        found = bootstrap(
+        found = stats.bootstrap(
             (self.per_query,), np.mean, confidence_level=LEVEL, method="percentile", rng=seed
         ).confidence_interval
         return float(found.low), float(found.high)
@@ -71,7 +71,7 @@ def rank_correlations(
 
 def _centred_ranks(values: Tensor) -> Float[np.ndarray, "subsets queries"]:
     # Sums of equal numbers in another order differ by rounding, which is no order of subsets.
-    ranks = rankdata(np.round(values.double().numpy(), 10), axis=0)
+    ranks = stats.rankdata(np.round(values.double().numpy(), 10), axis=0)
     return ranks - ranks.mean(axis=0)
 
 

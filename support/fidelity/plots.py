@@ -36,14 +36,14 @@ def scores_with_intervals(
     `table` has columns name, report, low, high.
     """
     table = table.sort_values("report")
-    axes = new_axes(7.5, 0.9 + 0.27 * len(table))
+    axes = new_axes(7.5, 0.9 + 0.23 * len(table))
     for place, row in enumerate(table.itertuples()):
         color = POSITIVE if row.name in emphasised else NEUTRAL
         axes.plot([row.low, row.high], [place, place], color=color, linewidth=2)
         axes.plot(row.report, place, "o", color=color, markersize=5)
         axes.annotate(
-            f"{row.report:.2f}", (row.high, place), (5, 0), textcoords="offset points",
-            va="center", fontsize=8,
+            f"{row.report:.2f}", (row.low, place), (-4, 0), textcoords="offset points",
+            ha="right", va="center", fontsize=8,
         )  # fmt: skip
     axes.axvline(ceiling, color=NEGATIVE, linestyle="--", linewidth=1)
     axes.annotate(

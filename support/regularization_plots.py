@@ -1,0 +1,52 @@
+"""Figures of the appendix on regularization: how rankings agree, and where λ lies in the spectrum."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
+
+MOST_POINTS = 400
+
+
+def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> None:
+    """Correlation of the influences at neighbouring λ: a row per layer, a column per pair of λ.
+
+    `tables` holds one table per kind of correlation, in panels side by side.
+    """
+    panels = np.atleast_1d(new_axes(9, 4.4, panels=len(tables)))
+    for axes, (name, table) in zip(panels, tables.items(), strict=True):
+        sns.heatmap(
+            table, vmin=-1, vmax=1, cmap="RdBu", ax=axes, cbar=axes is panels[-1],
+            yticklabels=axes is panels[0], linewidths=0.3,
+        )  # fmt: skip
+        axes.set(title=name, xlabel="from one λ to the next", ylabel="")
+        axes.tick_params(axis="x", rotation=90)
+    panels[0].set_ylabel("layer, from input to output")
+    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(panels)
+
+
+def spectra(
+    eigenvalues: Mapping[str, np.ndarray], regularizations: Mapping[str, float], title: str
+) -> None:
+    """Corrected eigenvalues of each layer from the largest to the smallest, with λ across them.
+
+    `regularizations` are drawn as horizontal lines under their names.
+    """
+    axes = new_axes(7.5, 4)
+    colors = sns.color_palette("viridis", len(eigenvalues))
+    for (name, values), color in zip(eigenvalues.items(), colors, strict=True):
+        ranked = np.sort(values.ravel())[::-1]
+        places = np.unique(np.geomspace(1, len(ranked), MOST_POINTS).astype(int)) - 1
+        axes.plot(places + 1, ranked[places], color=color, linewidth=1, label=name)
+    lines: Sequence[str] = [NEGATIVE, POSITIVE, NEUTRAL]
+    for (name, value), color in zip(regularizations.items(), lines, strict=False):
+        axes.axhline(value, color=color, linestyle="--", linewidth=1)
+        axes.annotate(name, (1, value), (2, 2), textcoords="offset points", color=color, fontsize=8)
+    axes.set(xscale="log", yscale="log", ylim=(1e-16, None))
+    axes.set(xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ", title=title)
+    axes.legend(frameon=False, fontsize=6, ncols=2, loc="lower left")
+    show(axes)
