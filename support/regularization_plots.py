@@ -22,7 +22,7 @@ def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> No
             table, vmin=-1, vmax=1, cmap="RdBu", ax=axes, cbar=axes is panels[-1],
             yticklabels=axes is panels[0], linewidths=0.3,
         )  # fmt: skip
-        axes.set(title=name, xlabel="from one λ to the next", ylabel="")
+        axes.set(title=name.capitalize(), xlabel="from one λ to the next", ylabel="")
         axes.tick_params(axis="x", rotation=90)
     panels[0].set_ylabel("layer, from input to output")
     panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
