@@ -9,28 +9,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.axes import Axes
 
-NEGATIVE, POSITIVE, NEUTRAL = "#c44e52", "#4c72b0", "#8c8c8c"
+from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
+
 DIVERGING = "RdBu"
-STYLE = {"figure.dpi": 110, "axes.titleweight": "bold", "axes.titlelocation": "left"}
-
-
-def _axes(width: float | int, height: float | int, panels: int = 1) -> Axes | np.ndarray:
-    sns.set_theme("paper", "ticks", rc=STYLE)
-    _, axes = plt.subplots(1, panels, figsize=(width, height), layout="constrained")
-    return axes
-
-
-def _show(axes: Axes | np.ndarray) -> None:
-    for one in np.atleast_1d(axes):
-        sns.despine(ax=one)
-    plt.show()
 
 
 def learning_curve(losses: Sequence[float], snapshots: dict[str, int], title: str) -> None:
     """Training loss by step, smoothed, with the steps at which a snapshot was kept."""
-    axes = _axes(7, 2.8)
+    axes = new_axes(7, 2.8)
     window = max(1, len(losses) // 40)
     steps = np.arange(1, len(losses) + 1)
     axes.plot(steps, losses, color=NEUTRAL, alpha=0.25, linewidth=0.6)
@@ -43,14 +30,14 @@ def learning_curve(losses: Sequence[float], snapshots: dict[str, int], title: st
     axes.set(xlabel="training step (dotted: a snapshot was kept)", ylabel="cross-entropy")
     axes.set_title(title, pad=18)
     axes.legend(frameon=False)
-    _show(axes)
+    show(axes)
 
 
 def confidence(
     positive_probability: Iterable, labels: Iterable, tokens: Iterable, title: str
 ) -> None:
     """How sure the model is on held-out reviews by their label, and its errors by review length."""
-    left, right = axes = _axes(8, 3, panels=2)
+    left, right = axes = new_axes(8, 3, panels=2)
     frame = pd.DataFrame({"p": positive_probability, "label": labels, "tokens": tokens})
     for label, (name, color) in enumerate([("negative", NEGATIVE), ("positive", POSITIVE)]):
         sns.histplot(
@@ -75,12 +62,12 @@ def confidence(
     sns.barplot(x=rates.index.astype(str), y=rates.to_numpy(), color=NEUTRAL, ax=right)
     right.set(xlabel="tokens", ylabel="wrong predictions, %", title="Cut reviews are misread most")
     right.tick_params(axis="x", labelsize=7)
-    _show(axes)
+    show(axes)
 
 
 def parameter_shares(frozen: dict[str, int], tracked: dict[str, int], title: str) -> None:
     """Parameters of each part of the model in millions: those with gradients and those without."""
-    axes = _axes(7, 2.8)
+    axes = new_axes(7, 2.8)
     parts = list(dict.fromkeys([*frozen, *tracked]))
     below = [frozen.get(part, 0) / 1e6 for part in parts]
     above = [tracked.get(part, 0) / 1e6 for part in parts]
@@ -88,12 +75,12 @@ def parameter_shares(frozen: dict[str, int], tracked: dict[str, int], title: str
     axes.bar(parts, above, bottom=below, color=POSITIVE, label="with gradients")
     axes.set(title=title, ylabel="million parameters")
     axes.legend(frameon=False)
-    _show(axes)
+    show(axes)
 
 
 def padding(lengths: Sequence[int], batch_size: int, longest: int, title: str) -> None:
     """Tokens read with every review padded to `longest`, to its batch in two orders, or not at all."""
-    axes = _axes(7, 2.2)
+    axes = new_axes(7, 2.2)
     totals = {
         f"all padded to {longest}": longest * len(lengths),
         "per batch, random order": _tokens_read(lengths, batch_size),
@@ -107,7 +94,7 @@ def padding(lengths: Sequence[int], batch_size: int, longest: int, title: str) -
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set(title=title, xlabel=f"tokens read for {len(lengths)} reviews")
     axes.margins(x=0.12)
-    _show(axes)
+    show(axes)
 
 
 def _tokens_read(lengths: Sequence[int], batch_size: int) -> int:
@@ -127,7 +114,7 @@ def influence_heatmap(
     The colour scale ends at the largest absolute value; `marked` frames one entry.
     """
     tests, trains = influences.shape
-    axes = _axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
+    axes = new_axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
     limit = float(np.abs(influences).max()) or 1.0
     sns.heatmap(
         influences,
@@ -169,7 +156,7 @@ def influences_by_labels(
     """
     rows, columns = (np.argsort(labels, kind="stable") for labels in (test_labels, train_labels))
     limit = float(np.quantile(np.abs(influences), 0.99)) or 1.0
-    axes = _axes(6.5, 5)
+    axes = new_axes(6.5, 5)
     sns.heatmap(
         influences[rows][:, columns],
         vmin=-limit,
