@@ -1,0 +1,212 @@
+"""Influence spread over words: word pieces merged, drawn as coloured text, listed in a table.
+
+A word is a run of letters and digits with the apostrophes inside it (isn't), a line break, or a single
+other character. `[CLS]` and `[SEP]`, which the tokenizer adds, are words of their own. Text is data from
+strangers: it reaches a page escaped, and of its markup only line breaks are kept.
+
+Colour is never the only sign: helping words are underlined, harming words dotted, every word carries
+its number as a title, and `strongest_words` says the same in a table. Colours are veils over whatever
+ground the page has, thin enough that its text stays readable on a light and on a dark one.
+"""
+
+import html
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+from transformers import PreTrainedTokenizerBase
+
+WORD = re.compile(r"<br\s*/?>|[^\W_]+(?:['’][^\W_]+)*|\S", re.IGNORECASE)
+
+HELPS, HARMS = (76, 114, 176), (196, 78, 82)
+DEEPEST = 0.45
+"""Opacity of the strongest word's veil."""
+FAINTEST = 0.1
+"""Words below this share of the strongest are left without a mark."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word of a review and its part of an influence.
+
+    `start` and `end` are where it stands in the text; a special token stands nowhere, both are 0.
+    """
+
+    text: str
+    start: int
+    end: int
+    influence: float
+
+    @property
+    def is_special(self) -> bool:
+        """Whether the tokenizer added it."""
+        return self.start == self.end
+
+    @property
+    def is_line_break(self) -> bool:
+        """Whether it is markup for a new line."""
+        return self.text.startswith("<") and len(self.text) > 1
+
+    @property
+    def is_spoken(self) -> bool:
+        """Whether it is made of letters or digits, as someone would say it."""
+        return not self.is_special and self.text[0].isalnum()
+
+    @property
+    def name(self) -> str:
+        """How a table names it: upper and lower case are one."""
+        if self.is_line_break:
+            return "line break"
+        return self.text if self.is_special else self.text.lower()
+
+
+def word_influences(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    token_influences: Sequence[float] | np.ndarray,
+    max_tokens: int = 512,
+) -> list[Word]:
+    """The words of a review, each with the sum of its pieces' influences.
+
+    `token_influences` has one number per token of the review, cut at `max_tokens`, and zeros for the
+    padding behind them. Raises `ValueError` when there are fewer numbers than tokens, or when those
+    behind the tokens are not zero: then they are another review's.
+    """
+    encoded = tokenizer(text, truncation=True, max_length=max_tokens, return_offsets_mapping=True)
+    pieces = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    real, padding = np.split(np.asarray(token_influences), [len(pieces)])
+    if len(real) < len(pieces) or padding.any():
+        raise ValueError(
+            f"The review has {len(pieces)} tokens; of the {len(token_influences)} influences given, "
+            f"{np.count_nonzero(padding)} behind the last token are not zero. Are they another "
+            "review's?"
+        )
+    return merge(text, pieces, encoded["offset_mapping"], real)
+
+
+def merge(
+    text: str,
+    pieces: Sequence[str],
+    offsets: Sequence[tuple[int, int]],
+    influences: Sequence[float] | np.ndarray,
+) -> list[Word]:
+    """Pieces that lie in one word become that word; influences are added, so their sum is kept.
+
+    `offsets` says where each piece stands in `text`; an empty span marks a special token, which keeps
+    the name it has in `pieces`.
+    """
+    spans = [match.span() for match in WORD.finditer(text)]
+    starts = [start for start, _ in spans]
+    words: list[Word] = []
+    for piece, (start, end), influence in zip(pieces, offsets, influences, strict=True):
+        if start == end:
+            words.append(Word(piece, 0, 0, float(influence)))
+            continue
+        first, last = spans[bisect_right(starts, start) - 1]
+        if words and words[-1].end == last:
+            words[-1] = replace(words[-1], influence=words[-1].influence + float(influence))
+        else:
+            words.append(Word(text[first:last], first, last, float(influence)))
+    return words
+
+
+def strongest_words(words: Sequence[Word], count: int) -> pd.DataFrame:
+    """The words with most influence, repetitions added up, strongest first.
+
+    Columns `word`, `times`, `influence`, `effect` (helps or harms) and `share`, the influence over
+    that of the whole review: negative for a word that speaks against the sum.
+    """
+    frame = pd.DataFrame({"word": word.name, "influence": word.influence} for word in words)
+    by_word = frame.groupby("word", as_index=False, sort=False)["influence"].agg(["size", "sum"])
+    by_word = by_word.rename(columns={"size": "times", "sum": "influence"})
+    by_word["effect"] = np.where(by_word["influence"] > 0, "helps", "harms")
+    by_word["share"] = by_word["influence"] / frame["influence"].sum()
+    order = by_word["influence"].abs().sort_values(ascending=False, kind="stable").index
+    return by_word.loc[order[:count]].reset_index(drop=True)
+
+
+def loudness(words: Sequence[Word]) -> pd.Series:
+    """By word, how much of all |influence| one occurrence has; special tokens and punctuation apart.
+
+    The shares of all occurrences add up to one before repetitions of a word are averaged.
+    """
+    sizes = pd.DataFrame(
+        {"word": word.name, "size": abs(word.influence)} for word in words if word.is_spoken
+    )
+    return (sizes["size"] / sizes["size"].sum()).groupby(sizes["word"]).mean()
+
+
+def without(text: str, name: str) -> str:
+    """The text with every occurrence of a word taken out, the word named as `Word.name` does."""
+    return WORD.sub(
+        lambda m: "" if Word(m.group(), *m.span(), 0.0).name == name else m.group(), text
+    )
+
+
+def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
+    """A review with every word under a veil as deep as its influence, special tokens named first.
+
+    The deepest veil belongs to the strongest word of the text; a special token may be stronger and is
+    no deeper. What the model was not given, because it was cut off, is not shown.
+    """
+    special = [word for word in words if word.is_special]
+    written = [word for word in words if not word.is_special]
+    largest = max((abs(word.influence) for word in written), default=0.0) or 1.0
+    body, end = [], 0
+    for word, following in zip(written, [*written[1:], None], strict=True):
+        body += [html.escape(text[end : word.start]), _veiled(word, largest)]
+        if word.is_line_break and not (following and following.is_line_break):
+            body.append("<br>")
+        end = word.end
+    added = " ".join(
+        f"{_veiled(word, largest)} <small>{_signed(word.influence)}</small>" for word in special
+    )
+    return HTML(
+        f'<figure role="group" aria-label="{html.escape(caption)}: words marked by influence">'
+        f"<figcaption><strong>{html.escape(caption)}</strong><br>"
+        f"<small>{_legend(largest)}</small></figcaption>"
+        f"<p>Added by the tokenizer: {added}</p>"
+        f'<blockquote style="line-height: 1.9">{"".join(body)}</blockquote></figure>'
+    )
+
+
+def _legend(largest: float) -> str:
+    helps, harms = (
+        _veiled(Word(name, 0, 0, sign * largest), largest)
+        for name, sign in [("helps", 1), ("harms", -1)]
+    )
+    return (
+        f"{helps} blue, underlined · {harms} red, dotted · deepest colour {_readable(largest)} · "
+        f"no mark below {_readable(FAINTEST * largest)} · ⏎ a line break · point at a word for its number"
+    )
+
+
+def _veiled(word: Word, largest: float) -> str:
+    share = min(abs(word.influence) / largest, 1.0)
+    shown = "⏎" if word.is_line_break else html.escape(word.text)
+    effect, color, line = (
+        ("helps", HELPS, "solid") if word.influence > 0 else ("harms", HARMS, "dotted")
+    )
+    style = ""
+    if share >= FAINTEST:
+        red, green, blue = color
+        style = (
+            f' style="background: rgba({red},{green},{blue},{DEEPEST * share:.2f}); '
+            f"text-decoration: underline {line} rgb({red},{green},{blue}) 2px; "
+            'text-underline-offset: 3px; color: inherit"'
+        )
+    title = f"{html.escape(word.name)}: {_signed(word.influence)}, {effect}"
+    return f'<span{style} title="{title}">{shown}</span>'
+
+
+def _signed(value: float) -> str:
+    return f"{'−' if value < 0 else '+'}{_readable(abs(value))}"
+
+
+def _readable(size: float) -> str:
+    """A size as people write it: 20,100, 4.2, 0.061."""
+    return f"{size:,.0f}" if size >= 10 else f"{size:.2g}"
