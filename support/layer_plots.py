@@ -39,7 +39,7 @@ def along_layers(
 def layer_shares(
     of_sizes: np.ndarray, of_squares: Iterable, layers: Sequence[str], title: str
 ) -> None:
-    """Each layer's share of all |influence|, one dot per test review, with median and squares.
+    """Each layer's share of all sizes of influence, a dot per test review, with median and squares.
 
     `of_sizes` is (test reviews, layers), rows adding up to one; `of_squares` has one share per layer.
     """

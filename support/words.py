@@ -130,7 +130,7 @@ def strongest_words(words: Sequence[Word], count: int) -> pd.DataFrame:
 
 
 def loudness(words: Sequence[Word]) -> pd.Series:
-    """By word, how much of all |influence| one occurrence has; special tokens and punctuation apart.
+    """How much one occurrence of each word has of the sum of all sizes, special tokens and marks apart.
 
     The shares of all occurrences add up to one before repetitions of a word are averaged.
     """
@@ -167,9 +167,8 @@ def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
     )
     return HTML(
         f'<figure role="group" aria-label="{html.escape(caption)}: words marked by influence">'
-        f"<figcaption><strong>{html.escape(caption)}</strong><br>"
-        f"<small>{_legend(largest)}</small></figcaption>"
-        f"<p>Added by the tokenizer: {added}</p>"
+        f"<figcaption><strong>{html.escape(caption)}</strong></figcaption>"
+        f"<p><small>{_legend(largest)}</small><br>Added by the tokenizer: {added}</p>"
         f'<blockquote style="line-height: 1.9">{"".join(body)}</blockquote></figure>'
     )
 
