@@ -43,9 +43,12 @@ def spectra(
         places = np.unique(np.geomspace(1, len(ranked), MOST_POINTS).astype(int)) - 1
         axes.plot(places + 1, ranked[places], color=color, linewidth=1, label=name)
     lines: Sequence[str] = [NEGATIVE, POSITIVE, NEUTRAL]
-    for (name, value), color in zip(regularizations.items(), lines, strict=False):
+    end = max(values.size for values in eigenvalues.values())
+    sides = [(1, "left", "top"), (1, "left", "bottom"), (end, "right", "bottom")]
+    for (name, value), color, side in zip(regularizations.items(), lines, sides, strict=False):
+        place, horizontal, vertical = side
         axes.axhline(value, color=color, linestyle="--", linewidth=1)
-        axes.annotate(name, (1, value), (2, 2), textcoords="offset points", color=color, fontsize=8)
+        axes.annotate(name, (place, value), color=color, fontsize=8, ha=horizontal, va=vertical)
     axes.set(xscale="log", yscale="log", ylim=(1e-16, None))
     axes.set(xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ", title=title)
     axes.legend(frameon=False, fontsize=6, ncols=2, loc="lower left")
