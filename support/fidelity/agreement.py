@@ -37,10 +37,6 @@ class Agreement:
         ).confidence_interval
         return float(found.low), float(found.high)
 
-    def above(self, other: "Agreement") -> "Agreement":
-        """How far this one is above another, query by query."""
-        return Agreement(self.per_query - other.per_query)
-
 
 def subset_scores(
     scores: Float[Tensor, "queries train"], membership: Bool[Tensor, "subsets train"]

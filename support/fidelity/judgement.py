@@ -77,7 +77,7 @@ ON_MAIN = (
     Asked("exact, per layer", NUMBERS),
     Asked("exact, joint", NUMBERS),
 )
-# Not EK-FAC again: the solve that it approximates gives the same picture in a tenth of the time.
+# Not EK-FAC again: the solve that it approximates gives the same picture in a fraction of the time.
 ELSEWHERE = (
     Asked("exact, per layer", NUMBERS),
     Asked("exact, joint", NUMBERS, ("20%", "100%")),

@@ -52,7 +52,8 @@ def scores_with_intervals(
     )  # fmt: skip
     axes.set_yticks(range(len(table)), table["name"])
     axes.axvline(0, color=NEUTRAL, linewidth=0.6)
-    axes.set(xlabel="linear datamodeling score", title=title)
+    # Room for the number beside a score of zero.
+    axes.set(xlabel="linear datamodeling score", title=title, xlim=(-0.12, 1.0))
     axes.grid(axis="x", alpha=0.3)
     show(axes)
 

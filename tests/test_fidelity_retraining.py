@@ -1,22 +1,11 @@
-"""The judge: subsets, retrainings, banks, the linear datamodeling score and removal."""
+"""What the judge does: the tail of the classifier, its retrainings, banks of them, and removal."""
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 from torch.nn.functional import cross_entropy
 
-from support.fidelity import scorers
-from support.fidelity.agreement import (
-    Agreement,
-    linear_datamodeling_score,
-    noise_ceiling,
-    rank_correlations,
-    reliability,
-    subset_scores,
-)
 from support.fidelity.bank import (
-    Bank,
     BankDamaged,
     BankMismatch,
     Design,
@@ -28,30 +17,12 @@ from support.fidelity.retraining import Recipe, Retraining, losses, margins, seg
 from support.fidelity.tail import ClassifierTail, Reviews, read_reviews, untrained_tail
 from support.imdb import ImdbDataset
 from support.model import ModelLogitsWrapper, packaged_encoder
-
-WIDTH = 384
-
-
-def reviews(number, seed=0):
-    """Made-up reviews whose label the vectors tell, with noise."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(2, (number,), generator=generator)
-    vectors = torch.randn(number, WIDTH, generator=generator)
-    vectors[:, 0] += 4.0 * (2 * labels - 1)
-    words = [["dull", "flat", "poor"], ["fine", "great", "warm"]]
-    texts = [f"a {words[label][n % 3]} film number {n}" for n, label in enumerate(labels.tolist())]
-    return Reviews(vectors, labels, texts)
+from tests.made_up import reviews
 
 
 @pytest.fixture(scope="module")
 def retraining():
     return Retraining(reviews(24), Recipe(epochs=2, learning_rate=1e-3, batch_size=8))
-
-
-@pytest.fixture
-def question(retraining):
-    path = retraining.path(torch.arange(24), seed=0, shares=(0.5, 1.0))
-    return scorers.Question(path, retraining.reviews, reviews(5, seed=1))
 
 
 def state(tail):
@@ -236,95 +207,6 @@ def test_a_damaged_bank_is_told(tmp_path):
         load_bank(path)
 
 
-def linear_bank(effects, subsets=40, noise=0.0, seeds=3):
-    """A bank in which every review adds its effect to the margin of each query."""
-    generator = torch.Generator().manual_seed(5)
-    labels = torch.zeros(effects.shape[1], dtype=torch.long)
-    member = Design(subsets=subsets).membership(labels)
-    expected = (member.to(effects) @ effects.T)[:, None]
-    drawn = torch.randn(subsets, seeds, len(effects), generator=generator)
-    return Bank(member, expected + noise * drawn)
-
-
-@pytest.fixture
-def effects():
-    return torch.randn(6, 20, generator=torch.Generator().manual_seed(6))
-
-
-def test_the_true_effects_score_one_and_their_opposite_minus_one(effects):
-    bank = linear_bank(effects)
-    assert linear_datamodeling_score(effects, bank).per_query == pytest.approx(np.ones(6))
-    assert linear_datamodeling_score(-effects, bank).per_query == pytest.approx(-np.ones(6))
-
-
-def test_the_score_is_spearmans_correlation_of_subset_sums_with_the_negative_loss(effects):
-    bank = linear_bank(effects, noise=2.0)
-    scores = effects + torch.randn(effects.shape, generator=torch.Generator().manual_seed(7))
-    found = linear_datamodeling_score(scores, bank).per_query
-    for query in range(len(effects)):
-        sums = [scores[query, member].sum().item() for member in bank.membership]
-        expected = spearmanr(sums, -bank.outcomes[:, query]).statistic
-        assert found[query] == pytest.approx(expected)
-
-
-def test_a_query_s_scale_and_a_constant_for_all_reviews_do_not_matter(effects):
-    bank = linear_bank(effects, noise=2.0)
-    scores = torch.randn(effects.shape, generator=torch.Generator().manual_seed(7))
-    scaled = 3 * scores + torch.arange(6.0)[:, None]  # every subset holds as many reviews
-    assert linear_datamodeling_score(scaled, bank).per_query == pytest.approx(
-        linear_datamodeling_score(scores, bank).per_query
-    )
-
-
-def test_a_scorer_that_orders_nothing_scores_zero(effects):
-    bank = linear_bank(effects)
-    constant = torch.full_like(effects, 0.1)
-    assert (linear_datamodeling_score(constant, bank).per_query == 0).all()
-
-
-def test_subset_scores_are_sums_over_members():
-    scores = torch.tensor([[1.0, 2.0, 4.0], [0.0, -1.0, 3.0]])
-    membership = torch.tensor([[True, False, True], [False, True, False]])
-    expected = torch.tensor([[5.0, 3.0], [2.0, -1.0]])
-    torch.testing.assert_close(subset_scores(scores, membership), expected)
-
-
-def test_without_noise_the_ceiling_is_one(effects):
-    bank = linear_bank(effects)
-    assert reliability(bank).mean == pytest.approx(1.0)
-    assert noise_ceiling(bank) == pytest.approx(1.0)
-
-
-def test_the_ceiling_is_what_the_true_effects_reach_in_noise():
-    effects = torch.randn(150, 20, generator=torch.Generator().manual_seed(6))
-    bank = linear_bank(effects, subsets=200, noise=1.5, seeds=4)
-    reached = linear_datamodeling_score(effects, bank).mean
-    assert 0.8 < reached < 0.95
-    assert noise_ceiling(bank) == pytest.approx(reached, abs=0.02)
-
-
-def test_more_seeds_raise_the_ceiling(effects):
-    few, many = (linear_bank(effects, noise=3.0, seeds=seeds) for seeds in (2, 8))
-    assert noise_ceiling(few) < noise_ceiling(many) < 1
-
-
-def test_rank_correlations_count_ties_as_scipy_does():
-    left = torch.tensor([[1.0], [1.0], [2.0], [3.0], [3.0]])
-    right = torch.tensor([[2.0], [1.0], [1.0], [5.0], [4.0]])
-    expected = spearmanr(left[:, 0], right[:, 0]).statistic
-    assert rank_correlations(left, right) == pytest.approx([expected])
-
-
-def test_the_interval_holds_the_mean_and_narrows_with_queries():
-    rng = np.random.default_rng(0)
-    few, many = (Agreement(rng.normal(0.5, 0.2, number)) for number in (20, 500))
-    for agreement in (few, many):
-        low, high = agreement.interval()
-        assert low < agreement.mean < high
-    assert np.diff(many.interval()) < 0.5 * np.diff(few.interval())
-    assert Agreement(np.full(5, 0.3)).interval() == (pytest.approx(0.3), pytest.approx(0.3))
-
-
 def test_the_most_helpful_have_the_largest_scores():
     assert most_helpful(torch.tensor([0.0, 5.0, -1.0, 3.0]), 2).tolist() == [1, 3]
 
@@ -344,49 +226,3 @@ def test_removal_trains_without_the_most_helpful_reviews(retraining):
     assert losses_without(retraining, queries, most_helpful(scores[4], 3), [1, 2])[
         4
     ].item() == pytest.approx(np.mean(after), rel=1e-5)
-
-
-def test_every_similarity_has_a_row_per_query_and_a_column_per_review(question):
-    for scorer in scorers.SIMILARITIES.values():
-        scores = scorer(question)
-        assert scores.shape == (5, 24)
-        assert scores.isfinite().all()
-
-
-def test_label_signs_are_positive_where_labels_agree(question):
-    agree = question.queries.labels[:, None] == question.train.labels[None]
-    assert torch.equal(scorers.same_label(question) > 0, agree)
-    signed = scorers.with_label_sign(lambda _: torch.ones(5, 24))(question)
-    assert torch.equal(signed, scorers.same_label(question))
-
-
-@pytest.mark.parametrize("scorer", [scorers.tf_idf, scorers.bm25], ids=["TF-IDF", "BM25"])
-def test_texts_are_nearest_to_themselves(question, scorer):
-    mirror = scorers.Question(question.path, question.train, question.train)
-    scores = scorer(mirror)
-    assert (scores.diagonal() >= scores.amax(dim=1) - 1e-6).all()
-
-
-def test_ekfac_scores_at_the_end_are_the_engine_s(question):
-    engine = scorers.EkfacInfluence(question.trained(), hessian_regularization=0.01)
-    train, queries = question.train, question.queries
-    engine.fit(scorers.batches(train))
-    ((_, found),) = scorers.ekfac_at(question.path[-1], question, (0.01,))
-    for name, scores in found.all().items():
-        expected = engine.score(scorers.batches(queries), scorers.batches(train), name)
-        torch.testing.assert_close(scores, expected, rtol=1e-3, atol=1e-5)
-
-
-def test_unit_residual_scores_forget_how_wrong_the_model_is_about_a_review(question):
-    ((_, found),) = scorers.ekfac_at(question.path[-1], question, (0.01,))
-    with torch.no_grad():
-        p = question.trained()(question.train.vectors).softmax(dim=1)
-    wrong = (p - torch.nn.functional.one_hot(question.train.labels, 2)).norm(dim=1)
-    torch.testing.assert_close(found.all()["unit residual"] * wrong, found.influences)
-
-
-@pytest.mark.parametrize("joint", [True, False])
-def test_exact_scores_approach_gradient_products_as_damping_grows(question, joint):
-    ((_, found),) = scorers.exact_at(question.path[-1], question, (1e9,), joint=joint)
-    products = scorers.gradient_products(question.path[-1], question)["gradient dot product"]
-    torch.testing.assert_close(found.influences * 1e9, products, rtol=1e-4, atol=1e-9)
