@@ -1,18 +1,20 @@
-"""The floor: the model's own passes over the same batches, with nothing computed from them."""
+"""The floor: the model's own passes over the blocks that our engine makes of the reviews, sorted by
+length and with little padding, and nothing computed from them."""
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.plan import BATCH_SIZE, FORWARD, PASSES
+from benchmarks.plan import FORWARD, PASSES
 from benchmarks.work import Clock, Done, Job, Work
+from support.ekfac.blocks import blocks_of
 
 
 def forward(work: Work) -> Job:
-    batches = work.train.batches(BATCH_SIZE)
+    blocks = engine_blocks(work)
 
     def job(clock: Clock) -> Done:
         with torch.inference_mode():
-            for input_ids, _ in batches:
+            for input_ids, _ in blocks:
                 work.classifier(input_ids)
         return Done()
 
@@ -20,14 +22,20 @@ def forward(work: Work) -> Job:
 
 
 def passes(work: Work) -> Job:
-    batches = work.train.batches(BATCH_SIZE)
+    blocks = engine_blocks(work)
     prepare_passes(work.classifier)
 
     def job(clock: Clock) -> Done:
-        forward_and_backward(work.classifier, batches)
+        forward_and_backward(work.classifier, blocks)
         return Done()
 
     return job
+
+
+def engine_blocks(work: Work) -> list[tuple[Tensor, Tensor]]:
+    """Input ids and labels, block by block."""
+    blocks = blocks_of(*work.train.whole(), work.classifier.token_mask)
+    return [(block.inputs, block.labels) for block in blocks]
 
 
 def prepare_passes(classifier: nn.Module) -> None:
@@ -37,8 +45,8 @@ def prepare_passes(classifier: nn.Module) -> None:
     first.register_forward_pre_hook(lambda _, inputs: (inputs[0].detach().requires_grad_(),))
 
 
-def forward_and_backward(classifier: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> None:
-    for input_ids, labels in batches:
+def forward_and_backward(classifier: nn.Module, blocks: list[tuple[Tensor, Tensor]]) -> None:
+    for input_ids, labels in blocks:
         logits = classifier(input_ids)
         nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
 

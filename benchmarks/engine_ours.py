@@ -2,9 +2,7 @@
 
 import copy
 
-import torch
-
-from benchmarks.engine_bare import forward_and_backward, prepare_passes
+from benchmarks.engine_bare import engine_blocks, forward_and_backward, prepare_passes
 from benchmarks.plan import (
     BATCH_SIZE,
     FIT,
@@ -48,19 +46,14 @@ def score(work: Work) -> Job:
 
 def training_side(work: Work) -> Job:
     """Scoring with the queries' factors at hand: what each further training review costs."""
-    engine, batches = fitted_engine(work), work.train.batches(BATCH_SIZE)
+    engine, batch = fitted_engine(work), work.train.whole()
     factors = engine.influence_factors(*work.test.whole())
-
-    def job(clock: Clock) -> Done:
-        columns = [engine.influences_from_factors(factors, *batch) for batch in batches]
-        return Done(torch.cat(columns, dim=1))
-
-    return job
+    return lambda clock: Done(engine.influences_from_factors(factors, *batch))
 
 
 def self_influences(work: Work) -> Job:
-    engine, batches = fitted_engine(work), work.train.batches(BATCH_SIZE)
-    return lambda clock: Done(torch.cat([engine.self_influences(*batch) for batch in batches]))
+    engine, batch = fitted_engine(work), work.train.whole()
+    return lambda clock: Done(engine.self_influences(*batch))
 
 
 def notebook(work: Work) -> Job:
@@ -80,10 +73,11 @@ def growth(work: Work) -> Job:
     engine, bare = new_engine(work), copy.deepcopy(work.classifier)
     prepare_passes(bare)
     queries, batches = work.test.batches(BATCH_SIZE), work.train.batches(BATCH_SIZE)
+    blocks = engine_blocks(work)
 
     def job(clock: Clock) -> Done:
         with clock.part("passes"):
-            forward_and_backward(bare, batches)
+            forward_and_backward(bare, blocks)
         with clock.part("fit"):
             engine.fit(batches)
         with clock.part("score"):

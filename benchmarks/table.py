@@ -33,10 +33,12 @@ HOW_TO_READ = """\
 Seconds: median (smallest–largest) over the repeats. Ratios are taken repeat by repeat, engines having
 run in turn, and have their own median and spread. Every measurement is a process of its own. Loading
 model and reviews is not in the seconds; peak memory is that of the whole process, loading included.
-"Passes" are one forward and one backward pass over the same batches with no weight gradients, the
-floor of everything here; a fit goes over the reviews twice. Ours and Kronfluence get the same batches
-of {batch_size} reviews, each padded to its longest, and have the same exact Fisher and mask; pyDVL gets
-its reviews padded to 512 tokens and in one batch, as its notebook does. λ = {regularization:g} for all.
+"Passes" are one forward and one backward pass with no weight gradients over the blocks that our engine
+makes of the reviews, sorted by length: the floor of everything here; a fit goes over the reviews twice.
+Ours and Kronfluence get the same batches of {batch_size} reviews, each padded to its longest (ours takes
+self-influence and the training side from all reviews at once), and have the same exact Fisher and mask;
+pyDVL gets its reviews padded to 512 tokens and in one batch, as its notebook does. λ =
+{regularization:g} for all.
 Kronfluence keeps factors and scores on disk, which is in its seconds."""
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from support.ekfac import rank_update
 from support.ekfac.curvature import Eigenbasis, LayerCurvature, add_squares, rotated_one_by_one
 from support.ekfac.positions import LayerGradients
 from support.ekfac.rank_update import add_gram, fill_other_triangle
@@ -107,6 +108,18 @@ def test_symmetric_updates_are_matrix_products(rows, dtype, tolerance):
     torch.testing.assert_close(
         fill_other_triangle(total).double(), expected, rtol=tolerance, atol=tolerance
     )
+
+
+@pytest.mark.parametrize("width", [4, 5, 7, 12])
+def test_symmetric_updates_of_a_wide_total_are_done_in_parts(width, monkeypatch):
+    monkeypatch.setattr(rank_update, "NARROW", 3)
+    monkeypatch.setattr(rank_update, "ALIGNED", 2)
+    rows = vectors(3, width)
+    total = torch.zeros(width, width, dtype=rows.dtype)
+    add_gram(total, rows)
+    above = torch.triu(torch.ones(width, width, dtype=torch.bool), diagonal=1)
+    assert (total[above] == 0).any()  # half of it need not be computed
+    assert_same(fill_other_triangle(total), rows.T @ rows)
 
 
 def test_symmetric_updates_read_rows_in_any_memory_order():

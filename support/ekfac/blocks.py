@@ -17,7 +17,7 @@ from support.ekfac.errors import LabelsMismatch
 EXAMPLES_AT_A_TIME = 16
 """At most, however short: per-example gradients are as large as weights."""
 
-TOKENS_AT_A_TIME = 2048
+TOKENS_AT_A_TIME = 1024
 """Padding included; an example that is longer goes alone."""
 
 EXAMPLES_AHEAD = 256

@@ -110,7 +110,7 @@ def layer_gradients(
     gradients = _flat(layer, gradient, mask, examples, "output gradients")
     tokens = len(gradients) // examples
     # NaN is louder than nothing, and where it is padding it is no position.
-    loud = gradients.abs().amax(dim=1) != 0
+    loud = (gradients.amax(dim=1) != 0) | (gradients.amin(dim=1) != 0)
     if mask is not None and gradient.ndim == 3:
         loud &= mask.flatten()
     places = loud.nonzero().squeeze(1)
