@@ -10,10 +10,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from support.ekfac.blocks import Block
 from support.ekfac.capture import Trace, undisturbed
 from support.ekfac.counting import LayerWork
-from support.ekfac.curvature import Covariances, Eigenbasis, LayerCurvature, add_squares
+from support.ekfac.curvature import (
+    Covariances,
+    Eigenbasis,
+    LayerCurvature,
+    add_squares,
+    take_out_of_basis,
+)
 from support.ekfac.passes import Passes
 from support.ekfac.positions import LayerGradients
-from support.ekfac.scoring import keep_factors, products
+from support.ekfac.scoring import keep_solved, products
 
 LARGEST_EIGENPROBLEM = 768
 """Larger ones are extrapolated by the cube of their size."""
@@ -134,16 +140,20 @@ def _layer_seconds(
     factors = {name: like.new_ones(queries, layer.d_out, layer.d_in)}
     curvature = {name: LayerCurvature(basis, total.clone())}
     first = _first_example(gradients)
-    consume = keep_factors(factors, [0], curvature, 1.0)
+    consume = keep_solved(factors, [0], curvature, 1.0)
 
     def covariance() -> None:
         covariances.add_activations(gradients.activations, gradients.examples)
         covariances.add_output_gradients(gradients.output_gradients)
 
+    def factor() -> None:
+        consume(name, first)
+        take_out_of_basis(factors[name][:1], basis)
+
     return {
         "covariances": _seconds(covariance),
         "squares": _seconds(lambda: add_squares(total, gradients, basis)),
-        "factors": _seconds(lambda: consume(name, first)),
+        "factors": _seconds(factor),
         "scores": _seconds(lambda: products(factors[name], gradients)),
     }
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from support.ekfac.matrix_products import matrix_product
 from support.ekfac.positions import LayerGradients
 from support.ekfac.rank_update import add_gram, fill_other_triangle
 
@@ -62,6 +63,11 @@ class Eigenbasis:
     output_gradient_eigenvalues: Float[Tensor, " d_out"]
     precision: torch.dtype | None = None
 
+    def __post_init__(self) -> None:
+        # Each vector in one piece: so `matrix_product` wants them when rows are rotated.
+        self.activation = self.activation.T.contiguous().T
+        self.output_gradient = self.output_gradient.T.contiguous().T
+
     def of_activations(
         self, rows: Float[Tensor, "positions d_in"]
     ) -> Float[Tensor, "positions d_in"]:
@@ -76,7 +82,7 @@ class Eigenbasis:
 
     def _rotated(self, rows: Tensor, vectors: Tensor) -> Tensor:
         if self.precision is None:
-            return rows @ vectors
+            return matrix_product(rows, vectors)
         return (rows.to(self.precision) @ vectors.to(self.precision)).to(rows.dtype)
 
     def to(self, device: str | torch.device) -> "Eigenbasis":
@@ -103,7 +109,7 @@ def eigenbasis(
 
 def _eigenvectors(covariance: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(covariance.double())
-    return values.clamp(min=0).to(covariance.dtype), vectors.to(covariance.dtype).contiguous()
+    return values.clamp(min=0).to(covariance.dtype), vectors.to(covariance.dtype)
 
 
 def into_basis(
@@ -120,12 +126,21 @@ def out_of_basis(
     return basis.output_gradient @ rotated @ basis.activation.T
 
 
+def take_out_of_basis(rotated: Float[Tensor, "batch d_out d_in"], basis: Eigenbasis) -> None:
+    """R ← Q_g R Q_aᵀ for many gradients, in place."""
+    # In the memory order that `matrix_product` wants, here that of Q and not of its transpose.
+    q_a, q_g = basis.activation.contiguous(), basis.output_gradient.contiguous()
+    for matrix in rotated:
+        transposed = matrix_product(q_a, matrix.T)
+        matrix.copy_(matrix_product(q_g, transposed.T))
+
+
 def rotated_one_by_one(
     gradients: LayerGradients, basis: Eigenbasis
 ) -> Iterator[tuple[int, Float[Tensor, "d_out d_in"]]]:
     """Each example with Q_gᵀ G Q_a, in the order that costs fewer multiplications.
 
-    The matrix is the caller's to change and is overwritten by the next. With T positions, rotating
+    The matrix is the caller's to change. With T positions, rotating
     the rows of g first costs T·d_out², rotating their product d_in·d_out²; so the side whose
     width is above the number of positions is done afterwards, each side for itself.
     """
@@ -137,17 +152,14 @@ def rotated_one_by_one(
         a = basis.of_activations(a)
     if g_first:
         g = basis.of_output_gradients(g)
-    product, rotated = a.new_empty(2, d_out, d_in)
     for example, a_rows, g_rows in replace(
         gradients, activations=a, output_gradients=g
     ).one_by_one():
-        torch.mm(g_rows.T, a_rows, out=product)
+        product = matrix_product(g_rows.T, a_rows)
         if not a_first:
-            torch.mm(product, basis.activation, out=rotated)
-            product, rotated = rotated, product
+            product = matrix_product(product, basis.activation)
         if not g_first:
-            torch.mm(basis.output_gradient.T, product, out=rotated)
-            product, rotated = rotated, product
+            product = matrix_product(basis.output_gradient.T, product)
         yield example, product
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from support.ekfac.errors import LayerNotSupported, NotFinite
 from support.ekfac.layers import TrackedLayer
+from support.ekfac.matrix_products import matrix_product
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class LayerGradients:
         shape = self.examples, self.output_gradients.shape[1], self.activations.shape[1]
         result = self.activations.new_empty(shape)
         for example, activations, output_gradients in self.one_by_one():
-            torch.mm(output_gradients.T, activations, out=result[example])
+            result[example] = matrix_product(output_gradients.T, activations)
         return result
 
 

@@ -3,7 +3,9 @@
 from jaxtyping import Float
 from torch import Tensor
 
-NARROW = 128
+from support.ekfac.matrix_products import matrix_product
+
+NARROW = 256
 """Up to this width a plain product is quicker than parts of it."""
 
 ALIGNED = 16
@@ -17,17 +19,21 @@ def add_gram(total: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> None:
     a wide total costs little more than half the multiplications. `fill_other_triangle` makes it
     symmetric, once, at the end.
     """
+    # Not BLAS's ssyrk: on the CPU it has threads of its own, which wait spinning and take the
+    # processor from torch's.
+    _add_gram(total, rows.T.contiguous())
+
+
+def _add_gram(total: Float[Tensor, "d d"], columns: Float[Tensor, "d n"]) -> None:
     width = len(total)
     if width <= NARROW:
-        total.addmm_(rows.T, rows)
+        total.add_(matrix_product(columns, columns.T))
         return
-    # In products of torch, not BLAS's ssyrk: on the CPU that has threads of its own, which wait
-    # spinning and take the processor from torch's.
     middle = width // 2 // ALIGNED * ALIGNED
-    left, right = rows[:, :middle], rows[:, middle:]
-    add_gram(total[:middle, :middle], left)
-    add_gram(total[middle:, middle:], right)
-    total[middle:, :middle].addmm_(right.T, left)
+    upper, lower = columns[:middle], columns[middle:]
+    _add_gram(total[:middle, :middle], upper)
+    _add_gram(total[middle:, middle:], lower)
+    total[middle:, :middle].add_(matrix_product(lower, upper.T))
 
 
 def fill_other_triangle(total: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from support.ekfac.blocks import Pool
 from support.ekfac.capture import Consume, Trace
+from support.ekfac.curvature import take_out_of_basis
 from support.ekfac.errors import BadNormalisation, EmptyLoader, LabelsMismatch
 from support.ekfac.likelihood import Direction, Likelihood, loss_direction, unit_loss_direction
 from support.ekfac.memory import in_groups, queries_at_a_time
@@ -18,8 +19,8 @@ from support.ekfac.scoring import (
     Factors,
     add_self_influences,
     both,
-    keep_factors,
     keep_scores,
+    keep_solved,
 )
 from support.ekfac.solve import Regularization
 
@@ -54,10 +55,12 @@ class Scorer:
             part = {name: factor[first : first + pool.examples] for name, factor in factors.items()}
 
             def into(rows: list[int], _: Trace, part: Factors = part) -> Consume:
-                return keep_factors(part, rows, self.curvature, self.regularization)
+                return keep_solved(part, rows, self.curvature, self.regularization)
 
             self.passes.over(pool.blocks, labelled(self.likelihood, into))
             first += pool.examples
+        for name, matrices in factors.items():
+            take_out_of_basis(matrices, self.curvature[name].basis)
         return factors
 
     def scores(self, factors: Factors, pool: Pool) -> ByLayer:

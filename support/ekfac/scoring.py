@@ -11,7 +11,6 @@ from torch import Tensor
 from support.ekfac.capture import Consume
 from support.ekfac.curvature import (
     LayerCurvature,
-    out_of_basis,
     rotated_one_by_one,
     rotated_rows,
 )
@@ -27,16 +26,16 @@ Factors = dict[str, Float[Tensor, "test d_out d_in"]]
 Curvature = dict[str, LayerCurvature]
 
 
-def keep_factors(
-    factors: Factors, rows: Rows, curvature: Curvature, regularization: Regularization
+def keep_solved(
+    solved: Factors, rows: Rows, curvature: Curvature, regularization: Regularization
 ) -> Consume:
-    """factors[rows] = (F + λ)⁻¹ G."""
+    """solved[rows] = Q_gᵀ (F + λ)⁻¹ G Q_a: factors, still in the eigenbasis."""
 
     def consume(name: str, gradients: LayerGradients) -> None:
         layer = curvature[name]
         inverse = damped_inverse(layer.eigenvalues, regularization)
         for example, rotated in rotated_one_by_one(gradients, layer.basis):
-            factors[name][rows[example]] = out_of_basis(rotated.mul_(inverse), layer.basis)
+            torch.mul(rotated, inverse, out=solved[name][rows[example]])
 
     return consume
 

@@ -1,0 +1,138 @@
+"""The engine's shortcuts, each undone for a while: the same results the long way.
+
+Each entry of `SHORTCUTS` is a context manager inside which the engine takes the long way.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from support.ekfac import blocks, capture, curvature, scoring
+from support.ekfac.curvature import Eigenbasis
+from support.ekfac.layers import TrackedLayer
+from support.ekfac.positions import LayerGradients, layer_gradients
+
+BATCH_SIZE = 8
+WHISPER = 1e-30
+"""A gradient that is not zero and changes nothing."""
+
+
+@contextmanager
+def replaced(*replacements: tuple[object, str, object]) -> Iterator[None]:
+    """Attributes `(owner, name, value)` have another value inside."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replacements]
+    try:
+        for owner, name, value in replacements:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
+def in_file_order(lengths: list[int]) -> Iterator[tuple[list[int], int]]:
+    """Rows by eights as they come, each block as long as its longest."""
+    rows = list(range(len(lengths)))
+    for start in range(0, len(rows), BATCH_SIZE):
+        block = rows[start : start + BATCH_SIZE]
+        yield block, max(lengths[row] for row in block)
+
+
+def plain_product(total: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> None:
+    """total += Σ x xᵀ, all entries."""
+    total.addmm_(rows.T, rows)
+
+
+def product_first(
+    gradients: LayerGradients, basis: Eigenbasis
+) -> Iterator[tuple[int, Float[Tensor, "d_out d_in"]]]:
+    """Each example's Q_gᵀ G Q_a from its G."""
+    for example, a, g in gradients.one_by_one():
+        yield example, basis.output_gradient.T @ (g.T @ a) @ basis.activation
+
+
+def carried(
+    factors: Float[Tensor, "test d_out d_in"], gradients: LayerGradients
+) -> Float[Tensor, "test batch"]:
+    """⟨factors, G⟩ by carrying every row of activations through every factor."""
+    by_row = (factors @ gradients.activations.T * gradients.output_gradients.T).sum(dim=1)
+    result = by_row.new_zeros(len(factors), gradients.examples)
+    return result.index_add_(1, gradients.owners, by_row)
+
+
+def with_silent_positions(
+    layer: TrackedLayer,
+    seen: Tensor,
+    gradient: Tensor,
+    mask: Bool[Tensor, "batch tokens"] | None,
+    examples: int,
+) -> LayerGradients:
+    """A row for every real position."""
+    return layer_gradients(layer, seen, not_silent(gradient), mask, examples)
+
+
+def with_padding(
+    layer: TrackedLayer,
+    seen: Tensor,
+    gradient: Tensor,
+    mask: Bool[Tensor, "batch tokens"] | None,
+    examples: int,
+) -> LayerGradients:
+    """A row for every position."""
+    return layer_gradients(layer, seen, not_silent(gradient), None, examples)
+
+
+def not_silent(gradient: Tensor) -> Tensor:
+    return torch.where(gradient == 0, WHISPER, gradient)
+
+
+def unsorted() -> AbstractContextManager:
+    return replaced((blocks, "_by_length", in_file_order))
+
+
+def whole_products() -> AbstractContextManager:
+    return replaced((curvature, "add_gram", plain_product))
+
+
+def products_rotated() -> AbstractContextManager:
+    modules = curvature, scoring
+    return replaced(*((module, "rotated_one_by_one", product_first) for module in modules))
+
+
+def factors_carried() -> AbstractContextManager:
+    return replaced((scoring, "products", carried))
+
+
+def full_rank() -> AbstractContextManager:
+    return replaced((LayerGradients, "is_rank_one", False))
+
+
+def silent_kept() -> AbstractContextManager:
+    return replaced((capture, "layer_gradients", with_silent_positions))
+
+
+@contextmanager
+def everything() -> Iterator[None]:
+    """No shortcut at all: unsorted batches, padding included."""
+    with ExitStack() as stack:
+        for undo in (unsorted, whole_products, products_rotated, full_rank):
+            stack.enter_context(undo())
+        stack.enter_context(replaced((capture, "layer_gradients", with_padding)))
+        yield
+
+
+FIT, SCORE, SELF = "fit", "score", "self-influence"
+
+SHORTCUTS: dict[str, tuple[Callable[[], AbstractContextManager], tuple[str, ...]]] = {
+    "blocks sorted by length, not batches of 8 in file order": (unsorted, (FIT, SCORE, SELF)),
+    "half of each covariance, not all of it": (whole_products, (FIT,)),
+    "rows rotated where that is cheaper than products": (products_rotated, (FIT, SCORE, SELF)),
+    "gradients compared with factors, not carried through them": (factors_carried, (SCORE,)),
+    "positions without gradient left out": (silent_kept, (FIT, SCORE, SELF)),
+    "one position per example done without its product": (full_rank, (FIT, SELF)),
+    "all of these": (everything, (FIT, SCORE, SELF)),
+}
+"""What is saved → how to undo it, and the jobs it matters to."""
