@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from support.ekfac.arithmetic import Arithmetic
 from support.ekfac.blocks import Block
 from support.ekfac.capture import Trace, undisturbed
 from support.ekfac.counting import LayerWork
@@ -56,9 +58,10 @@ def calibrated(
     The middle one of the blocks is where the kernels are timed.
     """
     with undisturbed(passes.model):
-        costs = [_bare(passes, block) for block in chosen]
+        arithmetic = passes.arithmetic()
+        costs = [_bare(passes, block, arithmetic) for block in chosen]
         middle = chosen[len(chosen) // 2]
-        trace = Trace(passes.model, passes.layers, middle.inputs, passes.precision)
+        trace = Trace(passes.model, passes.layers, middle.inputs, arithmetic)
         seen = {name: len(trace.activations(name)) for name in passes.layers}
         gradients: dict[str, LayerGradients] = {}
         trace.backward(torch.ones_like(trace.outputs), gradients.__setitem__)
@@ -76,22 +79,22 @@ def calibrated(
     return work, Speeds(**_kernels(passes, work, gradients, queries), blocks=costs)
 
 
-def _bare(passes: Passes, block: Block) -> BlockCost:
+def _bare(passes: Passes, block: Block, arithmetic: Arithmetic) -> BlockCost:
     held: dict[int, int] = {}
 
     def hold(tensor: torch.Tensor) -> torch.Tensor:
         held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    def run() -> int:
-        trace = Trace(passes.model, passes.layers, block.inputs, passes.precision)
+    def run(arithmetic: Arithmetic = arithmetic) -> int:
+        trace = Trace(passes.model, passes.layers, block.inputs, arithmetic)
         trace.backward(torch.ones_like(trace.outputs), lambda name, gradients: None)
         return trace.tokens
 
     counter = FlopCounterMode(display=False)
     with counter, torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-        tokens = run() * len(block.rows)
-    seconds = _seconds(run, warm_ups=0, times=1)  # it has just run, and it is the longest
+        tokens = run(nullcontext) * len(block.rows)  # the products that the counter knows
+    seconds = _seconds(run, times=1)
     total = counter.get_total_flops() // 2
     return BlockCost(len(block.rows), tokens, seconds, total, sum(held.values()))
 

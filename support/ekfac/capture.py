@@ -7,13 +7,14 @@ output of the first tracked layer, so a backward pass costs what gradients of ac
 
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from support.ekfac.arithmetic import Arithmetic
 from support.ekfac.errors import (
     LayerNotSupported,
     ModelInTrainingMode,
@@ -29,10 +30,9 @@ Consume = Callable[[str, LayerGradients], None]
 class Trace:
     """One forward pass: its outputs, and what the tracked layers saw.
 
-    `outputs` is `(batch, classes)`. With a `precision` the model's matrix products are taken in that
-    dtype, as `torch.autocast` does it. `activations(name)` is `(positions, d_in)`. Raises
-    `LayerNotSupported` for a layer called twice or never, `NotFinite` at the first layer that sees
-    NaN, and `OutputsNotSupported`.
+    `outputs` is `(batch, classes)`. The model runs inside `arithmetic()`. `activations(name)` is
+    `(positions, d_in)`. Raises `LayerNotSupported` for a layer called twice or never, `NotFinite` at
+    the first layer that sees NaN, and `OutputsNotSupported`.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Trace:
         model: nn.Module,
         layers: dict[str, TrackedLayer],
         inputs: Tensor,
-        precision: torch.dtype | None = None,
+        arithmetic: Arithmetic = nullcontext,
     ):
         self.layers = layers
         self.examples = len(inputs)
@@ -56,9 +56,7 @@ class Trace:
             for name, layer in layers.items()
         ]
         try:
-            with torch.autocast(
-                next(iter(layers.values())).device.type, precision, precision is not None
-            ):
+            with arithmetic():
                 self.outputs = model(ordinary(inputs))
         finally:
             for handle in handles:

@@ -17,10 +17,17 @@ def matrix_product(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> F
 
     Quickest when the rows of `left` and the columns of `right` each stand together in memory.
     """
-    adds = left.shape[0] * left.shape[1] * right.shape[1]
-    if adds < LARGE or left.dtype != torch.float32 or not _onednn_is_wider(left.device):
+    if not is_worth_it(left, right):
         return left @ right
     return torch.nn.functional.linear(left.to_mkldnn(), right.T.to_mkldnn()).to_dense()
+
+
+def is_worth_it(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> bool:
+    """Whether `matrix_product` goes another way than torch."""
+    adds = left.shape[0] * left.shape[1] * right.shape[1]
+    if adds < LARGE or left.dtype != torch.float32 or right.dtype != torch.float32:
+        return False
+    return _onednn_is_wider(left.device)
 
 
 def _onednn_is_wider(device: torch.device) -> bool:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from support.ekfac.arithmetic import Arithmetic, arithmetic
 from support.ekfac.blocks import Batch, Block, Pool, TokenMask, blocks_of, pools_of
 from support.ekfac.capture import Consume, Trace, ordinary, undisturbed
 from support.ekfac.errors import BlockHalved
@@ -98,15 +99,20 @@ class Passes:
         `ModelInTrainingMode`, `LayerNotSupported`, `NotFinite`, `OutputsNotSupported`.
         """
         with undisturbed(self.model):
+            arithmetic = self.arithmetic()
             for block in blocks:
-                self._pass_or_halve(block, work)
+                self._pass_or_halve(block, work, arithmetic)
 
-    def _pass_or_halve(self, block: Block, work: Work) -> None:
+    def arithmetic(self) -> Arithmetic:
+        """How the model's matrix products are taken, as long as its weights stay as they are."""
+        return arithmetic(self.precision, next(iter(self.layers.values())).device)
+
+    def _pass_or_halve(self, block: Block, work: Work, arithmetic: Arithmetic) -> None:
         waiting = [(block, Once())]
         while waiting:
             part, once = waiting.pop()
             try:
-                self._pass(part, work, once)
+                self._pass(part, work, once, arithmetic)
             except RuntimeError as error:
                 if len(part.rows) == 1 or not is_out_of_memory(error):
                     raise
@@ -125,8 +131,8 @@ class Passes:
                 )
                 waiting += [(half, Once(frozenset(once.finished))) for half in reversed(halves)]
 
-    def _pass(self, block: Block, work: Work, once: Once) -> None:
-        work(block, Trace(self.model, self.layers, block.inputs, self.precision), once)
+    def _pass(self, block: Block, work: Work, once: Once, arithmetic: Arithmetic) -> None:
+        work(block, Trace(self.model, self.layers, block.inputs, arithmetic), once)
 
 
 class Ticking:

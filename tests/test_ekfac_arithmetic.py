@@ -1,0 +1,97 @@
+"""The quick ways of taking matrix products give what the plain ones give."""
+
+import pytest
+import torch
+from torch import nn
+
+from support.ekfac import EkfacInfluence, arithmetic, matrix_products
+from support.ekfac.arithmetic import FrozenLinears
+from support.ekfac.matrix_products import matrix_product
+from tests.dense import sentences, token_classifier
+
+X, Y = sentences(5, 2, 7, 1, 4, seed=1), torch.tensor([0, 1, 1, 0, 1])
+X_TEST, Y_TEST = sentences(3, 6, seed=2), torch.tensor([1, 0])
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """The quick way at any size, on any processor that has it."""
+    monkeypatch.setattr(matrix_products, "LARGE", 1)
+
+
+@pytest.fixture
+def anywhere(monkeypatch):
+    """The path of the quick way with plain products, so that it is tested on every machine."""
+    monkeypatch.setattr(arithmetic, "is_worth_it", lambda left, right: True)
+    monkeypatch.setattr(arithmetic, "matrix_product", torch.matmul)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_large_product_is_a_product(dtype, transposed):
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(310, 250, generator=generator).to(dtype)
+    right = torch.randn(250, 290, generator=generator).to(dtype)
+    assert left.shape[0] * left.shape[1] * right.shape[1] >= matrix_products.LARGE
+    if transposed[0]:
+        left = left.T.contiguous().T
+    if transposed[1]:
+        right = right.T.contiguous().T
+    expected = left.double() @ right.double()
+    torch.testing.assert_close(matrix_product(left, right).double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(6, 3), (2, 3, 3)])
+@pytest.mark.parametrize("silent", [0, 1, 5, 6])
+def test_frozen_linears_are_linears_both_ways(anywhere, bias, shape, silent):
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 4, bias=bias).requires_grad_(False)
+    inputs = torch.randn(shape, requires_grad=True)
+    gradient = torch.randn(*shape[:-1], 4)
+    gradient.flatten(0, -2)[:silent] = 0
+    with FrozenLinears():
+        outputs = layer(inputs)
+    assert "FrozenLinear" in outputs.grad_fn.name()
+    (quick,) = torch.autograd.grad(outputs, inputs, gradient)
+    plain = layer(inputs)
+    torch.testing.assert_close(outputs, plain)
+    torch.testing.assert_close(quick, torch.autograd.grad(plain, inputs, gradient)[0])
+
+
+def test_a_row_is_heard_though_its_first_gradient_is_zero(anywhere):
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 4).requires_grad_(False)
+    inputs, gradient = torch.randn(6, 3, requires_grad=True), torch.randn(6, 4)
+    gradient[:, 0] = 0
+    with FrozenLinears():
+        (found,) = torch.autograd.grad(layer(inputs), inputs, gradient)
+    torch.testing.assert_close(found, gradient @ layer.weight)
+
+
+def test_weights_that_want_gradients_get_them(anywhere):
+    layer = nn.Linear(3, 4)
+    with FrozenLinears():
+        layer(torch.ones(2, 3)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("hidden", [4, 5])
+def test_the_engine_says_the_same_with_quick_products(hidden):
+    model = token_classifier(hidden=hidden)
+    exact = EkfacInfluence(model, hessian_regularization=1e-2).fit([(X, Y)])
+    expected = exact.score([(X_TEST, Y_TEST)], [(X, Y)])
+    quick = EkfacInfluence(model.float(), hessian_regularization=1e-2).fit([(X, Y)])
+    found = quick.score([(X_TEST, Y_TEST)], [(X, Y)])
+    error = (found - expected).norm() / expected.norm()
+    assert error < 1e-4
+
+
+def test_the_engine_takes_frozen_linears(anywhere, monkeypatch):
+    model = token_classifier()
+    engine = EkfacInfluence(model, hessian_regularization=1e-2).fit([(X, Y)])
+    found = engine.score([(X_TEST, Y_TEST)], [(X, Y)])
+    monkeypatch.undo()
+    plain = EkfacInfluence(model, hessian_regularization=1e-2).fit([(X, Y)])
+    torch.testing.assert_close(found, plain.score([(X_TEST, Y_TEST)], [(X, Y)]))
