@@ -31,7 +31,7 @@ from support.fidelity.judgement import RECOMMENDED, Judge
 from support.fidelity.scorers import batches
 
 SHARES = (0.5, 0.25, 0.1)
-ROUNDS = 2
+ROUNDS = 1
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def foretold(chosen: Material) -> list[dict]:
 
 def measured(quick: bool) -> dict:
     real = Setting("real lengths")
-    small = (4, 2) if quick else (24, 5)
+    small = (4, 2) if quick else (16, 5)
     whole = (4, 2) if quick else (50, 10)
     rounds = 1 if quick else ROUNDS
     cases = [material(real, *whole)]
@@ -164,8 +164,8 @@ def measured(quick: bool) -> dict:
         "sizes": {"shortcuts": small, "settings": whole},
         "shortcuts": shortcuts(material(real, *small), rounds),
         "settings": settings(cases[0], rounds),
-        "fidelity": [] if quick else fidelity_of_shares(),
         "plan": [row for case in cases for row in foretold(case)],
+        "fidelity": [] if quick else fidelity_of_shares(),
     }
 
 
@@ -178,7 +178,7 @@ def markdown(found: dict) -> str:
         table(["machine", ""], [[k, v] for k, v in found["machine"].items()]),
         [
             f"{reviews} real reviews, {queries} queries. Seconds with the shortcut and without it, one "
-            "after the other; medians. Nothing else changes, and neither do the results: a test holds "
+            "after the other, once. Nothing else changes, and neither do the results: a test holds "
             "them to each other."
         ],
         shortcut_table(found["shortcuts"]),
