@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 
 from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 
@@ -115,7 +116,49 @@ def influence_heatmap(
     """
     tests, trains = influences.shape
     axes = new_axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
-    limit = float(np.abs(influences).max()) or 1.0
+    _heatmap(axes, influences, np.abs(influences).max(), test_labels, train_labels, colour_bar=True)
+    if marked is not None:
+        row, column = marked
+        axes.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2))
+    axes.set(title=title, xlabel="training review", ylabel="test review")
+    plt.show()
+
+
+def influences_side_by_side(
+    influences: Sequence[np.ndarray],
+    test_labels: Iterable,
+    train_labels: Sequence[Iterable],
+    titles: Sequence[str],
+) -> None:
+    """Influences of the same reviews under several labellings, one panel each, on one colour scale.
+
+    The scale ends at the largest absolute value of all panels.
+    """
+    tests, trains = influences[0].shape
+    panels = len(influences)
+    axes = new_axes(min(11.0, 1.2 + 0.65 * trains * panels), 1.3 + 0.45 * tests, panels)
+    limit = max(np.abs(values).max() for values in influences)
+    for number, (panel, values, labels) in enumerate(
+        zip(axes, influences, train_labels, strict=True)
+    ):
+        last = number == panels - 1
+        _heatmap(panel, values, limit, test_labels, labels, colour_bar=last)
+        panel.tick_params(labelsize=7)
+        plt.setp(panel.texts, fontsize=6.5)
+        panel.set(title=titles[number], xlabel="training review (label)")
+    axes[0].set(ylabel="test review (label)")
+    plt.show()
+
+
+def _heatmap(
+    axes: Axes,
+    influences: np.ndarray,
+    limit: float,
+    test_labels: Iterable,
+    train_labels: Iterable,
+    colour_bar: bool,
+) -> None:
+    limit = float(limit) or 1.0
     sns.heatmap(
         influences,
         vmin=-limit,
@@ -127,14 +170,10 @@ def influence_heatmap(
         linewidths=0.5,
         xticklabels=_names(train_labels),
         yticklabels=_names(test_labels),
-        cbar_kws={"label": "blue helps, red harms", "format": "{x:,.6g}"},
+        cbar=colour_bar,
+        cbar_kws={"label": "blue helps, red harms", "format": "{x:,.6g}"} if colour_bar else None,
     )
     axes.tick_params(axis="y", rotation=0)
-    if marked is not None:
-        row, column = marked
-        axes.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2))
-    axes.set(title=title, xlabel="training review", ylabel="test review")
-    plt.show()
 
 
 def _names(labels: Iterable) -> list[str]:

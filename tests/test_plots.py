@@ -26,6 +26,12 @@ FIGURES = {
     "influences_by_labels": lambda: plots.influences_by_labels(
         INFLUENCES, TEST_LABELS, TRAIN_LABELS, "A title"
     ),
+    "influences_side_by_side": lambda: plots.influences_side_by_side(
+        [INFLUENCES, -2 * INFLUENCES],
+        TEST_LABELS,
+        [TRAIN_LABELS, 1 - TRAIN_LABELS],
+        ["A title", "Another"],
+    ),
 }
 
 
@@ -95,3 +101,11 @@ def test_padding_is_counted_per_batch_in_both_orders(drawn):
 def test_error_rates_are_per_length(drawn):
     rates = [bar.get_height() for bar in drawn("confidence")[1].patches]
     assert rates == [0, 100, 0]
+
+
+def test_panels_side_by_side_share_one_scale_and_name_their_own_labels(drawn):
+    left, right, *_ = drawn("influences_side_by_side")
+    limits = [panel.collections[0].get_clim() for panel in (left, right)]
+    assert limits[0] == limits[1] == (-2 * 20_097.4, 2 * 20_097.4)
+    names = [[tick.get_text()[3:6] for tick in panel.get_xticklabels()] for panel in (left, right)]
+    assert names == [["neg", "pos", "neg"], ["pos", "neg", "pos"]]
