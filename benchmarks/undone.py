@@ -82,7 +82,7 @@ def with_padding(
     examples: int,
 ) -> LayerGradients:
     """A row for every position."""
-    return layer_gradients(layer, seen, not_silent(gradient), None, examples)
+    return with_silent_positions(layer, seen, gradient, None, examples)
 
 
 def not_silent(gradient: Tensor) -> Tensor:
