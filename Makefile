@@ -2,18 +2,21 @@ PYTHON ?= python3
 PYDVL_PYTHON ?= $(PYTHON)
 SOURCE ?= packaged
 NOTEBOOK ?=
+PORT ?= 8000
 
 BIN := .venv/bin
 READY := .venv/installed
 PEERS := .venv/peers
 PYDVL := .venv-pydvl/installed
+DOCS := .venv/docs
+BROWSER := .venv/browser
 
 # Fitted factors are kept inside the clone, so that a fresh clone starts from nothing.
 export SUPPORT_CACHE := $(CURDIR)/build/cache
 # Searched before a kernel of the same name that the user may have installed elsewhere.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 
-.PHONY: help notebooks execute test docs bench lint lab clean
+.PHONY: chromium help notebooks execute test test-code test-notebooks test-browser docs docs-serve bench lint lab clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -26,20 +29,39 @@ execute: $(READY) ## execute the committed notebooks in place (NOTEBOOK=notebook
 	rm -rf build/cache
 	$(BIN)/python -m support.collection --in-place $(NOTEBOOK)
 
-test: $(PEERS) ## unit tests, then every notebook in CI mode
+test: lint test-code test-notebooks test-browser ## all four: lint, unit tests, notebooks in CI mode, browser
+
+test-code: $(PEERS)
 	$(BIN)/python -m pytest
+
+test-notebooks: $(READY)
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks/
 
-docs: $(READY) ## build/html from the committed outputs, with the API reference
-	$(BIN)/python -m pip install -r docs/requirements.txt
+test-browser: docs $(BROWSER) ## the site and JupyterLab in a headless Chromium
+	@command -v chromium >/dev/null || $(MAKE) --no-print-directory chromium
+	$(BIN)/python -m pytest browser
+
+# Debian's; the ones that test tools download are not needed.
+chromium:
+	@command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] || { echo "Chromium is missing. Install the package chromium (as root: apt-get install chromium), then go on."; exit 1; }
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium
+
+docs: $(DOCS) ## build/html from the committed outputs, with the API reference
 	$(BIN)/python -m sphinx -W -c docs notebooks build/html
+
+docs-serve: docs ## show the site on 127.0.0.1 (PORT=8000)
+	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); sys.exit("Port $(PORT) is taken. Name another: make docs-serve PORT=8001" if s.connect_ex(("127.0.0.1", $(PORT))) == 0 else 0)'
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory build/html
 
 bench: $(PEERS) $(PYDVL) ## measure engine and peers side by side into benchmarks/ (QUICK=1: toy sizes)
 	$(BIN)/python -m benchmarks $(if $(filter 1,$(QUICK)),--quick)
+	$(BIN)/python -m benchmarks.savings $(if $(filter 1,$(QUICK)),--quick)
 
-lint: $(READY) ## ruff on code and notebooks
+lint: $(READY) ## code and notebooks: ruff, spelling, no traces of a run in the metadata
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/nbstripout --verify --keep-output --keep-count --keep-id notebooks/*.ipynb
 
 lab: $(READY) ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab --notebook-dir=notebooks
@@ -57,6 +79,14 @@ $(READY): requirements-notebooks.txt pyproject.toml
 # Without dependencies: requirements-peers.txt says why.
 $(PEERS): requirements-peers.txt $(READY)
 	$(BIN)/python -m pip install --no-deps -r requirements-peers.txt
+	touch $@
+
+$(DOCS): docs/requirements.txt $(READY)
+	$(BIN)/python -m pip install -r docs/requirements.txt
+	touch $@
+
+$(BROWSER): browser/requirements.txt $(READY)
+	$(BIN)/python -m pip install -r browser/requirements.txt
 	touch $@
 
 # An environment of its own: benchmarks/requirements-pydvl.txt says why.

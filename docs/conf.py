@@ -3,15 +3,33 @@
 project = "Which reviews made the model say that?"
 author = "the founders"
 copyright = "the founders, Apache-2.0"
+language = "en"
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinxcontrib.bibtex",
+]
 html_theme = "furo"
 html_title = project
+html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
+html_css_files = ["site.css"]
+html_js_files = ["site.js"]
+exclude_patterns = ["_static/mathjax/README.md"]
 
 # Pages come from stored outputs: no model, no network, no kernel.
 nb_execution_mode = "off"
 nb_merge_streams = True
-myst_enable_extensions = ["dollarmath"]
+nb_ipywidgets_js = {}
+mathjax_path = "mathjax/tex-svg.js"
+mathjax3_config = {"options": {"enableMenu": False}}
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+
+myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 
 autodoc_default_options = {"members": True, "member-order": "bysource"}

@@ -6,6 +6,7 @@ notebook that fails ends the run.
 """
 
 import argparse
+import hashlib
 import html
 import os
 import re
@@ -28,6 +29,9 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 WIDGET_STATE = "application/vnd.jupyter.widget-state+json"
 
 README_FIGURE = "readme-figure:"
+
+EXECUTED = "executed_code"
+"""Metadata that says which code the stored outputs belong to."""
 
 # A finished bar without its clock, so that running a notebook again changes no byte of its output.
 BAR_WITHOUT_CLOCK = "{l_bar}{bar}| {n_fmt}/{total_fmt} {unit}"
@@ -86,6 +90,7 @@ def committed_form(notebook: NotebookNode) -> NotebookNode:
     for name in ("widgets", "papermill"):
         notebook.metadata.pop(name, None)
     notebook.metadata.get("language_info", {}).pop("version", None)
+    notebook.metadata[EXECUTED] = code_digest(notebook)
     for cell in notebook.cells:
         for name in ("execution", "papermill"):
             cell.metadata.pop(name, None)
@@ -95,6 +100,12 @@ def committed_form(notebook: NotebookNode) -> NotebookNode:
             as_text = (_bar_as_text(output, widgets) for output in cell.outputs)
             cell.outputs = _joined([output for output in as_text if output])
     return notebook
+
+
+def code_digest(notebook: NotebookNode) -> str:
+    """SHA-256 of what the code cells say, in order."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\0".join(sources).encode()).hexdigest()
 
 
 def _joined(outputs: list[NotebookNode]) -> list[NotebookNode]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from support.collection import reading_order
+from support.collection import EXECUTED, code_digest, reading_order
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 INDEX = "index.md"
@@ -235,6 +235,14 @@ def was_run_from_top_to_bottom(chapter):
     )
 
 
+def shows_what_this_code_gave(chapter):
+    stored = chapter.notebook.metadata.get(EXECUTED)
+    assert stored == code_digest(chapter.notebook), (
+        "the code was changed after it was executed, so the outputs are of other code: "
+        f"make execute NOTEBOOK=notebooks/{chapter.path.name}"
+    )
+
+
 def shows_results(chapter):
     shown = [cell for cell in chapter.code_cells[:-1] if cell.outputs]
     assert shown, "no cell but the last has an output; `make execute` stores them"
@@ -282,6 +290,7 @@ RULES = [
     closes_with_what_was_learned,
     ends_with_the_versions,
     was_run_from_top_to_bottom,
+    shows_what_this_code_gave,
     shows_results,
     shows_no_errors_or_warnings,
     names_no_place_of_one_machine,

@@ -5,7 +5,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from support.collection import reading_order
+from support.collection import EXECUTED, code_digest, reading_order
 from tests import chapter_rules as rules
 
 OPENING, PARAMETERS, SIZES, PLOT, LEARNED, VERSIONS = range(6)
@@ -32,6 +32,7 @@ def chapter_that_keeps_all_rules(title: str, next_page: str) -> NotebookNode:
         notebook.cells[number].execution_count = count
     notebook.cells[PLOT].outputs = [new_output("display_data", {"text/plain": "<Figure>"})]
     notebook.cells[VERSIONS].outputs = [new_output("stream", text="2.13.0\n")]
+    notebook.metadata[EXECUTED] = code_digest(notebook)
     return notebook
 
 
@@ -95,6 +96,11 @@ def record_widgets(notebook):
 WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
 
 BREAKS = [
+    (
+        rules.shows_what_this_code_gave,
+        edit(SIZES, "100", "101"),
+        "changed after it was executed.*make execute NOTEBOOK=notebooks/01_first.ipynb",
+    ),
     (rules.is_a_valid_notebook_for_python3, rename_kernel, "the kernel is 'my-env'"),
     (rules.opens_with_its_title, edit(OPENING, "# First", "First"), "must start with `# title`"),
     (rules.opens_with_its_title, insert(0, new_code_cell()), "first cell must be markdown"),

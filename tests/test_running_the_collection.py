@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from support.collection import main, reading_order
+from support.collection import EXECUTED, code_digest, main, reading_order
 
 PARAMETERS = 'ci = False\nsource = "packaged"\nseed = 0'
 SAY_PARAMETERS = "import os\n\nprint(ci, source, seed, os.path.basename(os.getcwd()))"
@@ -110,7 +110,8 @@ def test_the_committed_form_has_bars_as_text_and_no_traces_of_the_run(write):
         {"tags": ["parameters", "hide-cell"]},
         {},
     ]
-    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert set(notebook.metadata) == {"kernelspec", "language_info", EXECUTED}
+    assert notebook.metadata[EXECUTED] == code_digest(notebook)
 
 
 @pytest.mark.parametrize("arguments", [["--ci"], ["--source", "hub"]])
