@@ -45,9 +45,9 @@ def site() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """The Chromium that the system has."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
+    program = shutil.which("chromium")
     if program is None:
-        pytest.fail("Chromium is missing. Install it: apt-get install chromium.")
+        pytest.fail("Chromium is missing. As root: apt-get install chromium.")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=QUIET)
         yield browser

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from support.ekfac.matrix_products import is_worth_it, matrix_product
+from support.ekfac.positions import is_loud
 
 Arithmetic = Callable[[], AbstractContextManager]
 """A context for each forward pass; backward passes follow it."""
@@ -18,7 +19,8 @@ def arithmetic(precision: torch.dtype | None, device: torch.device) -> Arithmeti
     """In `precision` as `torch.autocast` does it, or, with None, as it is and as fast as it goes."""
     if precision is not None:
         return partial(torch.autocast, device.type, precision)
-    return FrozenLinears().inside
+    linears = FrozenLinears()
+    return lambda: linears
 
 
 class FrozenLinears(TorchFunctionMode):
@@ -31,10 +33,6 @@ class FrozenLinears(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._transposed: dict[Tensor, Tensor] = {}
-
-    def inside(self) -> "FrozenLinears":
-        """Itself, to be entered once more."""
-        return self
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is nn.functional.linear:
@@ -66,7 +64,7 @@ class _FrozenLinear(torch.autograd.Function):
         if rows[:, 0].count_nonzero() > len(rows) // 2:
             result = matrix_product(rows, weight)
         else:
-            loud = ((rows.amax(dim=1) != 0) | (rows.amin(dim=1) != 0)).nonzero()[:, 0]
+            loud = is_loud(rows).nonzero()[:, 0]
             result = rows.new_zeros(len(rows), weight.shape[1])
             result[loud] = matrix_product(rows[loud], weight)
         return result.view(*gradient.shape[:-1], -1), None, None, None
