@@ -23,30 +23,31 @@ class Covariances:
 
     `activation` is their mean over real positions, (d_in, d_in); `output_gradient` is summed over
     positions and over the Fisher's directions, mean over examples, (d_out, d_out). Both are made from
-    the sums in place: ask for each once, at the end.
+    the sums in place: ask for each once, at the end. Until then, sums over parts of the examples add
+    up: of the two matrices only the lower triangle counts.
     """
 
     def __init__(self, d_out: int, d_in: int, dtype: torch.dtype, device: torch.device):
-        self._activation_sum = torch.zeros(d_in, d_in, dtype=dtype, device=device)
-        self._output_gradient_sum = torch.zeros(d_out, d_out, dtype=dtype, device=device)
-        self._positions = 0
-        self._examples = 0
+        self.activation_sum = torch.zeros(d_in, d_in, dtype=dtype, device=device)
+        self.output_gradient_sum = torch.zeros(d_out, d_out, dtype=dtype, device=device)
+        self.positions = 0
+        self.examples = 0
 
     def add_activations(self, activations: Float[Tensor, "positions d_in"], examples: int) -> None:
         """Add the real positions of a batch of examples."""
-        add_gram(self._activation_sum, activations)
-        self._positions += len(activations)
-        self._examples += examples
+        add_gram(self.activation_sum, activations)
+        self.positions += len(activations)
+        self.examples += examples
 
     def add_output_gradients(self, output_gradients: Float[Tensor, "positions d_out"]) -> None:
         """Add the output gradients of one direction of the Fisher for a batch."""
-        add_gram(self._output_gradient_sum, output_gradients)
+        add_gram(self.output_gradient_sum, output_gradients)
 
     def activation(self) -> Float[Tensor, "d_in d_in"]:
-        return fill_other_triangle(self._activation_sum).div_(self._positions)
+        return fill_other_triangle(self.activation_sum).div_(self.positions)
 
     def output_gradient(self) -> Float[Tensor, "d_out d_out"]:
-        return fill_other_triangle(self._output_gradient_sum).div_(self._examples)
+        return fill_other_triangle(self.output_gradient_sum).div_(self.examples)
 
 
 @dataclass
@@ -204,3 +205,11 @@ class LayerCurvature:
     def to(self, device: str | torch.device) -> "LayerCurvature":
         """The same on another device."""
         return LayerCurvature(self.basis.to(device), self.eigenvalues.to(device))
+
+
+def kfac_curvature(
+    covariances: Covariances, precision: torch.dtype | None = None
+) -> LayerCurvature:
+    """The layer's eigenbasis, with K-FAC's eigenvalues."""
+    basis = eigenbasis(covariances.activation(), covariances.output_gradient(), precision)
+    return LayerCurvature(basis, kfac_eigenvalues(basis))

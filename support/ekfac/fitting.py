@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Iterable, Iterator, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,20 +14,14 @@ from tqdm.auto import tqdm
 
 from support.ekfac import storage
 from support.ekfac.blocks import Block, first_examples
-from support.ekfac.capture import Consume, Trace, undisturbed
-from support.ekfac.curvature import (
-    Covariances,
-    LayerCurvature,
-    add_squares,
-    eigenbasis,
-    kfac_eigenvalues,
-)
+from support.ekfac.capture import undisturbed
+from support.ekfac.curvature import Covariances, LayerCurvature, kfac_curvature
 from support.ekfac.errors import BadPrecision, BadShare, EmptyLoader, NotFitted
+from support.ekfac.fisher import Fisher
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood
 from support.ekfac.memory import check_budget
-from support.ekfac.passes import Once, Passes, in_float32, length_of, with_more_to_come
-from support.ekfac.positions import LayerGradients
+from support.ekfac.passes import Bar, Passes, length_of
 from support.ekfac.solve import Regularization, check_regularization
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
@@ -35,14 +29,13 @@ PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Fitting:
-    """The model whose curvature is wanted, and the loss that defines the Fisher.
+    """A fit in one process, over a loader.
 
     `seed` decides which labels are drawn when the likelihood samples them. Covariances are those of
     the first `eigenbasis_share` of the examples, Λ is that of all.
     """
 
-    passes: Passes
-    likelihood: Likelihood
+    fisher: Fisher
     seed: int
     eigenbasis_share: float | int
 
@@ -53,85 +46,58 @@ class Fitting:
 
         Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported`.
         """
-        with undisturbed(self.passes.model):
+        passes = self.fisher.passes
+        with undisturbed(passes.model):
             covariances, examples = self._covariances(loader)
             curvature = {}
-            for name in self.passes.bar(list(covariances), "eigenbases", "layer"):
-                covariance = covariances.pop(name)
-                basis = eigenbasis(
-                    covariance.activation(), covariance.output_gradient(), self.passes.precision
-                )
-                curvature[name] = LayerCurvature(basis, kfac_eigenvalues(basis))
+            for name in passes.bar(list(covariances), "eigenbases", "layer"):
+                curvature[name] = kfac_curvature(covariances.pop(name), passes.precision)
             if update_diagonal:
                 self._correct_eigenvalues(curvature, loader)
         return curvature, examples
 
     def _covariances(self, loader: Iterable) -> tuple[dict[str, Covariances], int]:
-        covariances = {
-            name: Covariances(layer.d_out, layer.d_in, layer.dtype, layer.device)
-            for name, layer in self.passes.layers.items()
-        }
-
-        def add(name: str, gradients: LayerGradients) -> None:
-            covariances[name].add_output_gradients(gradients.output_gradients)
-
-        def add_activations(trace: Trace, once: Once) -> None:
-            for name, covariance in covariances.items():
-                if once.is_first("activations", name):
-                    covariance.add_activations(trace.activations(name), trace.examples)
-                    once.finish("activations", name)
-
+        covariances = self.fisher.no_covariances()
         first = None
         if self.eigenbasis_share < 1:
             first = math.ceil(self.eigenbasis_share * number_of_examples(loader))
-        examples = self._fisher(loader, "covariances", self.seed, add, add_activations, first)
-        return covariances, examples
+        blocks = self._blocks(loader, "covariances", first)
+        examples = self.fisher.add_to_covariances(covariances, blocks, generator(self.seed))
+        return covariances, some(examples, "covariances")
 
     def _correct_eigenvalues(self, curvature: dict[str, LayerCurvature], loader: Iterable) -> None:
         for layer in curvature.values():
             layer.eigenvalues.zero_()
-
-        def add(name: str, gradients: LayerGradients) -> None:
-            add_squares(curvature[name].eigenvalues, gradients, curvature[name].basis)
-
-        examples = self._fisher(loader, "corrected eigenvalues", self.seed + 1, add)
+        blocks = self._blocks(loader, "corrected eigenvalues")
+        examples = self.fisher.add_to_eigenvalues(curvature, blocks, generator(self.seed + 1))
         for layer in curvature.values():
-            layer.eigenvalues /= examples
+            layer.eigenvalues /= some(examples, "corrected eigenvalues")
 
-    def _fisher(
-        self,
-        loader: Iterable,
-        description: str,
-        seed: int,
-        consume: Consume,
-        beforehand: Callable[[Trace, Once], None] = lambda trace, once: None,
-        first: int | None = None,
-    ) -> int:
-        """Send the Fisher's directions back through every forward pass, or those of the `first`
-        examples; the number of examples."""
-        generator = torch.Generator().manual_seed(seed)
-        counted: list[int] = []
-
-        def work(block: Block, trace: Trace, once: Once) -> None:
-            beforehand(trace, once)
-            outputs = in_float32(trace.outputs.detach())
-            directions = enumerate(self.likelihood.fisher_directions(outputs, generator))
-            for (number, direction), more in with_more_to_come(directions):
-                trace.backward(direction, once(number, consume), keep_graph=more)
-            counted.append(trace.examples)
-
+    def _blocks(
+        self, loader: Iterable, description: str, first: int | None = None
+    ) -> Iterator[Block]:
+        """The examples of a loader, or the `first` of them."""
         unlabelled = ((inputs, None) for inputs, *_ in loader)
         length = length_of(loader)
         if first is not None:
             unlabelled, length = first_examples(unlabelled, first), None
-        pools = self.passes.pools(unlabelled, length, description)
-        self.passes.over((block for pool in pools for block in pool.blocks), work)
-        if not counted:
-            raise EmptyLoader(
-                f"The loader gave no batch while computing {description}. It must hold at least "
-                "one, and give all of them again on every pass (a DataLoader or a list, no generator)."
-            )
-        return sum(counted)
+        pools = self.fisher.passes.pools(unlabelled, length, description)
+        return (block for pool in pools for block in pool.blocks)
+
+
+def generator(seed: int) -> torch.Generator:
+    """The source of sampled labels."""
+    return torch.Generator().manual_seed(seed)
+
+
+def some(examples: int, description: str) -> int:
+    """The number of examples. Raises `EmptyLoader` when there was none."""
+    if not examples:
+        raise EmptyLoader(
+            f"The loader gave no batch while computing {description}. It must hold at least "
+            "one, and give all of them again on every pass (a DataLoader or a list, no generator)."
+        )
+    return examples
 
 
 def number_of_examples(loader: Iterable) -> int:
@@ -148,7 +114,8 @@ class EkfacCurvature:
     `model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`. When it has a method
     `token_mask(inputs)`, `(batch, tokens)` and True at real tokens, padding takes no part in
     anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for
-    0.1 times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
+    0.1 times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars, or
+    is a function that wraps items in one of yours, given a description and a unit.
     `likelihood` is the loss, `Categorical()` by default; `seed` decides which labels it draws when
     there are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the
     factors of queries may take while scoring, by default a quarter of the memory that is free.
@@ -170,7 +137,7 @@ class EkfacCurvature:
         model: nn.Module,
         update_diagonal: bool = True,
         hessian_regularization: Regularization = 0.0,
-        progress: bool = False,
+        progress: bool | Bar = False,
         likelihood: Likelihood | None = None,
         seed: int = 0,
         memory_budget: int | None = None,
@@ -218,7 +185,7 @@ class EkfacCurvature:
         size don't matter. Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode` and
         `LayerNotSupported`; the engine is then as it was before.
         """
-        fitting = Fitting(self._passes(), self.likelihood, self.seed, self.eigenbasis_share)
+        fitting = Fitting(self.fisher(), self.seed, self.eigenbasis_share)
         self.curvature, self.examples = fitting.curvature(loader, self.update_diagonal)
         return self
 
@@ -272,10 +239,16 @@ class EkfacCurvature:
         if not self.is_fitted:
             raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
 
+    def fisher(self) -> Fisher:
+        """Sums over examples, for a fit in pieces: what `fit` adds up over a loader."""
+        return Fisher(self._passes(), self.likelihood)
+
     def _passes(self) -> Passes:
         return Passes(self.model, self.layers, self._bar, PRECISIONS[self.precision])
 
     def _bar(self, items: Iterable, description: str, unit: str) -> Iterable:
+        if callable(self.progress):
+            return self.progress(items, description, unit)
         one_step = isinstance(items, Sized) and len(items) == 1
         return tqdm(items, desc=description, unit=unit, disable=one_step or not self.progress)
 

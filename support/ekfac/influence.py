@@ -104,9 +104,18 @@ class EkfacInfluence(EkfacCurvature):
 
         Raises `FactorsMismatch` for factors of other layers, and as `influence_factors` does.
         """
+        return sum_over_layers(self.influences_by_layer_from_factors(factors, x, y))
+
+    def influences_by_layer_from_factors(
+        self,
+        factors: Factors,
+        x: Shaped[Tensor, "train ..."],
+        y: Shaped[Tensor, "labels ..."],
+    ) -> ByLayer:
+        """Each layer's part of `influences_from_factors`. Raises as that does."""
         self._require_fit()
         self._check_factors(factors)
-        return sum_over_layers(self._scorer().scores(factors, self._pool(x, y, "influences")))
+        return self._scorer().scores(factors, self._pool(x, y, "influences"))
 
     def self_influences(
         self, x: Shaped[Tensor, "batch ..."], y: Shaped[Tensor, "labels ..."]
