@@ -30,24 +30,27 @@ class Covariances:
     def __init__(self, d_out: int, d_in: int, dtype: torch.dtype, device: torch.device):
         self.activation_sum = torch.zeros(d_in, d_in, dtype=dtype, device=device)
         self.output_gradient_sum = torch.zeros(d_out, d_out, dtype=dtype, device=device)
-        self.positions = 0
-        self.examples = 0
+        self.positions_and_examples = torch.zeros(2, dtype=torch.int64)
 
     def add_activations(self, activations: Float[Tensor, "positions d_in"], examples: int) -> None:
         """Add the real positions of a batch of examples."""
         add_gram(self.activation_sum, activations)
-        self.positions += len(activations)
-        self.examples += examples
+        self.positions_and_examples += torch.tensor([len(activations), examples])
 
     def add_output_gradients(self, output_gradients: Float[Tensor, "positions d_out"]) -> None:
         """Add the output gradients of one direction of the Fisher for a batch."""
         add_gram(self.output_gradient_sum, output_gradients)
 
+    def sums(self) -> dict[str, Tensor]:
+        """The sums themselves: what is added to these tensors in place is added to the covariances."""
+        return dict(vars(self))
+
     def activation(self) -> Float[Tensor, "d_in d_in"]:
-        return fill_other_triangle(self.activation_sum).div_(self.positions)
+        return fill_other_triangle(self.activation_sum).div_(self.positions_and_examples[0].item())
 
     def output_gradient(self) -> Float[Tensor, "d_out d_out"]:
-        return fill_other_triangle(self.output_gradient_sum).div_(self.examples)
+        examples = self.positions_and_examples[1].item()
+        return fill_other_triangle(self.output_gradient_sum).div_(examples)
 
 
 @dataclass

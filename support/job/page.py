@@ -1,0 +1,63 @@
+"""What `top` found, as one page of HTML that needs nothing else.
+
+Texts are data from strangers: the template escapes all of them; of their markup only line breaks are
+kept, as line breaks.
+"""
+
+from collections.abc import Mapping
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader
+
+from support.job.examples import Examples
+from support.job.top import Top
+from support.text import paragraphs
+
+
+def page(top: Top, queries: Examples, class_names: Mapping[int, str], facts: Mapping) -> str:
+    """The page: facts of the job, the strongest training examples over all queries and for each."""
+    environment = Environment(
+        loader=PackageLoader("support.job", ""), autoescape=True, trim_blocks=True
+    )
+    labels = queries.labels.tolist()
+    shown = []
+    for number, rows in top.by_query.groupby("query"):
+        text = queries.texts[int(number)]["text"]
+        shown.append(
+            {
+                "number": number,
+                "row": queries.rows[number],
+                "class_name": _class_name(labels[number], class_names),
+                "text": _plain(text),
+                "largest": rows["share"].max(),
+                **{
+                    effect: _rows(rows[rows["effect"] == effect], class_names)
+                    for effect in ("helps", "harms")
+                },
+            }
+        )
+    return environment.get_template("page.html.jinja").render(
+        title="Which training examples made the model say that?",
+        introduction=(
+            "Blue: more weight on this training example would lower the loss on the query. Red: it "
+            "would raise it. The share is the size of a score over that of all scores of the query."
+        ),
+        facts=facts,
+        overall=_rows(top.overall, class_names),
+        queries=shown,
+    )
+
+
+def _rows(frame: pd.DataFrame, class_names: Mapping[int, str]) -> list[dict]:
+    return [
+        row | {"text": _plain(row["text"]), "class_name": _class_name(row["label"], class_names)}
+        for row in frame.to_dict("records")
+    ]
+
+
+def _class_name(label: int, class_names: Mapping[int, str]) -> str:
+    return class_names.get(label, f"label {label}")
+
+
+def _plain(text: str) -> str:
+    return "\n\n".join(paragraphs(text))

@@ -1,0 +1,134 @@
+"""What can be set, where it is kept, and the options of the command line made from it.
+
+The first command on a store fixes its `Subject`, the first `score` or `self` its `Question`. Later
+commands take both from the store: an option that says otherwise is refused by name.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from typing import TypeVar
+
+from support.job.errors import BadSetting, StoreMismatch
+
+PACKAGED = "packaged"
+ROWS = "all, a number (so many, drawn with --seed), FIRST:LAST, or row numbers with commas"
+
+Settings = TypeVar("Settings", bound="Subject | Question")
+
+
+def setting(default: str | int | bool, meaning: str) -> Field:
+    """A field of a settings class, with what `--help` says about it."""
+    return field(default=default, metadata={"help": meaning})
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Model, training examples, and everything else that decides the curvature."""
+
+    model: str = setting(
+        PACKAGED, "a sequence classifier: a name on the Hugging Face hub or a local folder"
+    )
+    dataset: str = setting(
+        PACKAGED, "a name on the hub, a local folder, or a csv, parquet or json file"
+    )
+    training_split: str = setting("train", "split that holds the training examples")
+    training_rows: str = setting("all", f"which of them count: {ROWS}")
+    fit_rows: str = setting("all", "of these, the ones that the curvature is fitted on: as above")
+    text_column: str = setting("text", "column of the texts")
+    label_column: str = setting("label", "column of the labels: numbers, or the model's names")
+    layers: str = setting(
+        "", "layers that get gradients, by parts of their names with commas; all linear ones if empty"
+    )
+    max_tokens: int = setting(512, "where texts are cut")
+    precision: str = setting("full", "full, or bfloat16: faster, good to about two digits")
+    seed: int = setting(0, "of sampled rows and labels")
+    block: int = setting(128, "training examples that are scored, and stored, at a time")
+
+
+@dataclass(frozen=True)
+class Question:
+    """The queries, and how influence on them is computed."""
+
+    queries: str = setting("", "data set of the queries; that of the training examples if empty")
+    query_split: str = setting("test", "split that holds them")
+    query_rows: str = setting("10", f"which of them are asked about: {ROWS}")
+    regularization: str = setting("auto", "λ: a number ≥ 0, or auto (0.1 × mean eigenvalue)")
+    by_layer: bool = setting(False, "keep each layer's part of every score, too")
+    query_block: int = setting(0, "queries at a time; as many as fit the memory if 0")
+
+
+# What the packaged model was studied with: the layers of 03, the λ that predicts retraining in 09.
+FOR_PACKAGED_MODEL = {"layers": "ffn,pre_classifier,classifier", "regularization": "0.01"}
+
+
+def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
+    """An option for every field; what is not given is None, so that a store can be asked first."""
+    group = parser.add_argument_group(settings.__doc__.rstrip("."))
+    for one in fields(settings):
+        name = "--" + one.name.replace("_", "-")
+        default = one.default if one.default not in ("", 0) or one.name == "seed" else "see there"
+        if one.type is bool:
+            group.add_argument(
+                name, action="store_const", const=True, default=None, help=one.metadata["help"]
+            )
+        else:
+            meaning = f"{one.metadata['help']} ({default})".replace("%", "%%")
+            group.add_argument(name, type=one.type, default=None, metavar="…", help=meaning)
+
+
+def settled(
+    settings: type[Settings],
+    given: Mapping[str, object],
+    stored: Mapping[str, object] | None,
+    for_packaged_model: bool,
+) -> Settings:
+    """The settings that hold: the store's, or else those given, or else the defaults.
+
+    Raises `StoreMismatch` when something given differs from the store's, and `BadSetting`.
+    """
+    names = [one.name for one in fields(settings)]
+    given = {name: given[name] for name in names if given.get(name) is not None}
+    if stored is not None:
+        for name, value in given.items():
+            refuse_unless_equal(f"--{name.replace('_', '-')}", stored[name], value)
+        return settings(**stored)
+    defaults = {one.name: one.default for one in fields(settings) if one.default is not MISSING}
+    if for_packaged_model:
+        defaults |= {name: value for name, value in FOR_PACKAGED_MODEL.items() if name in names}
+    chosen = settings(**(defaults | given))
+    _check(chosen)
+    return chosen
+
+
+def refuse_unless_equal(name: str, stored: object, here: object) -> None:
+    """Raise `StoreMismatch` when the store has something else under this name."""
+    if stored != here:
+        raise StoreMismatch(
+            f"{name} is {here!r} here, but {stored!r} in the store. Leave the option away to go on "
+            "with the store as it is, or name another --store."
+        )
+
+
+def as_regularization(text: str) -> float | str:
+    """λ as the engine wants it. Raises `BadSetting`."""
+    if text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise BadSetting(f"--regularization {text}: use a number ≥ 0, or auto.")
+    return value
+
+
+def _check(settings: "Subject | Question") -> None:
+    values = asdict(settings)
+    for name, least in {"max_tokens": 1, "block": 1, "query_block": 0}.items():
+        if values.get(name, least) < least:
+            raise BadSetting(f"--{name.replace('_', '-')} {values[name]}: use {least} or more.")
+    if values.get("precision", "full") not in ("full", "bfloat16"):
+        raise BadSetting(f"--precision {values['precision']}: use full or bfloat16.")
+    if "regularization" in values:
+        as_regularization(values["regularization"])

@@ -1,0 +1,206 @@
+"""Where a job's model and texts come from: the package index, the Hugging Face hub, or the disk."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
+from torch import nn
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
+
+from support.imdb import load_imdb
+from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
+from support.job.settings import PACKAGED, Subject
+from support.model import (
+    ModelLogitsWrapper,
+    load_model,
+    load_tokenizer,
+    require_gradients_only,
+)
+
+READERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+"""The reader of `datasets` for each kind of file."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in the engine's shape, its tokenizer, and what it calls its classes."""
+
+    model: ModelLogitsWrapper
+    tokenizer: PreTrainedTokenizerBase
+    class_names: dict[str, int]
+
+
+def load_classifier(subject: Subject, device: torch.device) -> Classifier:
+    """The model of a job in evaluation mode on a device, gradients for the chosen layers only.
+
+    Raises `ModelNotUsable`.
+    """
+    if subject.model == PACKAGED:
+        model, tokenizer = load_model(), load_tokenizer()
+    else:
+        model, tokenizer = _from_name_or_folder(subject.model)
+    if tokenizer.pad_token_id is None:
+        raise ModelNotUsable(
+            f"The tokenizer of {subject.model!r} has no padding token, so padding could not be told "
+            "from text. Give it one that no text has, save both to a folder, and name that."
+        )
+    _choose_layers(model, subject)
+    wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
+    return Classifier(wrapped, tokenizer, dict(model.config.label2id or {}))
+
+
+def _from_name_or_folder(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            dtype=torch.float32,
+            use_safetensors=True,  # a pickled checkpoint could run code
+        )
+        return model, AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the loaders' and the hub's errors share no narrower class
+        raise ModelNotUsable(
+            f"--model {name} can't be loaded as a sequence classifier with its tokenizer "
+            f"({type(error).__name__}: {_first_line(error)}). Name a folder that holds config.json, "
+            f"model.safetensors and the tokenizer's files, a name on the hub, or {PACKAGED!r}."
+        ) from error
+
+
+def _choose_layers(model: nn.Module, subject: Subject) -> None:
+    linear = [name for name, part in model.named_modules() if _is_linear(part)]
+    model.requires_grad_(False)
+    if not subject.layers:
+        for name in linear:
+            model.get_submodule(name).requires_grad_(True)
+        return
+    try:
+        require_gradients_only(model, tuple(subject.layers.split(",")))
+    except ValueError as error:
+        parts = sorted({part for name in linear for part in name.split(".") if not part.isdigit()})
+        raise ModelNotUsable(
+            f"--layers {subject.layers}: no linear layer of {subject.model!r} has such a part in its "
+            f"name. There are: {', '.join(parts)}."
+        ) from error
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def load_texts(name: str, split: str, subject: Subject, class_names: dict[str, int]) -> Dataset:
+    """A split with columns `text` and `label`, labels as the model's numbers.
+
+    Raises `DatasetNotUsable`.
+    """
+    datasets.disable_progress_bars()
+    found = load_imdb() if name == PACKAGED else _read(name, split)
+    if isinstance(found, dict):
+        if split not in found:
+            raise DatasetNotUsable(
+                f"{name!r} has no split {split!r}. There are: {', '.join(found)}."
+            )
+        found = found[split]
+    for column in (subject.text_column, subject.label_column):
+        if column not in found.column_names:
+            raise DatasetNotUsable(
+                f"{name!r} has no column {column!r}. There are: {', '.join(found.column_names)}. "
+                "Say which ones with --text-column and --label-column."
+            )
+    found = found.select_columns([subject.text_column, subject.label_column])
+    found = found.rename_columns({subject.text_column: "text", subject.label_column: "label"})
+    _refuse_missing_texts(found, name)
+    return _with_numbers(found, class_names, name)
+
+
+def _refuse_missing_texts(texts: Dataset, name: str) -> None:
+    row = 0
+    for batch in texts.iter(batch_size=1000):
+        for text in batch["text"]:
+            if not isinstance(text, str):
+                raise DatasetNotUsable(f"Row {row} of {name!r} has no text but {text!r}.")
+            row += 1
+
+
+def _read(name: str, split: str) -> Dataset | dict:
+    path = Path(name)
+    try:
+        if path.is_file():
+            if path.suffix not in READERS:
+                raise DatasetNotUsable(
+                    f"{path.name} is neither of {', '.join(READERS)}, which can be read."
+                )
+            return load_dataset(READERS[path.suffix], data_files={split: name}, split=split)
+        if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+            return load_from_disk(name)
+        return load_dataset(name)
+    except DatasetNotUsable:
+        raise
+    except Exception as error:  # the readers' and the hub's errors share no narrower class
+        raise DatasetNotUsable(
+            f"{name!r} can't be read ({type(error).__name__}: {_first_line(error)}). Name a file "
+            f"({', '.join(READERS)}), a folder with files called {split}.csv or the like, a name on "
+            f"the hub, or {PACKAGED!r}."
+        ) from error
+
+
+def _with_numbers(texts: Dataset, class_names: dict[str, int], name: str) -> Dataset:
+    kind = texts.features["label"]
+    if isinstance(kind, ClassLabel) or "int" in getattr(kind, "dtype", ""):
+        return texts
+    unknown = sorted({str(label) for label in texts.unique("label")} - class_names.keys())
+    if unknown:
+        raise DatasetNotUsable(
+            f"{name!r} has the label {unknown[0]!r}, but the model's classes are "
+            f"{', '.join(class_names)}. Use those names, or their numbers."
+        )
+    # Text becomes a number in a new column: a column's type can't change on the way.
+    numbered = texts.map(
+        lambda batch: {"number": [class_names[str(label)] for label in batch["label"]]},
+        batched=True,
+    )
+    return numbered.remove_columns("label").rename_column("number", "label")
+
+
+def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray:
+    """The row numbers that `rows` means, ascending. Raises `BadSetting`.
+
+    "all"; "50", a sample of so many; "100:200", all from the first to before the last; "3,5,8".
+    """
+    if rows == "all":
+        return np.arange(available)
+    try:
+        if ":" in rows:
+            first, last = (int(part) for part in rows.split(":"))
+            chosen = np.arange(first, last)
+        elif "," in rows:
+            chosen = np.unique([int(part) for part in rows.split(",") if part])
+        else:
+            number = int(rows)
+            if number > available:
+                raise BadSetting(f"--{option} {rows}: there are only {available} rows.")
+            chosen = np.sort(np.random.default_rng(seed).permutation(available)[:number])
+    except ValueError as error:
+        raise BadSetting(
+            f"--{option} {rows}: use all, a number like 50, a range like 100:200, or row numbers "
+            "like 3,5,8."
+        ) from error
+    if not len(chosen) or chosen[0] < 0 or chosen[-1] >= available:
+        raise BadSetting(f"--{option} {rows}: choose from rows 0 to {available - 1}, at least one.")
+    return chosen
+
+
+def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that decides how a tokenizer cuts a text."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
