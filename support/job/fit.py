@@ -7,7 +7,7 @@ run that goes on takes up each shard where it was, so that what comes out is wha
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar

@@ -53,7 +53,7 @@ class Scoring:
                 factors = self._factors(queries, group)
                 for block in self._claimed(f"score/{number}", blocks):
                     self._score(factors, group, block, by_layer, progress)
-        self.team.wait()
+            self.team.wait()
 
     def self_influences(self) -> None:
         """⟨(F + λ)⁻¹ ∇loss, ∇loss⟩ of every training example, into `self_influences`.
@@ -74,8 +74,8 @@ class Scoring:
             for block in self._claimed("self", missing):
                 x, y = self.training.batch(block, self._device)
                 own = self._counted(progress).self_influences(x, y)
-                self.store.write("self_influences", (_slice(block),), own.cpu().numpy())
-        self.team.wait()
+                self.store.write("self_influences", (_slice(block),), _array(own))
+            self.team.wait()
 
     def _make_arrays(self, queries: Examples, query_block: int, by_layer: bool) -> None:
         shape, chunks = (len(queries), len(self.training)), (query_block, self.block)
@@ -104,6 +104,7 @@ class Scoring:
         }
         part = np.array_split(np.arange(len(group)), self.team.size)[self.team.rank].tolist()
         if part:
+            self.engine.progress = False
             x, y = queries.batch([group[number] for number in part], self._device)
             for name, own in self.engine.influence_factors(x, y).items():
                 factors[name][part] = own

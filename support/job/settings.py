@@ -1,7 +1,8 @@
 """What can be set, where it is kept, and the options of the command line made from it.
 
-The first command on a store fixes its `Subject`, the first `score` or `self` its `Question`. Later
-commands take both from the store: an option that says otherwise is refused by name.
+The first command on a store fixes its `Subject`, the first `score` its `Question`, the first of `score`
+and `self` its `Damping`. Later commands take them from the store: an option that says otherwise is
+refused by name.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from support.job.errors import BadSetting, StoreMismatch
 PACKAGED = "packaged"
 ROWS = "all, a number (so many, drawn with --seed), FIRST:LAST, or row numbers with commas"
 
-Settings = TypeVar("Settings", bound="Subject | Question")
+Settings = TypeVar("Settings", bound="Subject | Question | Damping")
 
 
 def setting(default: str | int | bool, meaning: str) -> Field:
@@ -38,7 +39,8 @@ class Subject:
     text_column: str = setting("text", "column of the texts")
     label_column: str = setting("label", "column of the labels: numbers, or the model's names")
     layers: str = setting(
-        "", "layers that get gradients, by parts of their names with commas; all linear ones if empty"
+        "",
+        "layers that get gradients, by parts of their names with commas; all linear ones if empty",
     )
     max_tokens: int = setting(512, "where texts are cut")
     precision: str = setting("full", "full, or bfloat16: faster, good to about two digits")
@@ -48,14 +50,20 @@ class Subject:
 
 @dataclass(frozen=True)
 class Question:
-    """The queries, and how influence on them is computed."""
+    """The queries, and what is kept of the influences on them."""
 
     queries: str = setting("", "data set of the queries; that of the training examples if empty")
     query_split: str = setting("test", "split that holds them")
     query_rows: str = setting("10", f"which of them are asked about: {ROWS}")
-    regularization: str = setting("auto", "λ: a number ≥ 0, or auto (0.1 × mean eigenvalue)")
     by_layer: bool = setting(False, "keep each layer's part of every score, too")
     query_block: int = setting(0, "queries at a time; as many as fit the memory if 0")
+
+
+@dataclass(frozen=True)
+class Damping:
+    """How the curvature is inverted."""
+
+    regularization: str = setting("auto", "λ: a number ≥ 0, or auto (0.1 × mean eigenvalue)")
 
 
 # What the packaged model was studied with: the layers of 03, the λ that predicts retraining in 09.
@@ -105,8 +113,8 @@ def refuse_unless_equal(name: str, stored: object, here: object) -> None:
     """Raise `StoreMismatch` when the store has something else under this name."""
     if stored != here:
         raise StoreMismatch(
-            f"{name} is {here!r} here, but {stored!r} in the store. Leave the option away to go on "
-            "with the store as it is, or name another --store."
+            f"{name} is {here!r} here, but {stored!r} in the store. Go on with what the store was "
+            "begun with, or name another --store."
         )
 
 
@@ -123,7 +131,7 @@ def as_regularization(text: str) -> float | str:
     return value
 
 
-def _check(settings: "Subject | Question") -> None:
+def _check(settings: "Subject | Question | Damping") -> None:
     values = asdict(settings)
     for name, least in {"max_tokens": 1, "block": 1, "query_block": 0}.items():
         if values.get(name, least) < least:

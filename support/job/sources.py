@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from support.imdb import load_imdb
 from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
@@ -58,6 +59,7 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
 
 
 def _from_name_or_folder(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             name,

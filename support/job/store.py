@@ -26,6 +26,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
 from support.job.settings import refuse_unless_equal
+from support.job.team import Team
 
 FORMAT = "influence-job-1"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -44,7 +45,7 @@ class Store:
     def results(self) -> zarr.Group:
         """Raises `StepMissing` when there is no store yet, `StoreDamaged` for something else."""
         path = self.folder / "results.zarr"
-        if not (path / "zarr.json").exists():
+        if not self.exists:
             raise StepMissing(f"There is no store at {self.folder}. Begin one with: fit --store …")
         try:
             group = zarr.open_group(path, mode="r+")
@@ -60,23 +61,28 @@ class Store:
             )
         return group
 
-    def begin(self) -> None:
-        """Make the store, unless there is one already. Raises `StoreDamaged` for another folder."""
-        if (self.folder / "results.zarr" / "zarr.json").exists():
-            return
-        strange = [path.name for path in self.folder.glob("*") if not self._is_ours(path)]
-        if strange:
+    @property
+    def exists(self) -> bool:
+        return (self.folder / "results.zarr" / "zarr.json").exists()
+
+    def refuse_other_folder(self) -> None:
+        """Raise `StoreMismatch` when the folder holds anything, but no store."""
+        ours = {"results.zarr", "locks", self.tokens.name, self.partial_fit.name}
+        strange = [path.name for path in self.folder.glob("*") if path.name not in ours]
+        if strange and not self.exists:
             raise StoreMismatch(
                 f"{self.folder} holds other things ({strange[0]}) and no store. Name a new folder."
             )
+
+    def begin(self) -> None:
+        """Make the store, unless there is one already."""
+        if self.exists:
+            return
         with disk_full_is_told(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             zarr.create_group(
                 self.folder / "results.zarr", attributes={"format": FORMAT}, overwrite=True
             )
-
-    def _is_ours(self, path: Path) -> bool:
-        return path.name in {"results.zarr", "locks"} or path in (self.tokens, self.partial_fit)
 
     def facts(self) -> dict[str, object]:
         """All attributes."""
@@ -159,7 +165,7 @@ class Store:
         except StoreDamaged:
             return False
 
-    def sweep(self) -> None:
+    def _sweep(self) -> None:
         """Remove what a killed run left half written. Only while no other job is at work."""
         for pattern in ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/tmp*"):
             for path in self.folder.glob(pattern):
@@ -170,31 +176,41 @@ class Store:
         shutil.rmtree(self.partial_fit, ignore_errors=True)
 
     @contextmanager
-    def claimed(self, rank: int) -> Iterator[None]:
-        """This process is at work on the store. Raises `StoreBusy` when another job is.
+    def claimed(self, team: Team) -> Iterator[None]:
+        """The team is at work on the store, which is swept before. Raises `StoreBusy`.
 
-        Every process holds a lock of its own, which the system takes away when the process ends,
-        however it ends; the first looks whether any other is held.
+        Every process holds a lock of its own, which the system takes away when the process ends, however
+        it ends; the first looks whether any other is held.
         """
         folder = self.folder / "locks"
-        with disk_full_is_told(self.folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        own = FileLock(folder / f"rank-{rank}", timeout=0)
-        try:
-            if rank == 0:
-                for path in folder.glob("rank-*"):
-                    with FileLock(path, timeout=0):
-                        pass
+        own = FileLock(folder / f"rank-{team.rank}", timeout=0)
+
+        def look() -> None:
+            self.refuse_other_folder()
+            with disk_full_is_told(self.folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.glob("rank-*"):
+                with self._busy_is_told(), FileLock(path, timeout=0):
+                    pass
+            self._sweep()
+
+        team.on_first(look)
+        with self._busy_is_told():
             own.acquire()
+        try:
+            yield
+        finally:
+            own.release()
+
+    @contextmanager
+    def _busy_is_told(self) -> Iterator[None]:
+        try:
+            yield
         except Timeout as error:
             raise StoreBusy(
                 f"Another job is at work on {self.folder}. Wait for it, stop it, or name another "
                 "--store."
             ) from error
-        try:
-            yield
-        finally:
-            own.release()
 
 
 _MAKERS = {

@@ -23,6 +23,10 @@ PATIENCE = timedelta(days=7)
 """How long a process waits for the others: torchrun ends all of them when one is lost."""
 
 
+class ToldElsewhere(JobError):
+    """The first process has given up, and says why."""
+
+
 @runtime_checkable
 class Team(Protocol):
     """`rank` is this process's number, of `size`; `neighbours` of them share this machine."""
@@ -32,7 +36,10 @@ class Team(Protocol):
     neighbours: int
 
     def on_first(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns in the first process, or the `JobError` that it raised there, for all."""
+        """What `work` returns in the first process, for all.
+
+        A `JobError` is raised there as it is, in the others as `ToldElsewhere`.
+        """
 
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor, in every process, by its sum over all of them."""
@@ -87,16 +94,18 @@ class Together:
 
     def on_first(self, work: Callable[[], Result]) -> Result:
         answer: list = [None, None]
+        error: JobError | None = None
         if self.rank == 0:
             try:
                 answer[0] = work()
-            except JobError as error:
-                answer[1] = error
+            except JobError as raised:
+                error, answer[1] = raised, str(raised)
         dist.broadcast_object_list(answer, src=0)
-        result, error = answer
         if error is not None:
             raise error
-        return result
+        if answer[1] is not None:
+            raise ToldElsewhere(answer[1])
+        return answer[0]
 
     def add_up(self, tensor: Tensor) -> None:
         dist.all_reduce(tensor)

@@ -1,0 +1,252 @@
+"""The command line of a job: `plan`, `run`, `fit`, `score`, `self`, `top`, `show`, `fleet`."""
+
+import argparse
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import pandas as pd
+
+from support.ekfac.errors import EkfacError
+from support.job import fleet, plan
+from support.job.errors import JobError
+from support.job.page import page
+from support.job.settings import Damping, Question, Subject, add_options
+from support.job.show import shown
+from support.job.store import Store, disk_full_is_told
+from support.job.team import Team, ToldElsewhere, assembled
+from support.job.top import strongest
+from support.job.work import Job
+
+GUIDE = """\
+Which training examples made the model say that? Steps, each a command, each kept in the store:
+
+  python -m support.job plan  --store results --query-rows 50     what it will cost
+  python -m support.job fit   --store results                     the curvature of the model
+  python -m support.job score --store results --query-rows 50     influence of all on 50 queries
+  python -m support.job self  --store results                     of each training example on itself
+  python -m support.job top   --store results                     table, parquet and a page to read
+  python -m support.job show  --store results                     what the store knows, how far it is
+
+  python -m support.job run   --store results --query-rows 50     fit, score and self in one go
+
+Your own model and texts:
+
+  python -m support.job fit --store results --model ./my-model --dataset ./reviews.csv
+
+Several processes, or machines, which share the store's disk:
+
+  torchrun --nproc-per-node=4 -m support.job score --store results
+
+A run that was killed goes on where it was when the same command is given again. What the store knows
+need not be said again; what contradicts it is refused.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    chosen = parser().parse_args(arguments)
+    with assembled() as team:
+        try:
+            chosen.run(chosen, team)
+        except ToldElsewhere:
+            return 1
+        except (JobError, EkfacError) as error:
+            who = f"process {team.rank}: " if team.size > 1 else ""
+            print(f"\n{who}{type(error).__name__}: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+def parser() -> ArgumentParser:
+    """The commands and their options."""
+    whole = ArgumentParser(
+        prog="python -m support.job",
+        description=GUIDE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = whole.add_subparsers(required=True, metavar="command")
+    for name, run, meaning, settings in (
+        ("plan", _plan, "what the job will cost on this machine", (Subject, Question)),
+        ("run", _run, "fit, score and self in one go", (Subject, Question, Damping)),
+        ("fit", _fit, "the curvature of the model", (Subject,)),
+        ("score", _score, "influence of all training examples", (Subject, Question, Damping)),
+        ("self", _self, "influence of each training example on itself", (Subject, Damping)),
+        ("top", _top, "the strongest training examples, to read", ()),
+        ("show", _show, "what a store knows, and how far it is", ()),
+    ):
+        command = commands.add_parser(name, help=meaning, description=f"{meaning.capitalize()}.")
+        command.set_defaults(run=run)
+        command.add_argument("--store", required=True, metavar="FOLDER", help="the job's results")
+        for one in settings:
+            add_options(command, one)
+        if name in ("run", "fit", "score", "self"):
+            _add_seconds(command, saves=name in ("run", "fit"))
+        if name == "top":
+            _add_top(command)
+    _add_fleet(commands)
+    return whole
+
+
+def _add_seconds(command: ArgumentParser, saves: bool) -> None:
+    command.add_argument(
+        "--tell-seconds",
+        type=float,
+        default=60,
+        metavar="…",
+        help="between two lines of a log (60)",
+    )
+    if saves:
+        meaning = "between two savings of the fit on its way (60)"
+        command.add_argument("--save-seconds", type=float, default=60, metavar="…", help=meaning)
+
+
+def _add_top(command: ArgumentParser) -> None:
+    command.add_argument("--count", type=int, default=10, metavar="…", help="how many (10)")
+    command.add_argument(
+        "--relative", action="store_true", help="scores over √self-influence; needs self"
+    )
+    command.add_argument(
+        "--output", type=Path, metavar="…", help="folder for top.parquet and top.html (the store)"
+    )
+
+
+def _add_fleet(commands: argparse._SubParsersAction) -> None:
+    meaning = "what a job would cost on machines that you don't have"
+    command = commands.add_parser("fleet", help=meaning, description=f"{meaning.capitalize()}.")
+    command.set_defaults(run=_fleet)
+    command.add_argument("--shape", choices=fleet.SHAPES, default="llama-3-8b")
+    for name, kind, default, unit in (
+        ("examples", int, 1_000_000, "training examples"),
+        ("tokens", int, 512, "tokens of each"),
+        ("fit-examples", int, 100_000, "examples that the curvature is fitted on"),
+        ("queries", int, 1000, "queries"),
+        ("devices", int, 64, "devices"),
+        ("teraflops", float, 400.0, "10¹² operations a second that a device sustains"),
+        ("memory", float, 80.0, "GB of a device"),
+    ):
+        command.add_argument(
+            f"--{name}", type=kind, default=default, metavar="…", help=f"{unit} ({default:,})"
+        )
+
+
+def _job(chosen: Namespace, team: Team) -> Job:
+    return Job(Store(chosen.store), vars(chosen), team)
+
+
+def _plan(chosen: Namespace, team: Team) -> None:
+    job = _job(chosen, team)
+    expected = plan.planned(job)
+    if team.rank == 0:
+        print(plan.told(job, expected))
+
+
+def _run(chosen: Namespace, team: Team) -> None:
+    job = _job(chosen, team)
+    with job.store.claimed(team):
+        _fit_job(job, chosen)
+        _score_job(job, chosen)
+        _self_job(job, chosen)
+
+
+def _fit(chosen: Namespace, team: Team) -> None:
+    job = _job(chosen, team)
+    with job.store.claimed(team):
+        _fit_job(job, chosen)
+
+
+def _score(chosen: Namespace, team: Team) -> None:
+    job = _job(chosen, team)
+    with job.store.claimed(team):
+        _score_job(job, chosen)
+
+
+def _self(chosen: Namespace, team: Team) -> None:
+    job = _job(chosen, team)
+    with job.store.claimed(team):
+        _self_job(job, chosen)
+
+
+def _fit_job(job: Job, chosen: Namespace) -> None:
+    was_missing = job.fit(chosen.save_seconds, chosen.tell_seconds)
+    fitted = f"Fitted on {len(job.fitted_on):,} examples."
+    _say(job.team, fitted if was_missing else "It was fitted before.")
+
+
+def _score_job(job: Job, chosen: Namespace) -> None:
+    job.score(chosen.tell_seconds)
+    examples, queries = len(job.training), len(job.queries)
+    _say(job.team, f"Scored {examples:,} training examples on {queries:,} queries.")
+
+
+def _self_job(job: Job, chosen: Namespace) -> None:
+    job.scoring(chosen.tell_seconds).self_influences()
+    _say(job.team, f"Self-influence of {len(job.training):,} training examples.")
+
+
+def _say(team: Team, text: str) -> None:
+    if team.rank == 0:
+        print(text, flush=True)
+
+
+def _top(chosen: Namespace, team: Team) -> None:
+    if team.rank:
+        return
+    job = _job(chosen, team)
+    facts = job.store.facts()
+    found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
+    output = chosen.output or job.store.folder
+    with disk_full_is_told(output):
+        output.mkdir(parents=True, exist_ok=True)
+        found.by_query.to_parquet(output / "top.parquet")
+        found.overall.to_parquet(output / "top_overall.parquet")
+        told = {
+            "model": facts["subject"]["model"],
+            "training examples": f"{len(job.training):,}",
+            "regularization": facts["damping"]["regularization"],
+            "scores": "divided by √self-influence" if chosen.relative else "plain",
+        }
+        (output / "top.html").write_text(
+            page(found, job.queries, job.class_names, told), encoding="utf-8"
+        )
+    with pd.option_context("display.width", 120, "display.max_colwidth", 60):
+        print("Over all queries:")
+        print(_readable(found.overall).to_string(index=False))
+        for (query, effect), rows in found.by_query.groupby(["query", "effect"], sort=False):
+            print(f"\nQuery {query} (row {rows['query_row'].iloc[0]}), {effect}:")
+            print(
+                _readable(rows.drop(columns=["query", "query_row", "effect"])).to_string(
+                    index=False
+                )
+            )
+    print(f"\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}")
+
+
+def _readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Numbers with the digits that people read, texts in one line."""
+    shares = frame["share"].map("{:.2%}".format)
+    texts = frame["text"].str.replace(r"\s+", " ", regex=True).str.slice(0, 60)
+    frame = frame.assign(share=shares, text=texts)
+    if "score" in frame:
+        frame["score"] = frame["score"].map("{:+.4g}".format)
+    return frame
+
+
+def _show(chosen: Namespace, team: Team) -> None:
+    if team.rank == 0:
+        print(shown(Store(chosen.store)))
+
+
+def _fleet(chosen: Namespace, team: Team) -> None:
+    if team.rank:
+        return
+    shape = fleet.SHAPES[chosen.shape]
+    machines = fleet.Fleet(chosen.devices, chosen.teraflops * 1e12, chosen.memory * 1e9)
+    on_paper = fleet.on_paper(
+        shape, machines, chosen.examples, chosen.tokens, chosen.queries, chosen.fit_examples
+    )
+    print(
+        f"{chosen.shape}: {chosen.examples:,} examples of {chosen.tokens} tokens, {chosen.queries:,} "
+        f"queries; {chosen.devices} devices of {chosen.teraflops:g} Tflop/s"
+    )
+    print(fleet.told(on_paper, shape, machines))
