@@ -2,20 +2,18 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 
-
-def deal(sizes: Sequence[float] | np.ndarray, hands: int) -> list[list[int]]:
+def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
     """Numbers of the pieces for each hand, ascending: the largest piece first, to the lightest hand.
 
     No hand gets more than 4/3 of the best possible (Graham 1969), usually it is a few percent.
     """
     dealt: list[list[int]] = [[] for _ in range(hands)]
-    weights = [0.0] * hands
+    weights = [0] * hands
     for piece in sorted(range(len(sizes)), key=lambda piece: (-sizes[piece], piece)):
         lightest = min(range(hands), key=lambda hand: (weights[hand], hand))
         dealt[lightest].append(piece)
-        weights[lightest] += float(sizes[piece])
+        weights[lightest] += sizes[piece]
     return [sorted(hand) for hand in dealt]
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
@@ -227,13 +228,20 @@ def disk_full_is_told(folder: Path) -> Iterator[None]:
     """Raises `DiskFull` where the system says that there is no room."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
+    except (OSError, SafetensorError) as error:
+        if not _means_full(error):
             raise
         raise DiskFull(
-            f"No room left for {folder} ({error.strerror}). What is finished is kept: make room and "
-            "run the same command again, it goes on from there."
+            f"No room left for {folder} ({error}). What is finished is kept: make room and run the "
+            "same command again, it goes on from there."
         ) from error
+
+
+def _means_full(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in NO_ROOM
+    # safetensors hands the system's number on as text only.
+    return any(f"(os error {number})" in str(error) for number in NO_ROOM)
 
 
 def _told(place: tuple[slice, ...]) -> str:

@@ -137,7 +137,7 @@ class Job:
 
         self.team.on_first(settle)
 
-    def fit(self, save_seconds: float, tell_seconds: float) -> bool:
+    def fit(self, save_seconds: float | int, tell_seconds: float | int) -> bool:
         """The curvature into the store; whether there was anything left to do."""
         self.begin()
         if self.team.on_first(self.store.curvature.exists):
@@ -153,7 +153,7 @@ class Job:
         ).run()
         return True
 
-    def scoring(self, tell_seconds: float) -> Scoring:
+    def scoring(self, tell_seconds: float | int) -> Scoring:
         """The fitted engine, ready to score. Raises `StepMissing` without a fit."""
         self.begin()
         if not self.team.on_first(self.store.curvature.exists):
@@ -169,7 +169,7 @@ class Job:
             self.engine, self.training, self.subject.block, self.team, self.store, tell_seconds
         )
 
-    def score(self, tell_seconds: float) -> None:
+    def score(self, tell_seconds: float | int) -> None:
         """Influences of all training examples on all queries, into the store."""
         scoring = self.scoring(tell_seconds)
         queries = self.queries

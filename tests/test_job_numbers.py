@@ -1,0 +1,223 @@
+"""A job's numbers are the engine's, however the work is cut, stopped and taken up again."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from support.ekfac import Categorical, EkfacInfluence
+from support.job import fit as fit_module
+from support.job.examples import Examples
+from support.job.fit import JobFit
+from support.job.score import Scoring
+from support.job.store import Store
+from support.job.team import Alone
+from tests.dense import labels, sentences, token_classifier
+
+LENGTHS = (5, 3, 4, 2, 5, 1, 6, 2, 3, 4, 2)
+TRAINING, TRAINING_LABELS = sentences(*LENGTHS), labels(len(LENGTHS))
+QUERIES, QUERY_LABELS = sentences(3, 5, 4, seed=1), labels(3, seed=1)
+BLOCK = 3
+
+
+def examples(input_ids, classes):
+    rows = [row[row != 0].tolist() for row in input_ids]
+    return Examples(
+        rows=np.arange(len(rows)),
+        texts=Dataset.from_dict({"text": ["…"] * len(rows), "label": classes.tolist()}),
+        tokens=Dataset.from_dict({"input_ids": rows, "length": list(map(len, rows))}),
+        digest="",
+        pad_token_id=0,
+    )
+
+
+def new_engine(**settings):
+    return EkfacInfluence(token_classifier(), hessian_regularization=0.01, **settings)
+
+
+def fitting(folder, engine=None, **settings):
+    store = Store(folder)
+    store.begin()
+    training = examples(TRAINING, TRAINING_LABELS)
+    return JobFit(engine or new_engine(), training, BLOCK, Alone(), store, **settings)
+
+
+def scoring(folder, engine=None):
+    fit = fitting(folder, engine)
+    if not fit.store.curvature.exists():
+        fit.run()
+    fit.engine.load_curvature(fit.store.curvature)
+    return Scoring(fit.engine, fit.examples, BLOCK, Alone(), fit.store)
+
+
+def score(folder, query_block=2, by_layer=False):
+    queries = examples(QUERIES, QUERY_LABELS)
+    scoring(folder).score(queries, query_block, by_layer)
+    return Store(folder)
+
+
+class Killed(Exception):
+    """The process is gone."""
+
+
+def die_at(monkeypatch, target, name, call):
+    """Die instead of the given call of a function, counted from 1."""
+    work, calls = getattr(target, name), []
+
+    def work_or_die(*arguments, **named):
+        calls.append(name)
+        if len(calls) == call:
+            raise Killed
+        return work(*arguments, **named)
+
+    monkeypatch.setattr(target, name, work_or_die)
+
+
+def curvature_of(engine):
+    return {
+        f"{name} {part}": tensor
+        for name, layer in engine.curvature.items()
+        for part, tensor in [("eigenvalues", layer.eigenvalues), *vars(layer.basis).items()]
+        if tensor is not None
+    }
+
+
+def same(one, other):
+    torch.testing.assert_close(curvature_of(one), curvature_of(other), rtol=0, atol=0)
+
+
+def test_a_fit_in_blocks_is_the_engines_fit(tmp_path):
+    job = fitting(tmp_path)
+    job.run()
+    whole = new_engine().fit([(TRAINING,)])
+    for name, layer in whole.curvature.items():
+        torch.testing.assert_close(job.engine.curvature[name].eigenvalues, layer.eigenvalues)
+    torch.testing.assert_close(
+        job.engine.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS),
+        whole.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS),
+    )
+    assert job.engine.examples == whole.examples == len(LENGTHS)
+
+
+def test_the_store_keeps_the_curvature_and_nothing_of_the_way_there(tmp_path):
+    job = fitting(tmp_path)
+    job.run()
+    same(new_engine().load_curvature(job.store.curvature), job.engine)
+    assert not job.store.partial_fit.exists()
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_a_fit_that_many_began_can_be_ended_by_one(tmp_path, shards):
+    one, many = fitting(tmp_path / "one"), fitting(tmp_path / "many")
+    many.store.settle("shards", shards)
+    one.run()
+    many.run()
+    for name, layer in one.engine.curvature.items():
+        torch.testing.assert_close(layer.eigenvalues, many.engine.curvature[name].eigenvalues)
+
+
+# Four blocks and three layers: four savings of covariances, three of bases, four of eigenvalues.
+@pytest.mark.parametrize("savings", range(1, 12))
+def test_a_fit_killed_at_any_saving_ends_with_the_very_same_curvature(
+    tmp_path, monkeypatch, savings
+):
+    whole = fitting(tmp_path / "whole")
+    whole.run()
+    with monkeypatch.context() as patch:
+        die_at(patch, fit_module, "save_sums", savings)
+        killed = fitting(tmp_path / "killed", save_seconds=0)
+        with pytest.raises(Killed):
+            killed.run()
+    resumed = fitting(tmp_path / "killed", save_seconds=0)
+    resumed.run()
+    same(resumed.engine, whole.engine)
+
+
+def test_what_was_saved_is_not_computed_again(tmp_path, monkeypatch):
+    die_at(monkeypatch, fit_module, "save_sums", 4)
+    job = fitting(tmp_path, save_seconds=0)
+    with pytest.raises(Killed):
+        job.run()
+    monkeypatch.undo()
+    resumed, seen = fitting(tmp_path, save_seconds=0), []
+    add = fit_module.Fisher.add_to_covariances
+
+    def spy(fisher, *arguments):
+        seen.append(add(fisher, *arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(fit_module.Fisher, "add_to_covariances", spy)
+    resumed.run()
+    assert sum(seen) == len(LENGTHS) - 3 * BLOCK
+
+
+def test_labels_are_drawn_for_each_block_whoever_draws_them(tmp_path):
+    sampled = {"likelihood": Categorical(exact_classes=1), "seed": 5}
+    one, many = (fitting(tmp_path / name, new_engine(**sampled)) for name in ("one", "many"))
+    many.store.settle("shards", 3)
+    one.run()
+    many.run()
+    for name, layer in one.engine.curvature.items():
+        torch.testing.assert_close(layer.eigenvalues, many.engine.curvature[name].eigenvalues)
+    other = fitting(tmp_path / "other", new_engine(**sampled | {"seed": 6}))
+    other.run()
+    assert not torch.allclose(
+        other.engine.curvature["inner"].eigenvalues, one.engine.curvature["inner"].eigenvalues
+    )
+
+
+@pytest.mark.parametrize("query_block", [1, 2, 3])
+def test_scores_are_the_engines_influences(tmp_path, query_block):
+    store = score(tmp_path, query_block)
+    engine = new_engine().load_curvature(store.curvature)
+    expected = engine.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
+    np.testing.assert_allclose(store.array("scores")[:], expected, rtol=1e-9)
+    assert store.array("scores").chunks == (query_block, BLOCK)
+    assert "layer_scores" not in store.results
+
+
+def test_layers_scores_are_the_engines_and_add_up(tmp_path):
+    store = score(tmp_path, by_layer=True)
+    engine = new_engine().load_curvature(store.curvature)
+    expected = engine.influences_by_layer(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
+    by_layer = store.array("layer_scores")[:]
+    np.testing.assert_allclose(by_layer, torch.stack(list(expected.values())), rtol=1e-9)
+    np.testing.assert_allclose(by_layer.sum(axis=0), store.array("scores")[:], rtol=1e-9)
+
+
+def test_self_influences_are_the_engines(tmp_path):
+    job = scoring(tmp_path)
+    job.self_influences()
+    expected = job.engine.self_influences(TRAINING, TRAINING_LABELS)
+    np.testing.assert_allclose(job.store.array("self_influences")[:], expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("write", range(1, 9))
+def test_scores_killed_before_any_chunk_end_with_the_very_same_numbers(
+    tmp_path, monkeypatch, write
+):
+    whole = score(tmp_path / "whole").array("scores")[:]
+    scoring(tmp_path / "killed")
+    with monkeypatch.context() as patch:
+        die_at(patch, Store, "write", write)
+        with pytest.raises(Killed):
+            score(tmp_path / "killed")
+    assert np.isnan(Store(tmp_path / "killed").array("scores")[:]).any()
+    np.testing.assert_array_equal(score(tmp_path / "killed").array("scores")[:], whole)
+
+
+def test_chunks_that_are_there_are_not_computed_again(tmp_path):
+    store = score(tmp_path)
+    marked = store.array("scores")[:2, BLOCK : 2 * BLOCK] + 1000
+    store.write("scores", (slice(0, 2), slice(BLOCK, 2 * BLOCK)), marked)
+    np.testing.assert_array_equal(score(tmp_path).array("scores")[:2, BLOCK : 2 * BLOCK], marked)
+
+
+def test_a_damaged_chunk_is_computed_anew(tmp_path):
+    store = score(tmp_path)
+    before = store.array("scores")[:]
+    chunk = tmp_path / "results.zarr" / "scores" / "c" / "0" / "1"
+    damaged = bytearray(chunk.read_bytes())
+    damaged[5] ^= 0xFF
+    chunk.write_bytes(damaged)
+    np.testing.assert_array_equal(score(tmp_path).array("scores")[:], before)

@@ -1,0 +1,144 @@
+"""Real processes: several agree with one, and a kill changes nothing."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import zarr
+
+from tests.tiny_job import (
+    QUERIES,
+    TRAINING,
+    attributes,
+    finish,
+    kill_when,
+    make_model,
+    make_reviews,
+    options,
+    start,
+)
+
+ARRAYS = ("scores", "self_influences")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    return make_reviews(tmp_path_factory.mktemp("reviews"))
+
+
+@pytest.fixture(scope="module")
+def alone(model, reviews, tmp_path_factory):
+    """The store of one process that nothing disturbed."""
+    store = tmp_path_factory.mktemp("alone") / "store"
+    finish(start(["run", *options(model, reviews, store)]))
+    return store
+
+
+def results(store):
+    group = zarr.open_group(store / "results.zarr", mode="r")
+    return {name: group[name][:] for name in ARRAYS}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_agree_with_one_to_rounding(model, reviews, alone, tmp_path, processes):
+    said = finish(start(["run", *options(model, reviews, tmp_path)], processes))
+    assert said.count(f"Scored {TRAINING} training examples on {QUERIES} queries.") == 1
+    assert attributes(tmp_path)["shards"] == processes
+    expected = results(alone)
+    for name, found in results(tmp_path).items():
+        scale = np.abs(expected[name]).max()
+        np.testing.assert_allclose(found, expected[name], atol=1e-5 * scale, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Reviews enough to be killed among."""
+    return make_reviews(tmp_path_factory.mktemp("many"), training=201, queries=5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model, many, tmp_path_factory):
+    """The store of two processes that nothing disturbed."""
+    store = tmp_path_factory.mktemp("undisturbed") / "store"
+    finish(start(["run", *options(model, many, store)], processes=2))
+    return store
+
+
+MOMENTS = {
+    "covariances": "fit/covariances-*.safetensors",
+    "eigenvalues": "fit/eigenvalues-*.safetensors",
+    "scores": "results.zarr/scores/c/0/*",
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_changes_no_number(model, many, undisturbed, tmp_path, moment):
+    store = tmp_path / "store"
+    run = ["run", *options(model, many, store)]
+    kill_when(start(run, processes=2), lambda: any(store.glob(MOMENTS[moment])))
+    assert not (store / "results.zarr" / "self_influences").exists()
+    finish(start(run, processes=2))
+    expected = results(undisturbed)
+    for name, found in results(store).items():
+        np.testing.assert_array_equal(found, expected[name])
+
+
+def test_one_process_lost_ends_all_and_the_rest_goes_on_from_there(
+    model, many, undisturbed, tmp_path
+):
+    store = tmp_path / "store"
+    run = ["run", *options(model, many, store)]
+    job = start(run, processes=2)
+    while not any(store.glob(MOMENTS["covariances"])):
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.005)
+    os.kill(random.Random(0).choice(_workers(job.pid)), signal.SIGKILL)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode
+    assert "Signal 9" in said
+    finish(start(run, processes=2))
+    for name, found in results(store).items():
+        np.testing.assert_array_equal(found, results(undisturbed)[name])
+
+
+def _workers(launcher):
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True, check=True
+    )
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def test_what_the_store_knows_need_not_be_said_again_and_another_model_is_refused(
+    model, reviews, alone, tmp_path
+):
+    store = shutil.copytree(alone, tmp_path / "store")
+    said = finish(start(["run", "--store", str(store)]))
+    assert "It was fitted before." in said
+    other = make_model(tmp_path / "other", seed=1)
+    refused = start(["score", "--store", str(store), "--model", str(other)], processes=2)
+    said, _ = refused.communicate(timeout=120)
+    assert refused.returncode
+    assert said.count("StoreMismatch: --model is ") == 1
+
+
+def test_a_model_that_changed_under_its_name_is_refused(model, alone, tmp_path):
+    store = shutil.copytree(alone, tmp_path / "store")
+    kept = shutil.copytree(model, tmp_path / "kept")
+    try:
+        make_model(model, seed=2)
+        refused = start(["score", "--store", str(store)])
+        said, _ = refused.communicate(timeout=120)
+    finally:
+        shutil.copytree(kept, model, dirs_exist_ok=True)
+    assert refused.returncode == 1
+    assert "StoreMismatch: model: model is " in said

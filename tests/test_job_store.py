@@ -1,0 +1,226 @@
+"""A store takes each part whole, knows what it belongs to, and serves one job at a time."""
+
+import errno
+import multiprocessing
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
+from support.job.partial import blocks_in, load_sums, save_sums
+from support.job.store import Store, disk_full_is_told
+from support.job.team import Alone
+
+WHOLE = (slice(0, 2), slice(0, 3))
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path / "store")
+    made.begin()
+    return made
+
+
+@pytest.fixture
+def scored(store):
+    """Two queries, five training examples, the second block of training examples missing."""
+    store.make_array("scores", (2, 5), (2, 3), "float32", ("query", "training"))
+    store.write("scores", WHOLE, np.arange(6, dtype=np.float32).reshape(2, 3))
+    return store
+
+
+def test_what_is_written_is_read_and_what_is_missing_is_nan(scored):
+    np.testing.assert_array_equal(scored.read("scores", WHOLE), [[0, 1, 2], [3, 4, 5]])
+    assert np.isnan(scored.read("scores", (slice(0, 2), slice(3, 5)))).all()
+    assert scored.has("scores", WHOLE)
+    assert not scored.has("scores", (slice(0, 2), slice(3, 5)))
+
+
+def test_anyone_can_read_the_results_with_zarr(scored):
+    group = zarr.open_group(scored.folder / "results.zarr", mode="r")
+    assert group.attrs["format"] == "influence-job-1"
+    assert group["scores"].metadata.dimension_names == ("query", "training")
+
+
+def test_facts_are_settled_once_and_then_compared_entry_by_entry(store):
+    store.settle("training", {"examples": 5, "digest": "abc"})
+    store.settle("training", {"examples": 5, "digest": "abc"})
+    with pytest.raises(StoreMismatch, match="training: examples is 6 here, but 5 in the store"):
+        store.settle("training", {"examples": 6, "digest": "abc"})
+    with pytest.raises(StoreMismatch, match="training: digest is None here, but 'abc'"):
+        store.settle("training", {"examples": 5})
+    store.settle("shards", 2)
+    with pytest.raises(StoreMismatch, match="shards is 3 here, but 2 in the store"):
+        store.settle("shards", 3)
+
+
+def test_beginning_again_keeps_everything(scored):
+    scored.settle("shards", 2)
+    scored.begin()
+    scored.make_array("scores", (2, 5), (2, 3), "float32", ("query", "training"))
+    assert scored.get("shards") == 2
+    assert scored.has("scores", WHOLE)
+
+
+def test_rows_are_kept_once(store):
+    store.keep_rows("training_rows", np.array([3, 5, 8]))
+    store.keep_rows("training_rows", np.array([1]))
+    assert store.array("training_rows")[:].tolist() == [3, 5, 8]
+
+
+def test_without_a_store_the_first_step_is_named(tmp_path):
+    with pytest.raises(StepMissing, match="There is no store at .*nowhere. Begin one with: fit"):
+        Store(tmp_path / "nowhere").facts()
+
+
+@pytest.mark.parametrize(
+    ("name", "step"), [("scores", "Run: score"), ("self_influences", "Run: self")]
+)
+def test_a_missing_result_names_its_step(store, name, step):
+    with pytest.raises(StepMissing, match=f"has no {name} yet. {step}"):
+        store.array(name)
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("…")
+    with pytest.raises(StoreMismatch, match="holds other things .thesis.tex. and no store"):
+        Store(tmp_path).claimed(Alone()).__enter__()
+
+
+def test_a_zarr_group_of_someone_else_is_refused(tmp_path):
+    zarr.create_group(tmp_path / "results.zarr")
+    with pytest.raises(StoreDamaged, match="is not that of a job's results"):
+        Store(tmp_path).facts()
+
+
+def test_another_format_is_refused(tmp_path):
+    zarr.create_group(tmp_path / "results.zarr", attributes={"format": "influence-job-0"})
+    with pytest.raises(StoreMismatch, match="format 'influence-job-0', expected"):
+        Store(tmp_path).facts()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated"])
+def test_a_damaged_chunk_is_told_and_counts_as_missing(scored, damage):
+    chunk = scored.folder / "results.zarr" / "scores" / "c" / "0" / "0"
+    content = bytearray(chunk.read_bytes())
+    content[7] ^= 0xFF
+    chunk.write_bytes(content if damage == "flipped" else content[:9])
+    with pytest.raises(StoreDamaged, match="A chunk of scores at 0:2, 0:3 is damaged"):
+        scored.read("scores", WHOLE)
+    assert not scored.has("scores", WHOLE)
+
+
+def test_what_a_killed_run_left_half_written_is_swept(scored):
+    halves = [
+        scored.folder / "results.zarr" / "scores" / "c" / "0" / "1.abc.partial",
+        scored.folder / "curvature.safetensors.partial",
+    ]
+    for half in halves:
+        half.write_bytes(b"half")
+    with scored.claimed(Alone()):
+        pass
+    assert not any(half.exists() for half in halves)
+    assert scored.has("scores", WHOLE)
+
+
+def _hold(folder, rank, held):
+    team = Alone()
+    team.rank = rank
+    with Store(folder).claimed(team):
+        held.set()
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_second_job_is_refused_until_every_process_of_the_first_is_gone(store, rank):
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    holder = context.Process(target=_hold, args=(store.folder, rank, held))
+    holder.start()
+    try:
+        assert held.wait(30)
+        with pytest.raises(StoreBusy, match="Another job is at work on .*store. Wait for it"):
+            store.claimed(Alone()).__enter__()
+    finally:
+        holder.kill()
+        holder.join()
+    with store.claimed(Alone()):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_the_systems_ways_to_say_full_are_told_as_one(tmp_path, number):
+    with (
+        pytest.raises(DiskFull, match="make room and run the same command again"),
+        disk_full_is_told(tmp_path),
+    ):
+        raise OSError(number, "No space left on device")
+
+
+def test_other_errors_of_the_system_pass(tmp_path):
+    with pytest.raises(PermissionError), disk_full_is_told(tmp_path):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that holds 512 kB and no more."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine lets no small file system be mounted")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_finished_chunks_whole_and_no_halves(small_disk):
+    store = Store(small_disk / "store")
+    store.begin()
+    store.make_array("scores", (64, 10_000), (64, 1000), "float32", ("query", "training"))
+    noise = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)
+
+    def fill():
+        for start in range(0, 10_000, 1000):
+            store.write("scores", (slice(0, 64), slice(start, start + 1000)), noise)
+
+    with pytest.raises(DiskFull, match="No room left for .*store"):
+        fill()
+    assert store.has("scores", (slice(0, 64), slice(0, 1000)))
+    np.testing.assert_array_equal(store.read("scores", (slice(0, 64), slice(0, 1000))), noise)
+    assert not store.has("scores", (slice(0, 64), slice(9000, 10_000)))
+    assert not list(small_disk.rglob("*.partial"))
+
+
+def test_sums_that_find_no_room_leave_the_last_ones(small_disk):
+    path = small_disk / "covariances-0.safetensors"
+    save_sums(path, {"sum": torch.ones(1000)}, 2)
+    with pytest.raises(DiskFull, match="No room left"):
+        save_sums(path, {"sum": torch.ones(200_000)}, 3)
+    assert blocks_in(path) == 2
+    assert [file.name for file in small_disk.iterdir()] == [path.name]
+
+
+def test_sums_come_back_with_the_number_of_blocks_they_are_over(tmp_path):
+    path = tmp_path / "sums.safetensors"
+    sums = {"a": torch.arange(6.0).view(2, 3), "counts": torch.tensor([3, 4])}
+    save_sums(path, sums, 5)
+    found = {key: torch.zeros_like(tensor) for key, tensor in sums.items()}
+    assert load_sums(path, found) == blocks_in(path) == 5
+    torch.testing.assert_close(found, sums, rtol=0, atol=0)
+
+
+def test_without_a_file_sums_begin_at_nothing(tmp_path):
+    assert load_sums(tmp_path / "none.safetensors", {"a": torch.zeros(2)}) == 0
+
+
+def test_damaged_sums_are_told_by_file(tmp_path):
+    path = tmp_path / "covariances-1.safetensors"
+    path.write_bytes(b"not this")
+    with pytest.raises(StoreDamaged, match=r"covariances-1.safetensors can't be read .* Remove it"):
+        blocks_in(path)
