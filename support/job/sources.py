@@ -199,9 +199,11 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
 
 
 def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that decides how a tokenizer cuts a text."""
+    """All that decides how a tokenizer cuts a text, but for the length, which each call sets."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    if backend is None:
+        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return json.dumps(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
 
 
 def _first_line(error: Exception) -> str:
