@@ -13,7 +13,9 @@ from typing import TypeVar
 from support.job.errors import BadSetting, StoreMismatch
 
 PACKAGED = "packaged"
-ROWS = "all, a number (so many, drawn with --seed), FIRST:LAST, or row numbers with commas"
+ROWS = (
+    "all, a number (so many, drawn with --seed), or rows and ranges with commas, like 3,5,100:200"
+)
 
 Settings = TypeVar("Settings", bound="Subject | Question | Damping")
 

@@ -171,31 +171,33 @@ def _with_numbers(texts: Dataset, class_names: dict[str, int], name: str) -> Dat
 
 
 def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray:
-    """The row numbers that `rows` means, ascending. Raises `BadSetting`.
+    """The row numbers that `rows` means, ascending, each once. Raises `BadSetting`.
 
-    "all"; "50", a sample of so many; "100:200", all from the first to before the last; "3,5,8".
+    "all"; "50", a sample of so many; or, with commas, row numbers and ranges: "100:200" has all from the
+    first to before the last, "3,5,100:200" and "7," name single rows.
     """
     if rows == "all":
         return np.arange(available)
     try:
-        if ":" in rows:
-            first, last = (int(part) for part in rows.split(":"))
-            chosen = np.arange(first, last)
-        elif "," in rows:
-            chosen = np.unique([int(part) for part in rows.split(",") if part])
-        else:
-            number = int(rows)
-            if number > available:
-                raise BadSetting(f"--{option} {rows}: there are only {available} rows.")
-            chosen = np.sort(np.random.default_rng(seed).permutation(available)[:number])
+        if "," not in rows and ":" not in rows:
+            return _sample(int(rows), available, seed)
+        parts = [part.partition(":") for part in rows.split(",") if part]
+        ranges = [np.arange(int(a), int(b) if colon else int(a) + 1) for a, colon, b in parts]
+        chosen = np.unique(np.concatenate(ranges))
     except ValueError as error:
         raise BadSetting(
-            f"--{option} {rows}: use all, a number like 50, a range like 100:200, or row numbers "
-            "like 3,5,8."
+            f"--{option} {rows}: use all, a number of rows like 50 (at most {available}), or rows and "
+            "ranges like 3,5,100:200."
         ) from error
     if not len(chosen) or chosen[0] < 0 or chosen[-1] >= available:
         raise BadSetting(f"--{option} {rows}: choose from rows 0 to {available - 1}, at least one.")
     return chosen
+
+
+def _sample(number: int, available: int, seed: int) -> np.ndarray:
+    if not 1 <= number <= available:
+        raise ValueError(number)
+    return np.sort(np.random.default_rng(seed).permutation(available)[:number])
 
 
 def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:

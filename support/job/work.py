@@ -16,7 +16,15 @@ from support.job.errors import StepMissing, StoreDamaged
 from support.job.examples import Examples, tokenised
 from support.job.fit import JobFit
 from support.job.score import Scoring
-from support.job.settings import PACKAGED, Damping, Question, Subject, as_regularization, settled
+from support.job.settings import (
+    PACKAGED,
+    Damping,
+    Question,
+    Settings,
+    Subject,
+    as_regularization,
+    settled,
+)
 from support.job.sources import Classifier, chosen_rows, load_classifier, load_texts
 from support.job.store import Store
 from support.job.team import Team, device
@@ -54,16 +62,19 @@ class Job:
     @cached_property
     def subject(self) -> Subject:
         model = self.given.get("model") or self.stored.get("subject", {}).get("model", PACKAGED)
-        return settled(Subject, self.given, self.stored.get("subject"), model == PACKAGED)
+        return self._settled(Subject, "subject", model == PACKAGED)
 
     @cached_property
     def question(self) -> Question:
-        return settled(Question, self.given, self.stored.get("question"), False)
+        return self._settled(Question, "question", False)
 
     @cached_property
     def damping(self) -> Damping:
-        is_packaged = self.subject.model == PACKAGED
-        return settled(Damping, self.given, self.stored.get("damping"), is_packaged)
+        return self._settled(Damping, "damping", self.subject.model == PACKAGED)
+
+    def _settled(self, settings: type[Settings], name: str, for_packaged_model: bool) -> Settings:
+        stored = self.stored.get(name)
+        return self.team.on_first(lambda: settled(settings, self.given, stored, for_packaged_model))
 
     @cached_property
     def classifier(self) -> Classifier:
