@@ -56,6 +56,7 @@ docs-serve: docs ## show the site on 127.0.0.1 (PORT=8000)
 bench: $(PEERS) $(PYDVL) ## measure engine and peers side by side into benchmarks/ (QUICK=1: toy sizes)
 	$(BIN)/python -m benchmarks $(if $(filter 1,$(QUICK)),--quick)
 	$(BIN)/python -m benchmarks.savings $(if $(filter 1,$(QUICK)),--quick)
+	$(BIN)/python -m benchmarks.job $(if $(filter 1,$(QUICK)),--quick)
 
 lint: $(READY) ## code and notebooks: ruff, spelling, no traces of a run in the metadata
 	$(BIN)/ruff check .

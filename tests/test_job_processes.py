@@ -142,3 +142,41 @@ def test_a_model_that_changed_under_its_name_is_refused(model, alone, tmp_path):
         shutil.copytree(kept, model, dirs_exist_ok=True)
     assert refused.returncode == 1
     assert "StoreMismatch: model: model is " in said
+
+
+def test_a_full_disk_is_told_and_with_more_room_the_job_goes_on(model, reviews, alone, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    needed = sum(-(-path.stat().st_size // 4096) for path in alone.rglob("*") if path.is_file())
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={2 * needed}k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine lets no small file system be mounted")
+    try:
+        run = ["run", *options(model, reviews, disk / "store")]
+        full = start(run)
+        said, _ = full.communicate(timeout=120)
+        assert full.returncode == 1
+        assert "DiskFull: No room left for" in said
+        assert "make room and run the same command again" in said
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        finish(start(run))
+        for name, found in results(disk / "store").items():
+            np.testing.assert_array_equal(found, results(alone)[name])
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_second_job_on_a_store_is_refused_while_the_first_is_at_work(model, many, tmp_path):
+    store = tmp_path / "store"
+    run = ["run", *options(model, many, store)]
+    first = start(run)
+    while not any(store.glob(MOMENTS["covariances"])):
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.005)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = start(run)
+    said, _ = second.communicate(timeout=120)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 1
+    assert "StoreBusy: Another job is at work on" in said

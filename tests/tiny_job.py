@@ -2,11 +2,8 @@
 
 import csv
 import json
-import os
 import random
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +11,7 @@ from pathlib import Path
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
+from support.job.launch import kill, launched
 from support.model import LABELS, load_tokenizer
 
 WORDS = ["bad", "dull", "fine", "great", "film", "of", "the", "plot", "warm", "who", "laughs"]
@@ -61,26 +59,9 @@ def options(model: Path, reviews: Path, store: Path) -> list[str]:
     ]
 
 
-def command(arguments: list[str], processes: int = 1) -> list[str]:
-    """The command line, under torchrun for several processes."""
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    return [
-        sys.executable,
-        *(launcher if processes > 1 else []),
-        *("-m", "support.job", *arguments),
-    ]
-
-
 def start(arguments: list[str], processes: int = 1) -> subprocess.Popen:
     """A job in processes of its own, one thread each."""
-    return subprocess.Popen(
-        command(arguments, processes),
-        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return launched(arguments, processes, threads=1)
 
 
 def finish(job: subprocess.Popen) -> str:
@@ -95,8 +76,7 @@ def kill_when(job: subprocess.Popen, moment: Callable[[], bool]) -> None:
     while not moment():
         assert job.poll() is None, job.communicate()[0]
         time.sleep(0.005)
-    os.killpg(job.pid, signal.SIGKILL)
-    job.communicate()
+    kill(job)
 
 
 def attributes(store: Path) -> dict:

@@ -1,0 +1,84 @@
+"""How the influence on a prediction is spread over many training examples: numbers and figures.
+
+`scores` is `(queries, training)`. Shares are those of |score| in the sum over all training examples.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.spatial.distance import cdist
+
+from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
+
+
+def cumulative_shares(scores: np.ndarray) -> np.ndarray:
+    """`(queries, training)`: at column k − 1 the share of the k strongest training examples."""
+    sizes = -np.sort(-np.abs(scores), axis=1)
+    return np.cumsum(sizes, axis=1) / sizes.sum(axis=1, keepdims=True)
+
+
+def examples_for(share: float, scores: np.ndarray) -> np.ndarray:
+    """`(queries,)`: how many of the strongest training examples it takes to have a share."""
+    return (cumulative_shares(scores) < share).sum(axis=1) + 1
+
+
+def nearest(scores: np.ndarray) -> pd.DataFrame:
+    """For each training example the other one whose influences are nearest, nearest pairs first.
+
+    Columns `one`, `other`, `distance`: ‖a − b‖ over the larger of ‖a‖ and ‖b‖, with a and b their
+    influences on all queries. 0 means the same influence on every query; a pair stands once.
+    """
+    columns = scores.T.astype(np.float64)
+    norms = np.linalg.norm(columns, axis=1)
+    distances = cdist(columns, columns) / np.maximum.outer(norms, norms)
+    np.fill_diagonal(distances, np.inf)
+    others = distances.argmin(axis=1)
+    ones = np.arange(len(columns))
+    frame = pd.DataFrame(
+        {
+            "one": np.minimum(ones, others),
+            "other": np.maximum(ones, others),
+            "distance": distances[ones, others],
+        }
+    )
+    return frame.drop_duplicates(["one", "other"]).sort_values("distance", ignore_index=True)
+
+
+def concentration(scores: np.ndarray, marked: Sequence[float], title: str) -> None:
+    """Share of the influence in the k strongest training examples: a line for each query, their median
+    bold, the line of equal influences dashed; dots where the median reaches the `marked` shares."""
+    axes = new_axes(7, 3.4)
+    shares = 100 * cumulative_shares(scores)
+    counts = np.arange(1, scores.shape[1] + 1)
+    for line in shares:
+        axes.plot(counts, line, color=NEUTRAL, linewidth=0.7, alpha=0.5)
+    median = np.median(shares, axis=0)
+    axes.plot(counts, median, color=POSITIVE, linewidth=2.2, label="median of the queries")
+    axes.plot(counts, 100 * counts / len(counts), "--", color=NEGATIVE, label="if all were equal")
+    for share in marked:
+        place = int((median < 100 * share).sum())
+        axes.plot(counts[place], median[place], "o", color=POSITIVE)
+        axes.annotate(
+            f"{share:.0%}: {counts[place]:,}",
+            (counts[place], median[place]),
+            xytext=(8, -10),
+            textcoords="offset points",
+        )
+    axes.set(xscale="log", xlim=(1, len(counts)), ylim=(0, 100), title=title)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(xlabel="strongest training reviews", ylabel="share of the influence, %")
+    axes.legend(frameon=False, loc="upper left")
+    show(axes)
+
+
+def twins(distance: np.ndarray, similarity: np.ndarray, same: np.ndarray, title: str) -> None:
+    """Pairs of training examples by how far apart their influences and how alike their texts are."""
+    axes = new_axes(7, 3.2)
+    for chosen, color, name in ((~same, NEUTRAL, "other pairs"), (same, POSITIVE, "near-duplicates")):
+        axes.scatter(distance[chosen], similarity[chosen], s=14, color=color, label=name)
+    axes.set(xlabel="distance of their influences", ylabel="similarity of their words", title=title)
+    axes.set(ylim=(-0.03, 1.05))
+    axes.set_xscale("symlog", linthresh=1e-4)
+    axes.legend(frameon=False)
+    show(axes)
