@@ -182,7 +182,7 @@ class JobFit:
     ) -> None:
         path = self._shard_file(stage, number)
         done = load_sums(path, stage.tensors(sums))
-        fisher = Fisher(self.engine.fisher().passes, self.engine.likelihood)
+        fisher = self.engine.fisher()
         saved = time.monotonic()
         for block in shard[done:]:
             inputs, _ = self.examples.batch(block, self._device)
