@@ -72,13 +72,14 @@ def concentration(scores: np.ndarray, marked: Sequence[float], title: str) -> No
     show(axes)
 
 
-def twins(distance: np.ndarray, similarity: np.ndarray, same: np.ndarray, title: str) -> None:
-    """Pairs of training examples by how far apart their influences and how alike their texts are."""
+def twins(distance: pd.Series, similarity: pd.Series, title: str) -> None:
+    """Pairs of training examples by how far apart their influences are, and how alike their texts.
+
+    Distances below 10⁻⁴ share a linear piece of the axis, because those of twins are 0 to rounding.
+    """
     axes = new_axes(7, 3.2)
-    for chosen, color, name in ((~same, NEUTRAL, "other pairs"), (same, POSITIVE, "near-duplicates")):
-        axes.scatter(distance[chosen], similarity[chosen], s=14, color=color, label=name)
-    axes.set(xlabel="distance of their influences", ylabel="similarity of their words", title=title)
-    axes.set(ylim=(-0.03, 1.05))
+    axes.scatter(distance, similarity, s=16, color=POSITIVE, alpha=0.6, linewidth=0)
     axes.set_xscale("symlog", linthresh=1e-4)
-    axes.legend(frameon=False)
+    axes.set(xlim=(-1e-5, 1.2), ylim=(-0.03, 1.06), title=title)
+    axes.set(xlabel="distance of their influences", ylabel="similarity of their words")
     show(axes)
