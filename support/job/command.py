@@ -115,7 +115,10 @@ def _add_fleet(commands: argparse._SubParsersAction) -> None:
     meaning = "what a job would cost on machines that you don't have"
     command = commands.add_parser("fleet", help=meaning, description=f"{meaning.capitalize()}.")
     command.set_defaults(run=_fleet)
-    command.add_argument("--shape", choices=fleet.SHAPES, default="llama-3-8b")
+    shapes = f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"
+    command.add_argument(
+        "--shape", choices=fleet.SHAPES, default="llama-3-8b", metavar="…", help=shapes
+    )
     for name, kind, default, unit in (
         ("examples", int, 1_000_000, "training examples"),
         ("tokens", int, 512, "tokens of each"),
@@ -194,6 +197,7 @@ def _top(chosen: Namespace, team: Team) -> None:
         return
     job = _job(chosen, team)
     facts = job.store.facts()
+    job.store.array("scores")  # before queries are looked for: only `score` says which they are
     found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
     output = chosen.output or job.store.folder
     with disk_full_is_told(output):

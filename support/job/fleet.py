@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from support.ekfac.counting import LayerWork
+from support.ekfac.counting import LayerWork, curvature_entries
 from support.job.errors import BadSetting
 
 CURVATURE_BYTES = 4
@@ -39,10 +39,8 @@ class Shape:
 
     @property
     def curvature_bytes(self) -> int:
-        """Two bases and Λ of every tracked layer."""
-        return CURVATURE_BYTES * sum(
-            layer.d_in**2 + layer.d_out**2 + layer.d_in * layer.d_out for layer in self.layers()
-        )
+        """What a fit of all tracked layers leaves."""
+        return CURVATURE_BYTES * curvature_entries(self.layers())
 
     @property
     def factor_bytes(self) -> int:

@@ -23,7 +23,6 @@ from support.model import (
     ModelLogitsWrapper,
     load_model,
     load_tokenizer,
-    require_gradients_only,
 )
 
 READERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
@@ -53,6 +52,7 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
             f"The tokenizer of {subject.model!r} has no padding token, so padding could not be told "
             "from text. Give it one that no text has, save both to a folder, and name that."
         )
+    model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
     _choose_layers(model, subject)
     wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
     return Classifier(wrapped, tokenizer, dict(model.config.label2id or {}))
@@ -77,19 +77,17 @@ def _from_name_or_folder(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]
 
 def _choose_layers(model: nn.Module, subject: Subject) -> None:
     linear = [name for name, part in model.named_modules() if _is_linear(part)]
-    model.requires_grad_(False)
-    if not subject.layers:
-        for name in linear:
-            model.get_submodule(name).requires_grad_(True)
-        return
-    try:
-        require_gradients_only(model, tuple(subject.layers.split(",")))
-    except ValueError as error:
+    wanted = {part.strip() for part in subject.layers.split(",")}
+    chosen = [name for name in linear if not subject.layers or wanted & set(name.split("."))]
+    if not chosen:
         parts = sorted({part for name in linear for part in name.split(".") if not part.isdigit()})
         raise ModelNotUsable(
             f"--layers {subject.layers}: no linear layer of {subject.model!r} has such a part in its "
             f"name. There are: {', '.join(parts)}."
-        ) from error
+        )
+    model.requires_grad_(False)
+    for name in chosen:
+        model.get_submodule(name).requires_grad_(True)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -175,10 +173,10 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
 
     "all"; "50", a sample of so many; "100:200", all from the first to before the last; "3,5,8".
     """
-    if rows == "all":
-        return np.arange(available)
     try:
-        if ":" in rows:
+        if rows == "all":
+            chosen = np.arange(available)
+        elif ":" in rows:
             first, last = (int(part) for part in rows.split(":"))
             chosen = np.arange(first, last)
         elif "," in rows:
@@ -187,7 +185,8 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
             number = int(rows)
             if number > available:
                 raise BadSetting(f"--{option} {rows}: there are only {available} rows.")
-            chosen = np.sort(np.random.default_rng(seed).permutation(available)[:number])
+            sample = np.random.default_rng(seed).permutation(available)[: max(number, 0)]
+            chosen = np.sort(sample)
     except ValueError as error:
         raise BadSetting(
             f"--{option} {rows}: use all, a number like 50, a range like 100:200, or row numbers "
