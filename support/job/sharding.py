@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def deal(sizes: Sequence[float] | np.ndarray, hands: int) -> list[list[int]]:
+def deal(sizes: Sequence[int | float] | np.ndarray, hands: int) -> list[list[int]]:
     """Numbers of the pieces for each hand, ascending: the largest piece first, to the lightest hand.
 
     No hand gets more than 4/3 of the best possible (Graham 1969), usually it is a few percent.
