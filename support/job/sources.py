@@ -55,7 +55,8 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
     _choose_layers(model, subject)
     wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
-    return Classifier(wrapped, tokenizer, dict(model.config.label2id or {}))
+    class_names = {name: number for number, name in model.config.id2label.items()}
+    return Classifier(wrapped, tokenizer, class_names)
 
 
 def _from_name_or_folder(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -153,6 +154,7 @@ def _read(name: str, split: str) -> Dataset | dict:
 def _with_numbers(texts: Dataset, class_names: dict[str, int], name: str) -> Dataset:
     kind = texts.features["label"]
     if isinstance(kind, ClassLabel) or "int" in getattr(kind, "dtype", ""):
+        _refuse_other_numbers(texts, len(class_names), name)
         return texts
     unknown = sorted({str(label) for label in texts.unique("label")} - class_names.keys())
     if unknown:
@@ -160,12 +162,20 @@ def _with_numbers(texts: Dataset, class_names: dict[str, int], name: str) -> Dat
             f"{name!r} has the label {unknown[0]!r}, but the model's classes are "
             f"{', '.join(class_names)}. Use those names, or their numbers."
         )
-    # Text becomes a number in a new column: a column's type can't change on the way.
-    numbered = texts.map(
-        lambda batch: {"number": [class_names[str(label)] for label in batch["label"]]},
-        batched=True,
-    )
-    return numbered.remove_columns("label").rename_column("number", "label")
+    numbers = [class_names[str(label)] for label in texts["label"]]
+    return texts.remove_columns("label").add_column("label", numbers)
+
+
+def _refuse_other_numbers(texts: Dataset, classes: int, name: str) -> None:
+    row = 0
+    for batch in texts.iter(batch_size=1000):
+        for label in batch["label"]:
+            if label is None or not 0 <= label < classes:
+                raise DatasetNotUsable(
+                    f"Row {row} of {name!r} has the label {label}, but the model's classes are 0 to "
+                    f"{classes - 1}."
+                )
+            row += 1
 
 
 def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray:
@@ -173,6 +183,8 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
 
     "all"; "50", a sample of so many; "100:200", all from the first to before the last; "3,5,8".
     """
+    if not available:
+        raise BadSetting(f"--{option} {rows}: there are no rows.")
     try:
         if rows == "all":
             chosen = np.arange(available)
