@@ -2,6 +2,7 @@
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -115,7 +116,7 @@ def test_the_page_has_a_language_a_title_and_one_heading_for_it(source, parsed):
 def test_no_level_of_headings_is_left_out(parsed):
     levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch(r"h\d", tag)]
     assert levels[0] == 1
-    assert all(lower - upper <= 1 for upper, lower in zip(levels[:-1], levels[1:], strict=True))
+    assert all(lower - upper <= 1 for upper, lower in pairwise(levels))
 
 
 def test_hostile_text_is_shown_and_not_run(source, parsed):

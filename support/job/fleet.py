@@ -120,8 +120,14 @@ def on_paper(
 ) -> PaperPlan:
     """The plan for `examples` of `tokens` each, curvature from `fit_examples` of them.
 
-    Raises `BadSetting` when the model's weights alone don't fit a device.
+    Raises `BadSetting` for numbers below one, and when the model's weights alone don't fit a device.
     """
+    numbers = {"examples": examples, "tokens": tokens, "queries": queries}
+    for name, number in {**numbers, "fit-examples": fit_examples, "devices": fleet.devices}.items():
+        if number < 1:
+            raise BadSetting(f"--{name} {number}: use 1 or more.")
+    if fleet.flops <= 0:
+        raise BadSetting("--teraflops: use a number above 0.")
     groups, at_a_time = _cut(shape, fleet, queries)
     query_groups = math.ceil(queries / at_a_time)
     layers = list(shape.layers())
