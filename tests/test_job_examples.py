@@ -108,6 +108,11 @@ def test_the_digest_is_that_of_the_contents_wherever_they_lie(tmp_path, classifi
     assert longer.digest == one.digest
 
 
+def test_the_digest_does_not_change_with_what_was_tokenised_before(tmp_path, classifier, five):
+    classifier.tokenizer(TEXTS, truncation=True, max_length=3, padding="max_length")
+    assert examples(tmp_path, classifier).digest == five.digest
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -210,9 +210,14 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
 
 
 def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    """All that decides how a tokenizer cuts a text."""
+    """All that decides how a tokenizer cuts a text.
+
+    Not the truncation and padding of its last call, which its backend remembers.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    return backend.to_str() if backend else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    known = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
+    remembered = ("truncation", "padding") if backend else ()
+    return json.dumps({k: v for k, v in known.items() if k not in remembered}, sort_keys=True)
 
 
 def _first_line(error: Exception) -> str:
