@@ -92,13 +92,13 @@ def _add_seconds(command: ArgumentParser, saves: bool) -> None:
     command.add_argument(
         "--tell-seconds",
         type=float,
-        default=60,
+        default=60.0,
         metavar="…",
         help="between two lines of a log (60)",
     )
     if saves:
         meaning = "between two savings of the fit on its way (60)"
-        command.add_argument("--save-seconds", type=float, default=60, metavar="…", help=meaning)
+        command.add_argument("--save-seconds", type=float, default=60.0, metavar="…", help=meaning)
 
 
 def _add_top(command: ArgumentParser) -> None:
@@ -139,6 +139,7 @@ def _job(chosen: Namespace, team: Team) -> Job:
 
 def _plan(chosen: Namespace, team: Team) -> None:
     job = _job(chosen, team)
+    team.on_first(job.store.refuse_other_folder)
     expected = plan.planned(job)
     if team.rank == 0:
         print(plan.told(job, expected))

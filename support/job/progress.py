@@ -80,7 +80,7 @@ class Progress:
 
         self._until_over(line, self.seconds)
 
-    def _until_over(self, tell: Callable[[int], object], seconds: float) -> None:
+    def _until_over(self, tell: Callable[[int], object], seconds: float | int) -> None:
         while not self._over.wait(seconds):
             tell(self.done())
         tell(self.done())

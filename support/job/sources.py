@@ -212,12 +212,15 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
 def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
     """All that decides how a tokenizer cuts a text.
 
-    Not the truncation and padding of its last call, which its backend remembers.
+    Its backend remembers the truncation and padding of the last call. They are no part of it: each
+    call sets its own.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    known = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
-    remembered = ("truncation", "padding") if backend else ()
-    return json.dumps({k: v for k, v in known.items() if k not in remembered}, sort_keys=True)
+    if backend is None:
+        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    backend.no_truncation()
+    backend.no_padding()
+    return backend.to_str()
 
 
 def _first_line(error: Exception) -> str:
