@@ -67,7 +67,7 @@ class LayerWork:
         return self.d_out * self.d_in * min(positions + queries * len(lengths), positions * queries)
 
 
-def curvature_entries(layers: Iterable[TrackedLayer]) -> int:
+def curvature_entries(layers: Iterable[TrackedLayer | LayerWork]) -> int:
     """Numbers that a fit leaves: two bases, Λ, and the eigenvalues of the two covariances."""
     return sum(
         layer.d_in**2 + layer.d_out**2 + layer.d_in * layer.d_out + layer.d_in + layer.d_out

@@ -92,13 +92,13 @@ def _add_seconds(command: ArgumentParser, saves: bool) -> None:
     command.add_argument(
         "--tell-seconds",
         type=float,
-        default=60,
+        default=60.0,
         metavar="…",
         help="between two lines of a log (60)",
     )
     if saves:
         meaning = "between two savings of the fit on its way (60)"
-        command.add_argument("--save-seconds", type=float, default=60, metavar="…", help=meaning)
+        command.add_argument("--save-seconds", type=float, default=60.0, metavar="…", help=meaning)
 
 
 def _add_top(command: ArgumentParser) -> None:
@@ -115,7 +115,10 @@ def _add_fleet(commands: argparse._SubParsersAction) -> None:
     meaning = "what a job would cost on machines that you don't have"
     command = commands.add_parser("fleet", help=meaning, description=f"{meaning.capitalize()}.")
     command.set_defaults(run=_fleet)
-    command.add_argument("--shape", choices=fleet.SHAPES, default="llama-3-8b")
+    shapes = f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"
+    command.add_argument(
+        "--shape", choices=fleet.SHAPES, default="llama-3-8b", metavar="…", help=shapes
+    )
     for name, kind, default, unit in (
         ("examples", int, 1_000_000, "training examples"),
         ("tokens", int, 512, "tokens of each"),
@@ -136,6 +139,7 @@ def _job(chosen: Namespace, team: Team) -> Job:
 
 def _plan(chosen: Namespace, team: Team) -> None:
     job = _job(chosen, team)
+    team.on_first(job.store.refuse_other_folder)
     expected = plan.planned(job)
     if team.rank == 0:
         print(plan.told(job, expected))
@@ -194,6 +198,7 @@ def _top(chosen: Namespace, team: Team) -> None:
         return
     job = _job(chosen, team)
     facts = job.store.facts()
+    job.store.array("scores")  # before queries are looked for: only `score` says which they are
     found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
     output = chosen.output or job.store.folder
     with disk_full_is_told(output):

@@ -1,6 +1,7 @@
 """Texts with labels as a job takes them: tokenised once, kept on disk, read a block at a time."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def tokenised(
     digest = _digest(chosen, rows, classifier, max_tokens)
     folder.mkdir(parents=True, exist_ok=True)
 
-    def encode(batch: dict) -> dict:
+    def encode(batch: Mapping) -> dict:
         ids = classifier.tokenizer(batch["text"], truncation=True, max_length=max_tokens)
         return {"input_ids": ids["input_ids"], "length": [len(one) for one in ids["input_ids"]]}
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from support.ekfac.counting import LayerWork
+from support.ekfac.counting import LayerWork, curvature_entries
 from support.job.errors import BadSetting
 
 CURVATURE_BYTES = 4
@@ -39,10 +39,8 @@ class Shape:
 
     @property
     def curvature_bytes(self) -> int:
-        """Two bases and Λ of every tracked layer."""
-        return CURVATURE_BYTES * sum(
-            layer.d_in**2 + layer.d_out**2 + layer.d_in * layer.d_out for layer in self.layers()
-        )
+        """What a fit of all tracked layers leaves."""
+        return CURVATURE_BYTES * curvature_entries(self.layers())
 
     @property
     def factor_bytes(self) -> int:
@@ -122,8 +120,14 @@ def on_paper(
 ) -> PaperPlan:
     """The plan for `examples` of `tokens` each, curvature from `fit_examples` of them.
 
-    Raises `BadSetting` when the model's weights alone don't fit a device.
+    Raises `BadSetting` for numbers below one, and when the model's weights alone don't fit a device.
     """
+    numbers = {"examples": examples, "tokens": tokens, "queries": queries}
+    for name, number in {**numbers, "fit-examples": fit_examples, "devices": fleet.devices}.items():
+        if number < 1:
+            raise BadSetting(f"--{name} {number}: use 1 or more.")
+    if fleet.flops <= 0:
+        raise BadSetting("--teraflops: use a number above 0.")
     groups, at_a_time = _cut(shape, fleet, queries)
     query_groups = math.ceil(queries / at_a_time)
     layers = list(shape.layers())

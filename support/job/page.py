@@ -21,14 +21,14 @@ def page(top: Top, queries: Examples, class_names: Mapping[int, str], facts: Map
     )
     labels = queries.labels.tolist()
     shown = []
-    for number, rows in top.by_query.groupby("query"):
-        text = queries.texts[int(number)]["text"]
+    for number in range(len(queries)):
+        rows = top.by_query[top.by_query["query"] == number]
         shown.append(
             {
                 "number": number,
                 "row": queries.rows[number],
                 "class_name": _class_name(labels[number], class_names),
-                "text": _plain(text),
+                "text": _plain(queries.texts[number]["text"]),
                 "largest": rows["share"].max(),
                 **{
                     effect: _rows(rows[rows["effect"] == effect], class_names)

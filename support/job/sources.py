@@ -23,7 +23,6 @@ from support.model import (
     ModelLogitsWrapper,
     load_model,
     load_tokenizer,
-    require_gradients_only,
 )
 
 READERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
@@ -53,9 +52,11 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
             f"The tokenizer of {subject.model!r} has no padding token, so padding could not be told "
             "from text. Give it one that no text has, save both to a folder, and name that."
         )
+    model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
     _choose_layers(model, subject)
     wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
-    return Classifier(wrapped, tokenizer, dict(model.config.label2id or {}))
+    class_names = {name: number for number, name in model.config.id2label.items()}
+    return Classifier(wrapped, tokenizer, class_names)
 
 
 def _from_name_or_folder(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -77,19 +78,17 @@ def _from_name_or_folder(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]
 
 def _choose_layers(model: nn.Module, subject: Subject) -> None:
     linear = [name for name, part in model.named_modules() if _is_linear(part)]
-    model.requires_grad_(False)
-    if not subject.layers:
-        for name in linear:
-            model.get_submodule(name).requires_grad_(True)
-        return
-    try:
-        require_gradients_only(model, tuple(subject.layers.split(",")))
-    except ValueError as error:
+    wanted = {part.strip() for part in subject.layers.split(",")}
+    chosen = [name for name in linear if not subject.layers or wanted & set(name.split("."))]
+    if not chosen:
         parts = sorted({part for name in linear for part in name.split(".") if not part.isdigit()})
         raise ModelNotUsable(
             f"--layers {subject.layers}: no linear layer of {subject.model!r} has such a part in its "
             f"name. There are: {', '.join(parts)}."
-        ) from error
+        )
+    model.requires_grad_(False)
+    for name in chosen:
+        model.get_submodule(name).requires_grad_(True)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -155,6 +154,7 @@ def _read(name: str, split: str) -> Dataset | dict:
 def _with_numbers(texts: Dataset, class_names: dict[str, int], name: str) -> Dataset:
     kind = texts.features["label"]
     if isinstance(kind, ClassLabel) or "int" in getattr(kind, "dtype", ""):
+        _refuse_other_numbers(texts, len(class_names), name)
         return texts
     unknown = sorted({str(label) for label in texts.unique("label")} - class_names.keys())
     if unknown:
@@ -162,12 +162,20 @@ def _with_numbers(texts: Dataset, class_names: dict[str, int], name: str) -> Dat
             f"{name!r} has the label {unknown[0]!r}, but the model's classes are "
             f"{', '.join(class_names)}. Use those names, or their numbers."
         )
-    # Text becomes a number in a new column: a column's type can't change on the way.
-    numbered = texts.map(
-        lambda batch: {"number": [class_names[str(label)] for label in batch["label"]]},
-        batched=True,
-    )
-    return numbered.remove_columns("label").rename_column("number", "label")
+    numbers = [class_names[str(label)] for label in texts["label"]]
+    return texts.remove_columns("label").add_column("label", numbers)
+
+
+def _refuse_other_numbers(texts: Dataset, classes: int, name: str) -> None:
+    row = 0
+    for batch in texts.iter(batch_size=1000):
+        for label in batch["label"]:
+            if label is None or not 0 <= label < classes:
+                raise DatasetNotUsable(
+                    f"Row {row} of {name!r} has the label {label}, but the model's classes are 0 to "
+                    f"{classes - 1}."
+                )
+            row += 1
 
 
 def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray:
@@ -176,6 +184,8 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
     "all"; "50", a sample of so many; or, with commas, row numbers and ranges: "100:200" has all from the
     first to before the last, "3,5,100:200" and "7," name single rows.
     """
+    if not available:
+        raise BadSetting(f"--{option} {rows}: there are no rows.")
     if rows == "all":
         return np.arange(available)
     try:
@@ -186,7 +196,7 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
         chosen = np.unique(np.concatenate(ranges))
     except ValueError as error:
         raise BadSetting(
-            f"--{option} {rows}: use all, a number of rows like 50 (at most {available}), or rows and "
+            f"--{option} {rows}: use all, a number of rows like 50 (from 1 to {available}), or rows and "
             "ranges like 3,5,100:200."
         ) from error
     if not len(chosen) or chosen[0] < 0 or chosen[-1] >= available:

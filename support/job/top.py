@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from support.job.errors import StepMissing
+from support.job.errors import BadSetting, StepMissing
 from support.job.examples import Examples
 from support.job.sharding import in_blocks
 from support.job.store import Store
@@ -37,8 +37,11 @@ def strongest(
     """The `count` most helpful and most harmful training examples, for each query and for all.
 
     `relative` divides each score by √self-influence of the training example, which keeps outliers that
-    pull on everything from winning every row. Raises `StepMissing` when scores are missing.
+    pull on everything from winning every row. Raises `BadSetting`, and `StepMissing` when scores are
+    missing.
     """
+    if count < 1:
+        raise BadSetting(f"--count {count}: use 1 or more.")
     totals = np.zeros(len(queries))
     best = {effect: _Best(len(queries), count) for effect in EFFECTS}
     for block, scores in _columns(store, relative):

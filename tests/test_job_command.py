@@ -1,0 +1,243 @@
+"""The command line from the first run to the page, in this process, on a model of two blocks."""
+
+import argparse
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from support.job.command import main, parser
+from support.job.fleet import SHAPES
+from support.job.store import Store
+from tests.tiny_job import QUERIES, TRAINING, attributes, make_model, make_reviews, options
+
+COMMANDS = ["plan", "run", "fit", "score", "self", "top", "show", "fleet"]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    return make_model(folder / "model"), make_reviews(folder / "reviews")
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    """A store after `run`, with its curvature from five of the training examples."""
+    store = tmp_path_factory.mktemp("finished") / "store"
+    assert main(["run", *options(*inputs, store), "--fit-rows", "5"]) == 0
+    return store
+
+
+@pytest.fixture
+def said(capsys):
+    """What a command says when it ends well, or why it does not."""
+
+    def run(*arguments, status=0):
+        assert main([str(argument) for argument in arguments]) == status
+        out, err = capsys.readouterr()
+        return err if status else out
+
+    return run
+
+
+# From the first run to the page
+
+
+def test_a_run_leaves_every_influence_and_says_what_it_is_about(finished):
+    facts, store = attributes(finished), Store(finished)
+    assert store.array("scores").shape == (QUERIES, TRAINING)
+    assert np.isfinite(store.array("scores")[:]).all()
+    assert (store.array("self_influences")[:] > 0).all()
+    assert facts["subject"]["layers"] == "ffn,classifier"
+    assert facts["fitted_on"]["examples"] == 5
+    assert facts["damping"] == {"regularization": "0.01"}
+    assert not store.partial_fit.exists()
+
+
+def test_the_same_run_again_has_nothing_left_to_do(finished, inputs, said):
+    scores = Store(finished).array("scores")[:]
+    out = said("run", *options(*inputs, finished), "--fit-rows", 5)
+    assert "It was fitted before." in out
+    np.testing.assert_array_equal(Store(finished).array("scores")[:], scores)
+
+
+def test_what_the_store_knows_need_not_be_said_again(finished, said):
+    assert "Scored 13 training examples on 3 queries." in said("score", "--store", finished)
+    assert "Self-influence of 13 training examples." in said("self", "--store", finished)
+
+
+def test_show_says_that_all_is_done(finished, said):
+    out = said("show", "--store", finished)
+    assert out.startswith(str(finished))
+    assert "  layers: ffn,classifier\n" in out
+    assert out.endswith("progress:\n  fit: done\n  score: done\n  self: done\n")
+
+
+def test_top_prints_a_table_and_leaves_it_as_data_and_as_a_page(finished, said, tmp_path):
+    out = said("top", "--store", finished, "--count", 2, "--output", tmp_path / "out")
+    assert out.startswith("Over all queries:\n")
+    for query in range(QUERIES):
+        for effect in ("helps", "harms"):
+            assert f"\nQuery {query} (row {query}), {effect}:\n" in out
+    table = pd.read_parquet(tmp_path / "out" / "top.parquet")
+    assert list(table) == [
+        *("query", "query_row", "effect", "place", "training_row"),
+        *("score", "share", "label", "text"),
+    ]
+    assert len(table) == QUERIES * 2 * 2
+    overall = pd.read_parquet(tmp_path / "out" / "top_overall.parquet")
+    assert list(overall) == ["place", "training_row", "share", "helps", "label", "text"]
+    page = (tmp_path / "out" / "top.html").read_text(encoding="utf-8")
+    assert page.count('<section id="query-') == QUERIES
+    assert table["text"][0] in page
+
+
+def test_top_says_the_scores_that_the_store_has(finished, said, tmp_path):
+    said("top", "--store", finished, "--count", TRAINING, "--output", tmp_path)
+    table = pd.read_parquet(tmp_path / "top.parquet")
+    dense = table.pivot_table(index="query", columns="training_row", values="score")
+    np.testing.assert_allclose(dense, Store(finished).array("scores")[:])
+
+
+def test_relative_scores_say_so_on_the_page(finished, said, tmp_path):
+    said("top", "--store", finished, "--relative", "--output", tmp_path)
+    assert "divided by √self-influence" in (tmp_path / "top.html").read_text(encoding="utf-8")
+    said("top", "--store", finished, "--output", tmp_path)
+    assert "<td>plain</td>" in (tmp_path / "top.html").read_text(encoding="utf-8")
+
+
+def test_without_an_output_folder_top_leaves_its_files_in_the_store(finished, said):
+    out = said("top", "--store", finished)
+    assert out.endswith(f"as data: {finished / 'top.parquet'}\n")
+    assert (finished / "top.html").exists()
+
+
+# What is refused, with exit status 1 and a reason
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "reason"),
+    [
+        ("--block", "5", "StoreMismatch: --block is 5 here, but 4 in the store."),
+        ("--layers", "lin1", "--layers is 'lin1' here, but 'ffn,classifier' in the store."),
+        ("--query-rows", "2", "--query-rows is '2' here, but 'all' in the store."),
+        ("--regularization", "1", "--regularization is '1' here, but '0.01' in the store."),
+    ],
+)
+def test_an_option_that_contradicts_the_store_is_refused(finished, said, option, value, reason):
+    assert reason in said("score", "--store", finished, option, value, status=1)
+
+
+def test_other_texts_under_the_same_name_are_refused(inputs, said, tmp_path):
+    model, _ = inputs
+    reviews, store = make_reviews(tmp_path / "reviews"), tmp_path / "store"
+    said("fit", *options(model, reviews, store)[:6], "--layers", "classifier")
+    changed = (reviews / "train.csv").read_text().replace("great", "grand")
+    (reviews / "train.csv").write_text(changed)
+    err = said("fit", "--store", store, status=1)
+    assert "StoreMismatch: training: " in err
+    assert "in the store" in err
+
+
+def test_another_model_under_the_same_name_is_refused(inputs, said, tmp_path):
+    _, reviews = inputs
+    model, store = make_model(tmp_path / "model"), tmp_path / "store"
+    said("fit", *options(model, reviews, store)[:6], "--layers", "classifier")
+    make_model(model, seed=1)
+    assert "StoreMismatch: model: " in said("fit", "--store", store, status=1)
+
+
+def test_scores_before_a_fit_are_refused(inputs, said, tmp_path):
+    err = said("score", *options(*inputs, tmp_path / "store")[:-2], status=1)
+    assert err.endswith("has no curvature yet. Run: fit\n")
+
+
+def test_top_before_scores_is_refused(inputs, said, tmp_path):
+    store = tmp_path / "store"
+    said("fit", *options(*inputs, store)[:6], "--layers", "classifier")
+    err = said("top", "--store", store, status=1)
+    assert err.endswith("has no scores yet. Run: score\n")
+    err = said("top", "--store", tmp_path / "nothing", status=1)
+    assert "There is no store at" in err
+
+
+@pytest.mark.parametrize("command", ["plan", "run", "fit", "score", "self"])
+def test_a_folder_that_holds_other_things_is_refused_and_left_as_it_is(
+    inputs, said, tmp_path, command
+):
+    model, reviews = inputs
+    (tmp_path / "thesis.tex").touch()
+    given = ("--store", tmp_path, "--model", model, "--dataset", reviews)
+    err = said(command, *given, status=1)
+    assert "holds other things (thesis.tex) and no store. Name a new folder." in err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_more_queries_than_there_are_rows_are_refused(inputs, said, tmp_path):
+    given = options(*inputs, tmp_path / "store")
+    given[given.index("all")] = "4"
+    assert "--query-rows 4: there are only 3 rows." in said("plan", *given[:10], status=1)
+
+
+# What it will cost
+
+
+def test_a_plan_says_time_memory_and_disk(inputs, said, tmp_path):
+    out = said("plan", *options(*inputs, tmp_path / "store")[:10])
+    first, *lines = out.strip().split("\n")
+    assert first.startswith("13 training examples, ")
+    assert first.endswith("; 3 queries; 1 process")
+    assert [line.split("  ")[0] for line in lines] == [
+        *("fit", "self", "score", "memory of a process"),
+        *("disk: curvature", "disk: fit, on the way", "disk: scores", "disk: tokens"),
+        "disk: free",
+    ]
+
+
+def test_a_plan_tells_of_queries_in_groups(inputs, said, tmp_path):
+    given = options(*inputs, tmp_path / "store")[:10]
+    assert "scored in 2 groups" in said("plan", *given, "--query-block", 2)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_fleet_is_planned_on_paper(said, shape):
+    out = said("fleet", "--shape", shape, "--devices", 8, "--memory", 141)
+    assert out.startswith(f"{shape}: 1,000,000 examples of 512 tokens, 1,000 queries; 8 devices")
+    assert "scores on disk 4.0 GB" in " ".join(out.split())
+
+
+def test_a_fleet_without_devices_is_refused(said):
+    assert "BadSetting: --devices 0" in said("fleet", "--devices", 0, status=1)
+
+
+# Help
+
+
+def commands():
+    actions = parser()._actions
+    return next(one for one in actions if isinstance(one, argparse._SubParsersAction)).choices
+
+
+def test_the_guide_names_every_step(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert set(COMMANDS) == set(commands())
+    for command in COMMANDS:
+        assert command in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_every_command_is_explained(capsys, command):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    for action in commands()[command]._actions:
+        assert action.help
+        assert action.option_strings[-1] in out
+
+
+def test_a_command_is_needed(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "required: command" in capsys.readouterr().err

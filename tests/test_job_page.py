@@ -1,0 +1,174 @@
+"""The page needs nothing else, shows every text whole, and runs nothing that a stranger wrote."""
+
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
+
+from support.job.examples import Examples
+from support.job.page import page
+from support.job.top import Top
+
+HOSTILE = '<script>alert("x")</script> & <b onclick=1>bold</b> film, http://example.org'
+BROKEN = "First line.<br /><br />Second line.\nThird."
+QUERIES = [HOSTILE, "dull", "A query that nothing moves."]
+CLASSES = {0: "negative", 1: "positive"}
+VOID = {"meta", "br", "link", "img"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text of each kind of tag; every tag must be closed in order."""
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.texts, self.open = [], {}, []
+        self.feed(source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        assert not [name for name, _ in attributes if name.startswith("on")]
+        self.tags.append((tag, dict(attributes)))
+        self.texts.setdefault(tag, []).append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        for tag in set(self.open):
+            self.texts[tag][-1] += data
+
+    def having(self, name):
+        return [attributes[name] for _, attributes in self.tags if name in attributes]
+
+
+def rows(query, effect, scores):
+    return pd.DataFrame(
+        {
+            "query": query,
+            "query_row": query + 40,
+            "effect": effect,
+            "place": np.arange(1, len(scores) + 1),
+            "training_row": [100 * query + number for number in range(len(scores))],
+            "score": scores,
+            "share": np.abs(scores) / 20,
+            "label": [number % 3 for number in range(len(scores))],
+            "text": [f"{effect} {query} {number}" for number in range(len(scores))],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def source():
+    by_query = pd.concat(
+        [
+            rows(0, "helps", [4.0, 2.0, 1.0]),
+            rows(0, "harms", [-5.0]),
+            rows(1, "harms", [-0.25, -0.125]),
+        ],
+        ignore_index=True,
+    )
+    by_query.loc[0, "text"] = HOSTILE
+    by_query.loc[1, "text"] = BROKEN
+    overall = pd.DataFrame(
+        {
+            "place": [1, 2],
+            "training_row": [7, 8],
+            "share": [0.5, 0.125],
+            "helps": [2, 0],
+            "label": [1, 0],
+            "text": [HOSTILE, "second"],
+        }
+    )
+    texts = Dataset.from_dict({"text": QUERIES, "label": [0, 1, 1]})
+    queries = Examples(np.array([40, 41, 42]), texts, Dataset.from_dict({}), "", 0)
+    return page(Top(by_query, overall), queries, CLASSES, {"model": "<mine>", "scores": "plain"})
+
+
+@pytest.fixture(scope="module")
+def parsed(source):
+    return Page(source)
+
+
+def test_the_page_needs_nothing_from_elsewhere(source, parsed):
+    assert not parsed.having("src")
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in parsed.tags}
+    assert all(target.startswith("#") for target in parsed.having("href"))
+    assert "url(" not in source
+    assert "@import" not in source
+    assert source.count("http") == source.count("film, http://example.org")
+
+
+def test_the_page_has_a_language_a_title_and_one_heading_for_it(source, parsed):
+    assert source.startswith("<!doctype html>")
+    assert parsed.tags[0] == ("html", {"lang": "en"})
+    assert ("meta", {"charset": "utf-8"}) in parsed.tags
+    assert parsed.texts["title"] == parsed.texts["h1"]
+    assert parsed.texts["title"][0].endswith("?")
+
+
+def test_no_level_of_headings_is_left_out(parsed):
+    levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert all(lower - upper <= 1 for upper, lower in pairwise(levels))
+
+
+def test_hostile_text_is_shown_and_not_run(source, parsed):
+    assert parsed.texts["blockquote"].count(HOSTILE) == 3
+    assert "<script" not in source
+    assert "&lt;script&gt;" in source
+    assert "<mine>" in parsed.texts["td"]
+
+
+def test_line_breaks_of_a_text_are_kept_and_shown(source, parsed):
+    assert "First line.\n\nSecond line.\nThird." in parsed.texts["blockquote"]
+    assert re.search(r"blockquote \{[^}]*white-space: pre-line", source)
+
+
+def test_every_row_is_one_thing_to_open_and_every_query_another(parsed):
+    kinds = [attributes["class"] for tag, attributes in parsed.tags if tag == "details"]
+    counts = {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    assert counts == {"all": 2, "harms": 3, "helps": 3, "query": 3}
+    assert len(parsed.texts["summary"]) == len(kinds)
+
+
+def test_every_query_has_its_section_even_one_that_nothing_moves(parsed):
+    sections = [attributes["id"] for tag, attributes in parsed.tags if tag == "section"]
+    assert sections == ["query-0", "query-1", "query-2"]
+    assert parsed.having("href") == [f"#{section}" for section in sections]
+    assert parsed.texts["section"][2].count("None.") == 2
+    for text, section in zip(QUERIES, parsed.texts["section"], strict=True):
+        assert text in section
+
+
+def test_no_two_things_share_an_id(parsed):
+    assert len(set(parsed.having("id"))) == len(parsed.having("id"))
+
+
+def test_labels_are_named_and_an_unknown_one_keeps_its_number(parsed):
+    assert parsed.texts["h2"][1:] == [
+        "Query 0: row 40, negative",
+        "Query 1: row 41, positive",
+        "Query 2: row 42, positive",
+    ]
+    said = parsed.texts["section"][0]
+    for row in ("row 0, negative", "row 1, positive", "row 2, label 2"):
+        assert row in said
+
+
+def test_scores_and_shares_stand_beside_each_other(parsed):
+    said = " ".join(parsed.texts["section"][1].split())
+    assert "−0.25 1.25% row 100, negative" in said
+    assert "−0.125 0.62% row 101, positive" in said
+    assert "row 7, positive, helps 2 of 3" in " ".join(parsed.texts["summary"][0].split())
+
+
+def test_a_bar_is_as_long_as_its_share_of_the_largest(parsed):
+    widths = [style.removeprefix("width: ") for style in parsed.having("style")]
+    assert widths == ["100.0%", "25.0%", "80.0%", "40.0%", "20.0%", "100.0%", "100.0%", "50.0%"]

@@ -1,0 +1,109 @@
+"""A store says what it is about and how far each step has come."""
+
+import numpy as np
+import pytest
+
+from support.job.errors import StepMissing
+from support.job.show import progress, shown
+from support.job.store import Store
+
+QUERIES, TRAINING, CHUNKS = 3, 11, (2, 4)
+PLACES = [
+    (slice(query, min(query + 2, QUERIES)), slice(first, min(first + 4, TRAINING)))
+    for query in (0, 2)
+    for first in (0, 4, 8)
+]
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = Store(tmp_path)
+    store.begin()
+    return store
+
+
+def score(store, places):
+    store.make_array("scores", (QUERIES, TRAINING), CHUNKS, "float32", ("query", "training"))
+    for place in places:
+        size = [part.stop - part.start for part in place]
+        store.write("scores", place, np.ones(size, dtype=np.float32))
+
+
+def own(store, places):
+    store.make_array("self_influences", (TRAINING,), CHUNKS[1:], "float32", ("training",))
+    for place in places:
+        store.write("self_influences", (place,), np.ones(place.stop - place.start))
+
+
+def test_an_empty_store_has_begun_nothing(store):
+    assert progress(store) == {"fit": "not yet", "score": "not yet", "self": "not yet"}
+
+
+def test_a_fit_is_begun_while_its_parts_lie_there(store):
+    store.partial_fit.mkdir()
+    assert progress(store)["fit"] == "begun"
+
+
+def test_a_fit_is_done_when_its_curvature_lies_there(store):
+    store.curvature.touch()
+    assert progress(store) == {"fit": "done", "score": "not yet", "self": "not yet"}
+
+
+@pytest.mark.parametrize("done", [0, 1, 4, 5])
+def test_half_scored_means_so_many_chunks_of_all(store, done):
+    score(store, PLACES[:done])
+    assert progress(store)["score"] == f"{done} of 6 blocks"
+
+
+def test_a_chunk_counts_wherever_it_lies(store):
+    score(store, [PLACES[1], PLACES[-1]])
+    assert progress(store)["score"] == "2 of 6 blocks"
+
+
+def test_self_influences_are_counted_apart(store):
+    own(store, [PLACES[0][1], PLACES[2][1]])
+    assert progress(store) == {"fit": "not yet", "score": "not yet", "self": "2 of 3 blocks"}
+
+
+def test_when_every_chunk_is_there_each_step_is_done(store):
+    store.curvature.touch()
+    score(store, PLACES)
+    own(store, [place for _, place in PLACES[:3]])
+    assert progress(store) == {"fit": "done", "score": "done", "self": "done"}
+
+
+def test_a_damaged_chunk_is_one_that_is_missing(store):
+    score(store, PLACES)
+    chunk = next(path for path in store.folder.glob("results.zarr/scores/c/0/*"))
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    assert progress(store)["score"] == "5 of 6 blocks"
+
+
+def test_facts_are_shown_with_their_names_and_those_left_empty_are_not(store):
+    store.settle("subject", {"model": "mine", "layers": "", "block": 4})
+    store.settle("query_block", 2)
+    lines = shown(store).split("\n")
+    assert lines[0] == str(store.folder)
+    assert lines[1:] == [
+        "format: influence-job-1",
+        "subject:",
+        "  model: mine",
+        "  block: 4",
+        "query_block: 2",
+        "progress:",
+        "  fit: not yet",
+        "  score: not yet",
+        "  self: not yet",
+    ]
+
+
+def test_a_long_fact_is_cut_to_a_line(store):
+    store.settle("subject", {"training_rows": ",".join(map(str, range(500)))})
+    line = next(line for line in shown(store).split("\n") if "training_rows" in line)
+    assert line.endswith("…")
+    assert len(line) < 120
+
+
+def test_without_a_store_the_first_command_is_named(tmp_path):
+    with pytest.raises(StepMissing, match=r"^There is no store at .*Begin one with: fit --store"):
+        shown(Store(tmp_path / "nothing"))

@@ -1,0 +1,312 @@
+"""However texts, labels and models are kept, a job sees the same; and it says what it can't use."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from support.ekfac import EkfacInfluence
+from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
+from support.job.settings import Subject
+from support.job.sources import chosen_rows, load_classifier, load_texts
+from support.model import LABELS
+from tests.tiny_job import make_model
+
+TEXTS = ["a dull film", 'great, "warm" plot', "bad\nbut fine"]
+NUMBERS = [0, 1, 0]
+NAMES = [LABELS[number] for number in NUMBERS]
+CLASSES = {name: number for number, name in LABELS.items()}
+CPU = torch.device("cpu")
+
+SIZES = {"initializer_range": 0.2, "pad_token_id": None}
+BERT = SIZES | {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "pad_token_id": 0,
+}
+GPT2 = SIZES | {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 101, "eos_token_id": 102}
+FAMILIES = {
+    "bert": (BertForSequenceClassification, BertConfig, BERT),
+    "roberta": (RobertaForSequenceClassification, RobertaConfig, BERT),
+    "gpt2": (GPT2ForSequenceClassification, GPT2Config, GPT2),
+}
+
+
+def reviews(labels=NUMBERS):
+    return Dataset.from_dict({"text": TEXTS, "label": list(labels)})
+
+
+def loaded(name, split="train", subject=None):
+    found = load_texts(str(name), split, subject or Subject(), CLASSES)
+    return found["text"][:], found["label"][:]
+
+
+# Texts
+
+
+@pytest.mark.parametrize("labels", [NUMBERS, NAMES], ids=["numbers", "names"])
+@pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl", "json"])
+def test_a_file_of_every_kind_gives_the_same_texts_and_numbers(tmp_path, kind, labels):
+    path = tmp_path / f"reviews.{kind}"
+    write = reviews(labels).to_json if "json" in kind else getattr(reviews(labels), f"to_{kind}")
+    write(path)
+    assert loaded(path) == (TEXTS, NUMBERS)
+
+
+def test_a_folder_gives_each_split_from_the_file_of_its_name(tmp_path):
+    reviews().to_csv(tmp_path / "train.csv")
+    reviews(NAMES[::-1]).select([2]).to_csv(tmp_path / "test.csv")
+    with pytest.raises(DatasetNotUsable):
+        loaded(tmp_path)  # one split with numbers, one with names: no table has both
+    reviews().select([2, 1]).to_csv(tmp_path / "test.csv")
+    assert loaded(tmp_path) == (TEXTS, NUMBERS)
+    assert loaded(tmp_path, "test") == (TEXTS[:0:-1], NUMBERS[:0:-1])
+
+
+def test_a_saved_dataset_has_no_splits_and_a_saved_dictionary_has_its_own(tmp_path):
+    reviews().save_to_disk(tmp_path / "one")
+    DatasetDict(train=reviews(), held_out=reviews().select([1])).save_to_disk(tmp_path / "two")
+    assert loaded(tmp_path / "one") == loaded(tmp_path / "two") == (TEXTS, NUMBERS)
+    assert loaded(tmp_path / "two", "held_out") == (TEXTS[1:2], NUMBERS[1:2])
+
+
+def test_class_labels_are_numbers_already(tmp_path):
+    reviews().cast_column("label", ClassLabel(names=["no", "yes"])).save_to_disk(tmp_path / "one")
+    assert loaded(tmp_path / "one") == (TEXTS, NUMBERS)
+
+
+def test_columns_may_have_other_names(tmp_path):
+    renamed = reviews().rename_columns({"text": "said", "label": "mood"})
+    renamed.add_column("label", [7, 7, 7]).to_csv(tmp_path / "reviews.csv")
+    subject = Subject(text_column="said", label_column="mood")
+    assert loaded(tmp_path / "reviews.csv", subject=subject) == (TEXTS, NUMBERS)
+
+
+def test_the_packaged_reviews_need_no_file(imdb):
+    texts = load_texts("packaged", "test", Subject(), CLASSES)
+    assert texts.num_rows == imdb["test"].num_rows
+    assert texts[3] == imdb["test"][3]
+
+
+def test_a_file_that_is_missing_is_named_with_what_would_do(tmp_path):
+    missing = tmp_path / "reviews.csv"
+    with pytest.raises(
+        DatasetNotUsable, match=r"reviews\.csv' can't be read .*Name a file \(\.csv"
+    ):
+        loaded(missing)
+
+
+def test_a_suffix_that_no_reader_knows_is_refused(tmp_path):
+    (tmp_path / "reviews.txt").write_text("great")
+    with pytest.raises(DatasetNotUsable, match=r"^reviews\.txt is neither of \.csv, \.parquet,"):
+        loaded(tmp_path / "reviews.txt")
+
+
+def test_a_split_that_is_missing_is_refused_with_those_that_are_there(tmp_path):
+    DatasetDict(train=reviews(), held_out=reviews()).save_to_disk(tmp_path)
+    with pytest.raises(DatasetNotUsable, match=r"no split 'test'\. There are: train, held_out\."):
+        loaded(tmp_path, "test")
+
+
+@pytest.mark.parametrize("option", ["text_column", "label_column"])
+def test_a_column_that_is_missing_is_refused_with_those_that_are_there(tmp_path, option):
+    reviews().save_to_disk(tmp_path)
+    subject = Subject(**{option: "said"})
+    with pytest.raises(
+        DatasetNotUsable, match=r"'said'\. There are: text, label\. .*--text-column"
+    ):
+        loaded(tmp_path, subject=subject)
+
+
+def test_a_text_that_is_missing_is_named_by_its_row(tmp_path):
+    texts = ["good", None, "bad"]
+    Dataset.from_dict({"text": texts, "label": NUMBERS}).to_parquet(tmp_path / "reviews.parquet")
+    with pytest.raises(DatasetNotUsable, match=r"^Row 1 of .* has no text but None\.$"):
+        loaded(tmp_path / "reviews.parquet")
+
+
+def test_a_label_that_the_model_does_not_know_is_named_with_those_it_knows(tmp_path):
+    reviews(["positive", "so-so", "negative"]).to_csv(tmp_path / "reviews.csv")
+    with pytest.raises(DatasetNotUsable, match=r"label 'so-so', .* are negative, positive\."):
+        loaded(tmp_path / "reviews.csv")
+
+
+@pytest.mark.parametrize("labels", [[0, 2, 1], [0, -1, 1]])
+def test_a_number_that_is_no_class_of_the_model_is_named_with_its_row(tmp_path, labels):
+    reviews(labels).to_csv(tmp_path / "reviews.csv")
+    with pytest.raises(
+        DatasetNotUsable, match=rf"^Row 1 of .* has the label {labels[1]}, .* 0 to 1"
+    ):
+        loaded(tmp_path / "reviews.csv")
+
+
+def test_a_label_that_is_missing_is_named_with_its_row(tmp_path):
+    reviews([0, None, 1]).to_parquet(tmp_path / "reviews.parquet")
+    with pytest.raises(DatasetNotUsable, match=r"^Row 1 of .* has the label None, "):
+        loaded(tmp_path / "reviews.parquet")
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    import datasets.config
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+def test_a_data_set_of_the_hub_is_an_error_offline(offline):
+    with pytest.raises(DatasetNotUsable, match=r"^'nobody/no-reviews' can't be read "):
+        loaded("nobody/no-reviews")
+
+
+def test_a_model_of_the_hub_is_an_error_offline(offline):
+    with pytest.raises(ModelNotUsable, match=r"^--model nobody/no-model can't be loaded "):
+        load_classifier(Subject(model="nobody/no-model"), CPU)
+
+
+# Models
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+def gradients_of(subject):
+    model = load_classifier(subject, CPU).model
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_layers_are_chosen_by_parts_of_their_names(tiny):
+    chosen = gradients_of(Subject(model=str(tiny), layers="lin2, classifier"))
+    assert {name.removesuffix(".weight").removesuffix(".bias") for name in chosen} == {
+        "model.classifier",
+        "model.distilbert.transformer.layer.0.ffn.lin2",
+        "model.distilbert.transformer.layer.1.ffn.lin2",
+    }
+
+
+def test_without_a_choice_every_linear_layer_gets_gradients_and_nothing_else(tiny):
+    classifier = load_classifier(Subject(model=str(tiny)), CPU)
+    linear = [part for part in classifier.model.modules() if isinstance(part, torch.nn.Linear)]
+    wanted = {id(weight) for part in linear for weight in part.parameters()}
+    found = {id(weight) for weight in classifier.model.parameters() if weight.requires_grad}
+    assert found == wanted
+
+
+def test_a_model_is_in_evaluation_mode_and_knows_its_classes(tiny):
+    classifier = load_classifier(Subject(model=str(tiny)), CPU)
+    assert not any(part.training for part in classifier.model.modules())
+    assert classifier.class_names == CLASSES
+
+
+def test_layers_that_match_nothing_are_refused_with_the_names_there_are(tiny):
+    subject = Subject(model=str(tiny), layers="mlp")
+    with pytest.raises(ModelNotUsable, match=r"--layers mlp: .* classifier, .*ffn, .*lin1, lin2"):
+        load_classifier(subject, CPU)
+
+
+def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
+    with pytest.raises(ModelNotUsable, match=r"can't be loaded .*Name a folder that holds config"):
+        load_classifier(Subject(model=str(tmp_path)), CPU)
+
+
+def test_a_tokenizer_without_padding_is_refused(tmp_path, tokenizer, tiny):
+    make_model(tmp_path)
+    bare = type(tokenizer).from_pretrained(tmp_path)
+    bare.pad_token = None
+    bare.save_pretrained(tmp_path)
+    with pytest.raises(ModelNotUsable, match="has no padding token"):
+        load_classifier(Subject(model=str(tmp_path)), CPU)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request, tmp_path_factory, tokenizer):
+    make, configure, sizes = FAMILIES[request.param]
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    make(configure(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return request.param, folder
+
+
+def test_every_family_of_models_has_influences_that_padding_does_not_change(family, tokenizer):
+    _, folder = family
+    model = load_classifier(Subject(model=str(folder)), CPU).model
+    inputs = tokenizer(["a warm and dull film", "great"], padding=True, return_tensors="pt")
+    x, y = inputs["input_ids"], torch.tensor([0, 1])
+    engine = EkfacInfluence(model, hessian_regularization=0.1).fit([(x, y)])
+    both = engine.influences(x, y)
+    short = tokenizer(["great"], return_tensors="pt")["input_ids"]
+    assert both.isfinite().all()
+    assert (both.diagonal() > 0).all()
+    torch.testing.assert_close(engine.influences(short, y[1:]), both[1:, 1:], rtol=1e-3, atol=1e-5)
+
+
+def test_transposed_linear_layers_are_chosen_by_name_too(tmp_path, tokenizer):
+    make, configure, sizes = FAMILIES["gpt2"]
+    make(configure(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    chosen = gradients_of(Subject(model=str(tmp_path), layers="mlp"))
+    assert {name.split(".")[-2] for name in chosen} == {"c_fc", "c_proj"}
+    assert all(".mlp." in name for name in chosen)
+
+
+# Rows
+
+
+def test_all_rows_are_all_rows():
+    assert chosen_rows("all", 5, 0, "rows").tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_range_and_a_list_are_what_they_say():
+    assert chosen_rows("2:5", 7, 0, "rows").tolist() == [2, 3, 4]
+    assert chosen_rows("5,0,2,5", 7, 0, "rows").tolist() == [0, 2, 5]
+    assert chosen_rows("4,", 7, 0, "rows").tolist() == [4]
+
+
+def test_a_sample_ascends_repeats_nothing_and_depends_on_its_seed_alone():
+    sample, again, other = (chosen_rows("20", 100, seed, "rows") for seed in (0, 0, 1))
+    assert len(sample) == 20
+    assert (np.diff(sample) > 0).all()
+    assert sample.tolist() == again.tolist() != other.tolist()
+    assert chosen_rows("100", 100, 3, "rows").tolist() == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("8", r"^--query-rows 8: there are only 7 rows\."),
+        ("0", r"choose from rows 0 to 6, at least one"),
+        ("-2", r"choose from rows 0 to 6, at least one"),
+        ("5:8", r"choose from rows 0 to 6"),
+        ("-1:3", r"choose from rows 0 to 6"),
+        ("3:3", r"at least one"),
+        ("2,7", r"choose from rows 0 to 6"),
+        (",", r"at least one"),
+        ("some", r"^--query-rows some: use all, a number like 50, a range"),
+        ("1:2:3", r"use all, a number like 50"),
+        ("1.5", r"use all, a number like 50"),
+        ("", r"use all, a number like 50"),
+    ],
+)
+def test_rows_that_mean_nothing_or_are_not_there_are_refused(rows, message):
+    with pytest.raises(BadSetting, match=message):
+        chosen_rows(rows, 7, 0, "query-rows")
+
+
+def test_all_rows_of_nothing_are_refused():
+    with pytest.raises(BadSetting, match=r"^--training-rows all: there are no rows\.$"):
+        chosen_rows("all", 0, 0, "training-rows")

@@ -1,0 +1,157 @@
+"""The strongest are those that a sort of the whole matrix would find, without holding the matrix."""
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from support.job.errors import BadSetting, StepMissing
+from support.job.examples import Examples
+from support.job.store import Store
+from support.job.top import strongest
+
+QUERIES, TRAINING = 3, 11
+SCORES = np.random.default_rng(0).normal(size=(QUERIES, TRAINING))
+OWN = np.random.default_rng(1).uniform(0.1, 4, size=TRAINING)
+
+
+def examples(rows):
+    rows = np.asarray(rows)
+    texts = {"text": [f"text {row}" for row in rows], "label": [int(row) % 2 for row in rows]}
+    return Examples(rows, Dataset.from_dict(texts), Dataset.from_dict({}), "", 0)
+
+
+TRAINED_ON, ASKED = examples(np.arange(TRAINING) * 2 + 100), examples([4, 7, 9])
+
+
+def stored(folder, scores=SCORES, chunks=(2, 4), own=None):
+    store = Store(folder)
+    store.begin()
+    store.make_array("scores", scores.shape, chunks, "float64", ("query", "training"))
+    store.results["scores"][:] = scores
+    if own is not None:
+        store.make_array("self_influences", own.shape, chunks[1:], "float64", ("training",))
+        store.results["self_influences"][:] = own
+    return store
+
+
+def dense(scores, query, sign, count):
+    """Training numbers by a stable sort of one row of the matrix; only those of that sign."""
+    order = np.argsort(-sign * scores[query], kind="stable")
+    return [number for number in order.tolist() if sign * scores[query, number] > 0][:count]
+
+
+def check(top, scores, count):
+    shares = np.abs(scores) / np.abs(scores).sum(axis=1, keepdims=True)
+    for query in range(len(scores)):
+        for effect, sign in {"helps": 1, "harms": -1}.items():
+            by_query = top.by_query[top.by_query["query"] == query]
+            found = by_query[by_query["effect"] == effect]
+            numbers = dense(scores, query, sign, count)
+            assert found["training_row"].tolist() == TRAINED_ON.rows[numbers].tolist()
+            assert found["place"].tolist() == list(range(1, len(numbers) + 1))
+            np.testing.assert_allclose(found["score"].tolist(), scores[query, numbers])
+            np.testing.assert_allclose(found["share"].tolist(), shares[query, numbers])
+    mean = shares.mean(axis=0)
+    numbers = np.argsort(-mean, kind="stable")[:count]
+    assert top.overall["training_row"].tolist() == TRAINED_ON.rows[numbers].tolist()
+    np.testing.assert_allclose(top.overall["share"].tolist(), mean[numbers])
+    assert top.overall["helps"].tolist() == (scores[:, numbers] > 0).sum(axis=0).tolist()
+
+
+@pytest.mark.parametrize("count", [1, 3, TRAINING])
+@pytest.mark.parametrize("chunks", [(1, 1), (2, 4), (3, 5), (QUERIES, TRAINING)])
+def test_the_strongest_are_those_of_the_whole_sorted_matrix(tmp_path, chunks, count):
+    top = strongest(stored(tmp_path, chunks=chunks), TRAINED_ON, ASKED, count)
+    check(top, SCORES, count)
+
+
+def test_a_count_above_the_training_set_gives_all_of_it_once(tmp_path):
+    top = strongest(stored(tmp_path), TRAINED_ON, ASKED, 50)
+    check(top, SCORES, 50)
+    assert len(top.by_query) == SCORES.size
+    assert len(top.overall) == TRAINING
+
+
+def test_the_shares_of_a_query_add_up_to_one_and_so_do_the_mean_shares(tmp_path):
+    top = strongest(stored(tmp_path), TRAINED_ON, ASKED, TRAINING)
+    np.testing.assert_allclose(top.by_query.groupby("query")["share"].sum(), np.ones(QUERIES))
+    assert top.overall["share"].sum() == pytest.approx(1)
+
+
+def test_each_row_says_its_query_and_its_own_text_and_label(tmp_path):
+    by_query = strongest(stored(tmp_path), TRAINED_ON, ASKED, 2).by_query
+    assert by_query["query_row"].tolist() == ASKED.rows[by_query["query"]].tolist()
+    assert by_query["text"].tolist() == [f"text {row}" for row in by_query["training_row"]]
+    assert by_query["label"].tolist() == [row % 2 for row in by_query["training_row"]]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, TRAINING])
+def test_of_equal_scores_the_first_wins_however_the_store_is_cut(tmp_path, chunk):
+    scores = np.tile([1.0, 2.0, -1.0, 2.0, 1.0, -1.0, 2.0, 0.0, 1.0, -1.0, 2.0], (QUERIES, 1))
+    check(strongest(stored(tmp_path, scores, (2, chunk)), TRAINED_ON, ASKED, 3), scores, 3)
+
+
+def test_what_neither_helps_nor_harms_is_in_no_list(tmp_path):
+    scores = np.zeros((QUERIES, TRAINING))
+    scores[0, [2, 5]], scores[1, 7] = [3.0, -1.0], -2.0
+    top = strongest(stored(tmp_path, scores), TRAINED_ON, ASKED, 4)
+    found = top.by_query[["query", "effect", "training_row"]].to_numpy().tolist()
+    assert found == [[0, "helps", 104], [0, "harms", 110], [1, "harms", 114]]
+    assert top.overall["training_row"].tolist() == [114, 104, 110]
+    assert top.overall["helps"].tolist() == [0, 1, 0]
+
+
+def test_relative_scores_are_divided_by_the_root_of_self_influence(tmp_path):
+    store = stored(tmp_path, own=OWN)
+    check(strongest(store, TRAINED_ON, ASKED, 4, relative=True), SCORES / np.sqrt(OWN), 4)
+
+
+def test_a_training_example_without_a_gradient_has_no_relative_score(tmp_path):
+    own, scores = OWN.copy(), SCORES.copy()
+    own[3] = scores[:, 3] = 0
+    top = strongest(stored(tmp_path, scores, own=own), TRAINED_ON, ASKED, TRAINING, relative=True)
+    assert TRAINED_ON.rows[3] not in top.by_query["training_row"].tolist()
+
+
+def test_one_score_that_is_missing_is_an_error(tmp_path):
+    store = stored(tmp_path)
+    store.results["scores"][1, 8] = np.nan
+    with pytest.raises(StepMissing, match=r"^Not all scores are there yet\. Run: score"):
+        strongest(store, TRAINED_ON, ASKED, 2)
+
+
+def test_without_any_score_the_step_is_named(tmp_path):
+    store = Store(tmp_path)
+    store.begin()
+    with pytest.raises(StepMissing, match=r"has no scores yet\. Run: score$"):
+        strongest(store, TRAINED_ON, ASKED, 2)
+
+
+def test_relative_scores_need_every_self_influence(tmp_path):
+    store = stored(tmp_path)
+    with pytest.raises(StepMissing, match=r"has no self_influences yet\. Run: self$"):
+        strongest(store, TRAINED_ON, ASKED, 2, relative=True)
+    own = OWN.copy()
+    own[-1] = np.nan
+    store = stored(tmp_path / "other", own=own)
+    with pytest.raises(StepMissing, match=r"^Not all self-influences are there yet\. Run: self$"):
+        strongest(store, TRAINED_ON, ASKED, 2, relative=True)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_count_below_one_is_refused(tmp_path, count):
+    with pytest.raises(BadSetting, match=rf"^--count {count}: use 1 or more\.$"):
+        strongest(stored(tmp_path), TRAINED_ON, ASKED, count)
+
+
+def test_never_more_than_one_column_of_chunks_is_read(tmp_path, monkeypatch):
+    widths = []
+    read = Store.read
+
+    def spied(self, name, place):
+        widths.append(place[-1].stop - place[-1].start)
+        return read(self, name, place)
+
+    monkeypatch.setattr(Store, "read", spied)
+    strongest(stored(tmp_path, chunks=(2, 4)), TRAINED_ON, ASKED, 2)
+    assert widths == [4, 4, 3] * 2
