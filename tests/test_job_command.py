@@ -176,7 +176,9 @@ def test_a_folder_that_holds_other_things_is_refused_and_left_as_it_is(
 def test_more_queries_than_there_are_rows_are_refused(inputs, said, tmp_path):
     given = options(*inputs, tmp_path / "store")
     given[given.index("all")] = "4"
-    assert "--query-rows 4: there are only 3 rows." in said("plan", *given[:10], status=1)
+    assert "--query-rows 4: use all, a number of rows like 50 (from 1 to 3)" in said(
+        "plan", *given[:10], status=1
+    )
 
 
 # What it will cost

@@ -285,21 +285,25 @@ def test_a_sample_ascends_repeats_nothing_and_depends_on_its_seed_alone():
     assert chosen_rows("100", 100, 3, "rows").tolist() == list(range(100))
 
 
+def test_rows_and_ranges_mix_and_overlap():
+    assert chosen_rows("5,0:3,2,6,", 8, 0, "query-rows").tolist() == [0, 1, 2, 5, 6]
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("8", r"^--query-rows 8: there are only 7 rows\."),
-        ("0", r"choose from rows 0 to 6, at least one"),
-        ("-2", r"choose from rows 0 to 6, at least one"),
+        ("8", r"^--query-rows 8: use all, a number of rows like 50 .from 1 to 7."),
+        ("0", r"from 1 to 7"),
+        ("-2", r"from 1 to 7"),
         ("5:8", r"choose from rows 0 to 6"),
         ("-1:3", r"choose from rows 0 to 6"),
         ("3:3", r"at least one"),
         ("2,7", r"choose from rows 0 to 6"),
-        (",", r"at least one"),
-        ("some", r"^--query-rows some: use all, a number like 50, a range"),
-        ("1:2:3", r"use all, a number like 50"),
-        ("1.5", r"use all, a number like 50"),
-        ("", r"use all, a number like 50"),
+        (",", r"or rows and ranges like 3,5,100:200"),
+        ("some", r"^--query-rows some: use all, a number of rows like 50"),
+        ("1:2:3", r"or rows and ranges like"),
+        ("1.5", r"use all, a number of rows"),
+        ("", r"use all, a number of rows"),
     ],
 )
 def test_rows_that_mean_nothing_or_are_not_there_are_refused(rows, message):
