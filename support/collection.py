@@ -44,6 +44,11 @@ HIDDEN_ON_PAGES = {
 }
 
 
+# What these pages link of each other; glossary and API reference are pages of the site alone.
+LINK_TO_A_PAGE = re.compile(r"(\]\((?!\w+:)[^)#]+)\.(?:ipynb|(?<=\(index\.)md)\b")
+LINK_TO_THE_SITE = re.compile(r"\[([^\[\]]+)\]\((?!\w+:)[^)#]+\.md\b[^)]*\)")
+
+
 class NotebookFailed(RuntimeError):
     """A notebook stopped before its last cell."""
 
@@ -143,11 +148,15 @@ def _state(widgets: Mapping, reference: str) -> Mapping:
 
 
 def write_page(notebook: NotebookNode, page: Path) -> None:
-    """One HTML page of an executed notebook, its links leading to the other pages."""
+    """One HTML page of an executed notebook, its links leading to the other pages.
+
+    What it links on the site alone becomes plain text.
+    """
     notebook = NotebookNode(notebook, cells=[NotebookNode(cell) for cell in notebook.cells])
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"(\]\((?!\w+:)[^)#]+)\.(ipynb|md)\b", r"\1.html", cell.source)
+            linked = LINK_TO_A_PAGE.sub(r"\1.html", cell.source)
+            cell.source = LINK_TO_THE_SITE.sub(r"\1", linked)
     exporter = HTMLExporter(
         config=Config(TagRemovePreprocessor={"enabled": True} | HIDDEN_ON_PAGES),
         exclude_input_prompt=True,
