@@ -15,6 +15,7 @@ import time
 from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import papermill
@@ -43,6 +44,7 @@ HIDDEN_ON_PAGES = {
     "remove_all_outputs_tags": {"hide-output", "remove-output"},
 }
 
+HEADING = re.compile(r'<h[1-6] id="(?P<name>[^"]+)">.*?</h[1-6]>')
 
 # What these pages link of each other; glossary and API reference are pages of the site alone.
 LINK_TO_A_PAGE = re.compile(r"(\]\((?!\w+:)[^)#]+)\.(?:ipynb|(?<=\(index\.)md)\b")
@@ -163,7 +165,18 @@ def write_page(notebook: NotebookNode, page: Path) -> None:
         exclude_output_prompt=True,
     )
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title(notebook)}})
-    page.write_text(body, encoding="utf-8")
+    page.write_text(HEADING.sub(_with_slug, body), encoding="utf-8")
+
+
+def _with_slug(heading: re.Match) -> str:
+    """A heading under the name by which the site and other notebooks link it: `the-curvature`."""
+    name = unquote(html.unescape(heading["name"]))
+    slug = re.sub(r"[^\w-]", "", name.lower())
+    return (
+        heading[0]
+        .replace(f'"{heading["name"]}"', f'"{slug}"')
+        .replace(f'"#{heading["name"]}"', f'"#{slug}"')
+    )
 
 
 def write_readme_figures(notebook: NotebookNode, folder: Path) -> None:
