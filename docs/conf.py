@@ -1,5 +1,9 @@
 """Sphinx: the notebooks as they are committed, and the API reference from the docstrings."""
 
+from docutils.nodes import Element, document, term
+from sphinx.addnodes import desc_signature
+from sphinx.application import Sphinx
+
 project = "Which reviews made the model say that?"
 author = "the founders"
 copyright = "the founders, Apache-2.0"
@@ -36,3 +40,15 @@ autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 default_role = "code"
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("doctree-read", offer_terms_and_functions)
+
+
+def offer_terms_and_functions(app: Sphinx, page: document) -> None:
+    """Lets notebooks link `glossary.md#term-Fisher` and `api.md#support…`; else headings alone."""
+    anchors = app.env.metadata[app.env.docname].setdefault("myst_slugs", {})
+    for node in page.findall(Element):
+        if isinstance(node, term | desc_signature):
+            anchors.update({name: (node.line, name, node.astext()) for name in node["ids"]})

@@ -15,6 +15,7 @@ import time
 from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 import nbformat
 import papermill
@@ -42,6 +43,12 @@ HIDDEN_ON_PAGES = {
     "remove_input_tags": {"hide-input", "remove-input"},
     "remove_all_outputs_tags": {"hide-output", "remove-output"},
 }
+
+HEADING = re.compile(r'<h[1-6] id="(?P<name>[^"]+)">.*?</h[1-6]>')
+
+# What these pages link of each other; glossary and API reference are pages of the site alone.
+LINK_TO_A_PAGE = re.compile(r"(\]\((?!\w+:)[^)#]+)\.(?:ipynb|(?<=\(index\.)md)\b")
+LINK_TO_THE_SITE = re.compile(r"\[([^\[\]]+)\]\((?!\w+:)[^)#]+\.md\b[^)]*\)")
 
 
 class NotebookFailed(RuntimeError):
@@ -143,18 +150,33 @@ def _state(widgets: Mapping, reference: str) -> Mapping:
 
 
 def write_page(notebook: NotebookNode, page: Path) -> None:
-    """One HTML page of an executed notebook, its links leading to the other pages."""
+    """One HTML page of an executed notebook, its links leading to the other pages.
+
+    What it links on the site alone becomes plain text.
+    """
     notebook = NotebookNode(notebook, cells=[NotebookNode(cell) for cell in notebook.cells])
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"(\]\((?!\w+:)[^)#]+)\.(ipynb|md)\b", r"\1.html", cell.source)
+            linked = LINK_TO_A_PAGE.sub(r"\1.html", cell.source)
+            cell.source = LINK_TO_THE_SITE.sub(r"\1", linked)
     exporter = HTMLExporter(
         config=Config(TagRemovePreprocessor={"enabled": True} | HIDDEN_ON_PAGES),
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
     body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title(notebook)}})
-    page.write_text(body, encoding="utf-8")
+    page.write_text(HEADING.sub(_with_slug, body), encoding="utf-8")
+
+
+def _with_slug(heading: re.Match) -> str:
+    """A heading under the name by which the site and other notebooks link it: `the-curvature`."""
+    name = unquote(html.unescape(heading["name"]))
+    slug = re.sub(r"[^\w-]", "", name.lower())
+    return (
+        heading[0]
+        .replace(f'"{heading["name"]}"', f'"{slug}"')
+        .replace(f'"#{heading["name"]}"', f'"#{slug}"')
+    )
 
 
 def write_readme_figures(notebook: NotebookNode, folder: Path) -> None:

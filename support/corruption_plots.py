@@ -51,9 +51,9 @@ def accuracy_after_dropping(
     """Accuracy of the model trained again without the most suspicious share, one line per ranking.
 
     `accuracies`: ranking → (draws, shares), bars are standard errors of the mean over draws;
-    `references` are drawn across.
+    `references` are drawn across and named beside the axes.
     """
-    axes = new_axes(7.5, 3.6)
+    axes = new_axes(7.5, 4)
     for number, (name, draws) in enumerate(accuracies.items()):
         color, line = LINES[number % len(LINES)]
         dodged = 100 * np.asarray(shares) + 0.12 * (number - (len(accuracies) - 1) / 2)
@@ -63,10 +63,13 @@ def accuracy_after_dropping(
         )
     for name, value in references.items():
         axes.axhline(100 * value, color=NEUTRAL, linewidth=0.7)
-        axes.annotate(name, (100 * max(shares), 100 * value), ha="right", va="bottom", fontsize=7)
+        axes.annotate(
+            name, (1, 100 * value), (4, 0), xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points", va="center", fontsize=8,
+        )  # fmt: skip
     axes.set(
         title=title, xlabel="most suspicious reviews dropped, %", xticks=[100 * s for s in shares]
     )
     axes.set(ylabel="held-out accuracy, %")
-    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.figure.legend(frameon=False, loc="outside lower center", ncols=3)
     show(axes)

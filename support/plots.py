@@ -55,7 +55,7 @@ def confidence(
     left.axvline(0.5, color=NEUTRAL, linewidth=0.8, linestyle=":")
     left.set(yscale="log", ylim=(1, None), title=title)
     left.set(xlabel="predicted probability of positive", ylabel="reviews (log)")
-    left.legend(frameon=False, loc="lower center")
+    left.legend(loc="lower center", framealpha=1, edgecolor="white")
     frame["wrong"] = (frame["p"] > 0.5) != (frame["label"] == 1)
     names = ["to 128", "129–256", "257–384", "385–511", "cut at 512"]
     frame["length"] = pd.cut(frame["tokens"], [0, 128, 256, 384, 511, 512], labels=names)
@@ -116,7 +116,8 @@ def influence_heatmap(
     """
     tests, trains = influences.shape
     axes = new_axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
-    _heatmap(axes, influences, np.abs(influences).max(), test_labels, train_labels, colour_bar=True)
+    limit, numbers = np.abs(influences).max(), _readable(influences)
+    _heatmap(axes, influences, limit, test_labels, train_labels, numbers, colour_bar=True)
     if marked is not None:
         row, column = marked
         axes.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2))
@@ -132,21 +133,29 @@ def influences_side_by_side(
 ) -> None:
     """Influences of the same reviews under several labellings, one panel each, on one colour scale.
 
-    The scale ends at the largest absolute value of all panels.
+    The scale ends at the largest absolute value of all panels; thousands are written as k.
     """
     tests, trains = influences[0].shape
-    panels = len(influences)
-    axes = new_axes(min(11.0, 1.2 + 0.65 * trains * panels), 1.3 + 0.45 * tests, panels)
+    panels = new_axes(
+        min(7.6, 1.2 + 0.5 * trains * len(influences)), 1.9 + 0.36 * tests, len(influences)
+    )
     limit = max(np.abs(values).max() for values in influences)
-    for number, (panel, values, labels) in enumerate(
-        zip(axes, influences, train_labels, strict=True)
-    ):
-        last = number == panels - 1
-        _heatmap(panel, values, limit, test_labels, labels, colour_bar=last)
-        panel.tick_params(labelsize=7)
-        plt.setp(panel.texts, fontsize=6.5)
-        panel.set(title=titles[number], xlabel="training review (label)")
-    axes[0].set(ylabel="test review (label)")
+    for panel, values, labels, title in zip(panels, influences, train_labels, titles, strict=True):
+        numbers = _readable(values, in_thousands=True)
+        _heatmap(panel, values, limit, test_labels, labels, numbers, colour_bar=False)
+        panel.set_xticklabels([name.replace(" ", "\n") for name in _names(labels)])
+        panel.tick_params(labelsize=8)
+        plt.setp(panel.texts, fontsize=7.5)
+        panel.set(title=title, xlabel="training review")
+        if panel is not panels[0]:
+            panel.set_yticks([])
+    panels[0].set_ylabel("test review")
+    colour_bar = panels[0].figure.colorbar(
+        panels[0].collections[0], ax=list(panels), location="bottom", aspect=40, shrink=0.6,
+        label="blue helps, red harms", ticks=[-limit, 0, limit],
+    )  # fmt: skip
+    colour_bar.ax.set_xticklabels(_readable(np.array([-limit, 0, limit]), in_thousands=True))
+    colour_bar.outline.set_visible(False)
     plt.show()
 
 
@@ -156,6 +165,7 @@ def _heatmap(
     limit: float,
     test_labels: Iterable,
     train_labels: Iterable,
+    numbers: np.ndarray,
     colour_bar: bool,
 ) -> None:
     limit = float(limit) or 1.0
@@ -165,7 +175,7 @@ def _heatmap(
         vmax=limit,
         cmap=DIVERGING,
         ax=axes,
-        annot=_readable(influences),
+        annot=numbers,
         fmt="",
         linewidths=0.5,
         xticklabels=_names(train_labels),
@@ -180,10 +190,15 @@ def _names(labels: Iterable) -> list[str]:
     return [f"{row} ({'pos' if label else 'neg'})" for row, label in enumerate(labels)]
 
 
-def _readable(values: np.ndarray) -> np.ndarray:
-    """Numbers as people write them: 20,100, 4.2, 0.061."""
-    written = [f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2g}" for value in values.flat]
-    return np.array(written).reshape(values.shape)
+def _readable(values: np.ndarray, in_thousands: bool = False) -> np.ndarray:
+    """Numbers as people write them: 20,100, 4.2, 0.061; where room is short, 20k for 20,100."""
+
+    def written(value: float) -> str:
+        if in_thousands and abs(value) >= 10_000:
+            return f"{value / 1000:,.0f}k"
+        return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2g}"
+
+    return np.array([written(value) for value in values.flat]).reshape(values.shape)
 
 
 def influences_by_labels(

@@ -1,6 +1,6 @@
 """Figures of the appendix on regularization: how rankings agree, and where λ lies in the spectrum."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -16,13 +16,13 @@ def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> No
 
     `tables` holds one table per kind of correlation, in panels side by side.
     """
-    panels = np.atleast_1d(new_axes(9, 4.4, panels=len(tables)))
+    panels = np.atleast_1d(new_axes(7.6, 4.6, panels=len(tables)))
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         sns.heatmap(
             table, vmin=-1, vmax=1, cmap="RdBu", ax=axes, cbar=axes is panels[-1],
             yticklabels=axes is panels[0], linewidths=0.3,
         )  # fmt: skip
-        axes.set(title=name.capitalize(), xlabel="from one λ to the next", ylabel="")
+        axes.set(title=name.capitalize(), xlabel="a value of λ → the next", ylabel="")
         axes.tick_params(axis="x", rotation=90)
     panels[0].set_ylabel("layer, from input to output")
     panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
@@ -34,22 +34,24 @@ def spectra(
 ) -> None:
     """Corrected eigenvalues of each layer from the largest to the smallest, with λ across them.
 
-    `regularizations` are drawn as horizontal lines under their names.
+    `regularizations` are drawn as horizontal lines, named beside the axes.
     """
-    axes = new_axes(7.5, 4)
+    axes = new_axes(7.6, 4.4)
     colors = sns.color_palette("viridis", len(eigenvalues))
     for (name, values), color in zip(eigenvalues.items(), colors, strict=True):
         ranked = np.sort(values.ravel())[::-1]
         places = np.unique(np.geomspace(1, len(ranked), MOST_POINTS).astype(int)) - 1
         axes.plot(places + 1, ranked[places], color=color, linewidth=1, label=name)
-    lines: Sequence[str] = [NEGATIVE, POSITIVE, NEUTRAL]
-    end = max(values.size for values in eigenvalues.values())
-    sides = [(1, "left", "top"), (1, "left", "bottom"), (end, "right", "bottom")]
-    for (name, value), color, side in zip(regularizations.items(), lines, sides, strict=False):
-        place, horizontal, vertical = side
+    ascending = sorted(regularizations.items(), key=lambda named: named[1])
+    for place, (name, value) in enumerate(ascending):
+        color = (NEGATIVE, NEUTRAL, POSITIVE)[place % 3]
         axes.axhline(value, color=color, linestyle="--", linewidth=1)
-        axes.annotate(name, (place, value), color=color, fontsize=8, ha=horizontal, va=vertical)
+        # The lowest name hangs below its line, so that the next has room above it.
+        axes.annotate(
+            name, (1, value), (4, 0), xycoords=axes.get_yaxis_transform(),
+            textcoords="offset points", color=color, fontsize=8, va="bottom" if place else "top",
+        )  # fmt: skip
     axes.set(xscale="log", yscale="log", ylim=(1e-16, None))
     axes.set(xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ", title=title)
-    axes.legend(frameon=False, fontsize=6, ncols=2, loc="lower left")
+    axes.figure.legend(frameon=False, fontsize=7, ncols=5, loc="outside lower center")
     show(axes)

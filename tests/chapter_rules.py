@@ -18,7 +18,9 @@ from support.collection import EXECUTED, code_digest, reading_order
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 INDEX = "index.md"
+BIBLIOGRAPHY = FOLDER.parent / "docs" / "references.bib"
 LINK = re.compile(r"\]\((?!\w+:)([^)\s]+)\)")
+PAPER = re.compile(r"\]\((https://(?:arxiv|aclanthology)\.org/[^)\s]+)\)")
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,12 @@ def has_links_that_lead_somewhere(chapter):
             assert anchor in anchors, f"the link {link!r} leads to no heading, there are {anchors}"
 
 
+def cites_papers_of_the_bibliography(chapter):
+    known = set(re.findall(r"url = {(.*?)}", BIBLIOGRAPHY.read_text(encoding="utf-8")))
+    for paper in PAPER.findall("\n".join(chapter.prose)):
+        assert paper in known, f"{paper} is no `url` of docs/references.bib"
+
+
 def closes_with_what_was_learned(chapter):
     starts = [
         number
@@ -287,6 +295,7 @@ RULES = [
     is_short,
     hides_the_code_of_plots,
     has_links_that_lead_somewhere,
+    cites_papers_of_the_bibliography,
     closes_with_what_was_learned,
     ends_with_the_versions,
     was_run_from_top_to_bottom,

@@ -156,6 +156,11 @@ BREAKS = [
     ),
     (rules.has_links_that_lead_somewhere, edit(OPENING, "#what", "#that"), "leads to no heading"),
     (
+        rules.cites_papers_of_the_bibliography,
+        edit(OPENING, "Which one?", "Which one? [Nobody 1999](https://arxiv.org/abs/9901.00001)"),
+        "9901.00001 is no `url` of docs/references.bib",
+    ),
+    (
         rules.closes_with_what_was_learned,
         edit(LEARNED, "learned", "saw"),
         "one markdown cell must start",

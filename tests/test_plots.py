@@ -109,3 +109,9 @@ def test_panels_side_by_side_share_one_scale_and_name_their_own_labels(drawn):
     assert limits[0] == limits[1] == (-2 * 20_097.4, 2 * 20_097.4)
     names = [[tick.get_text()[3:6] for tick in panel.get_xticklabels()] for panel in (left, right)]
     assert names == [["neg", "pos", "neg"], ["pos", "neg", "pos"]]
+
+
+def test_panels_side_by_side_write_thousands_short(drawn):
+    left, right, *_ = drawn("influences_side_by_side")
+    assert [text.get_text() for text in left.texts] == ["1", "-2", "0.5", "0.25", "20k", "-0.061"]
+    assert right.texts[4].get_text() == "-40k"

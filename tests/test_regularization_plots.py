@@ -46,3 +46,5 @@ def test_spectra_fall_from_the_largest_eigenvalue_and_show_the_regularizations(f
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [3.0, 0.5, 0.1, 1e-4])
     assert [line.get_ydata()[0] for line in axes.lines[1:]] == [1e-3, 1.0]
     assert {text.get_text() for text in axes.texts} == {"small", "large"}
+    right = axes.get_window_extent().x1
+    assert all(text.get_window_extent().x0 > right for text in axes.texts)

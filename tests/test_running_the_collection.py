@@ -71,6 +71,26 @@ def test_pages_are_linked_in_order_and_show_no_parameters(write, tmp_path, capsy
     )
 
 
+def test_headings_of_these_pages_have_the_names_that_links_use(write, tmp_path):
+    write("01_a.ipynb", opening="# Alpha\n\n## Seven reviews, *five* λ?")
+    assert main([]) == 0
+    page = (tmp_path / "build/notebooks/01_a.html").read_text()
+    assert '<h2 id="seven-reviews-five-λ">' in page
+    assert 'href="#seven-reviews-five-λ"' in page
+
+
+def test_what_is_on_the_site_alone_is_no_link_on_these_pages(write, tmp_path):
+    said = (
+        "[`fit`](api.md#support.fit) of the [*Fisher*](glossary.md), [paper](https://a.org/b.md)."
+    )
+    write("01_a.ipynb", opening=f"# Alpha\n\n{said}")
+    assert main([]) == 0
+    page = (tmp_path / "build/notebooks/01_a.html").read_text()
+    assert (
+        '<code>fit</code> of the <em>Fisher</em>, <a href="https://a.org/b.md">paper</a>.' in page
+    )
+
+
 def test_the_first_failing_notebook_is_named_and_ends_the_run(write, tmp_path, capsys):
     failing = write("01_a.ipynb", "print('so far')", "raise ValueError('no such review')")
     write("02_b.ipynb")

@@ -111,7 +111,7 @@ def removals(table: pd.DataFrame, title: str) -> None:
             name, (end, places[name]), (8, 0), textcoords="offset points", va="center",
             color=color, fontsize=8,
         )  # fmt: skip
-    axes.axhline(0, color=NEUTRAL, linewidth=0.6)
+    axes.hlines(0, 0, table["removed"].max(), color=NEUTRAL, linewidth=0.6)
     axes.set(xlabel="reviews removed, of 1,000", ylabel="rise of the query's loss", title=title)
     show(axes)
 
