@@ -155,3 +155,10 @@ def test_never_more_than_one_column_of_chunks_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "read", spied)
     strongest(stored(tmp_path, chunks=(2, 4)), TRAINED_ON, ASKED, 2)
     assert widths == [4, 4, 3] * 2
+
+
+def test_a_query_that_nothing_harms_leaves_labels_whole_numbers(tmp_path):
+    scores = np.abs(SCORES)
+    top = strongest(stored(tmp_path, scores), TRAINED_ON, ASKED, 2)
+    assert set(top.by_query["effect"]) == {"helps"}
+    assert top.by_query["label"].dtype == np.int64

@@ -142,6 +142,7 @@ def _of_all(best: _Best, helped: dict[int, int], training: Examples) -> pd.DataF
     )
 
 
-def _said(examples: Examples, numbers: np.ndarray) -> dict[str, list]:
+def _said(examples: Examples, numbers: np.ndarray) -> dict[str, np.ndarray | list[str]]:
     chosen = examples.texts.select(numbers)
-    return {"label": chosen["label"][:], "text": chosen["text"][:]}
+    # Named, because a list of no labels has no type, and would make the others' numbers floats.
+    return {"label": np.array(chosen["label"][:], dtype=np.int64), "text": chosen["text"][:]}
