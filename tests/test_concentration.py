@@ -1,0 +1,77 @@
+"""How influence is spread, against sums and distances written out."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from support.concentration import concentration, cumulative_shares, examples_for, nearest, twins
+
+SCORES = np.array([[4.0, -3.0, 2.0, 1.0], [0.0, 0.0, -5.0, 5.0], [1.0, 1.0, 1.0, -1.0]])
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Axes of the figure that a function shows."""
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf().axes))
+    yield lambda: shown[-1]
+    plt.close("all")
+
+
+def test_shares_add_up_the_sizes_from_the_largest_on():
+    np.testing.assert_allclose(
+        cumulative_shares(SCORES),
+        [[0.4, 0.7, 0.9, 1.0], [0.5, 1.0, 1.0, 1.0], [0.25, 0.5, 0.75, 1.0]],
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_shares_don_t_depend_on_sign_scale_or_order(scale):
+    changed = -scale * SCORES[:, [2, 0, 3, 1]]
+    np.testing.assert_allclose(cumulative_shares(changed), cumulative_shares(SCORES))
+
+
+@pytest.mark.parametrize(
+    ("share", "needed"), [(0.3, [1, 1, 2]), (0.6, [2, 2, 3]), (0.95, [4, 2, 4])]
+)
+def test_as_many_are_needed_as_reach_the_share(share, needed):
+    assert examples_for(share, SCORES).tolist() == needed
+
+
+def test_twins_are_nearest_and_a_pair_stands_once():
+    draw = np.random.default_rng(0)
+    scores = draw.normal(size=(5, 6))
+    scores[:, 4] = scores[:, 1]
+    pairs = nearest(scores)
+    assert pairs.loc[0].tolist() == [1, 4, 0.0]
+    assert len(pairs) == len({(a, b) for a, b in zip(pairs["one"], pairs["other"], strict=True)})
+    assert (pairs["one"] < pairs["other"]).all()
+    assert pairs["distance"].is_monotonic_increasing
+
+
+def test_distance_is_the_difference_over_the_larger_of_the_two():
+    scores = np.array([[3.0, 0.0, 30.0], [4.0, 10.0, 40.0]])
+    pairs = nearest(scores).set_index(["one", "other"])["distance"]
+    assert pairs[1, 2] == pytest.approx(1800**0.5 / 50)
+    assert pairs[0, 1] == pytest.approx(45**0.5 / 10)
+
+
+def test_the_figure_has_a_line_for_each_query_a_median_and_equality(drawn):
+    concentration(SCORES, [0.5], "How it is spread")
+    (axes,) = drawn()
+    assert axes.get_title(loc="left") == "How it is spread"
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["median of the queries", "if all were equal"]
+    curves = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 4]
+    np.testing.assert_allclose(curves[:3], 100 * cumulative_shares(SCORES))
+    np.testing.assert_allclose(curves[3], np.median(100 * cumulative_shares(SCORES), axis=0))
+    assert "50%: 2" in [text.get_text() for text in axes.texts]
+
+
+def test_every_pair_is_a_point_of_the_figure(drawn):
+    twins(pd.Series([0.0, 0.02, 0.7]), pd.Series([1.0, 0.1, 0.05]), "Twins")
+    (axes,) = drawn()
+    np.testing.assert_allclose(
+        axes.collections[0].get_offsets(), [[0, 1], [0.02, 0.1], [0.7, 0.05]]
+    )
