@@ -1,5 +1,7 @@
 """Sphinx: the notebooks as they are committed, and the API reference from the docstrings."""
 
+from sphinx.util.nodes import make_refnode
+
 project = "Which reviews made the model say that?"
 author = "the founders"
 copyright = "the founders, Apache-2.0"
@@ -13,6 +15,7 @@ extensions = [
     "sphinxcontrib.bibtex",
 ]
 html_theme = "furo"
+pygments_dark_style = "a11y-high-contrast-dark"
 html_title = project
 html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
@@ -35,4 +38,34 @@ myst_heading_anchors = 3
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
-default_role = "code"
+add_module_names = False
+maximum_signature_line_length = 110
+python_trailing_comma_in_multi_line_signatures = False
+
+# What docstrings quote is a link where it is the name of something documented, else code.
+default_role = "py:obj"
+
+
+def class_of_another_module(app, env, node, content):
+    """A link to the documented class, wherever it is defined; nothing when no such class is."""
+    name = node["reftarget"]
+    if node.get("reftype") != "obj" or not name[:1].isupper():
+        return None
+    python = env.domains["py"]
+    found = python.find_obj(env, node.get("py:module"), node.get("py:class"), name, None, 1)
+    if len(found) != 1:
+        return None
+    ((target, entry),) = found
+    return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content, target)
+
+
+def no_words_of_others(app, what, name, documented, options, lines):
+    """A method that has no docstring is shown with its shapes, not with the one it inherits."""
+    if what == "method" and documented.__doc__ is None:
+        lines.clear()
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", no_words_of_others)
+    app.connect("missing-reference", class_of_another_module)
