@@ -210,6 +210,9 @@ def main(arguments: list[str] | None = None) -> int:
     notebooks = chosen.notebooks or reading_order(Path("notebooks"))
     if not notebooks:
         parser.error("no notebooks here: run this at the root of the repository")
+    missing = [str(path) for path in notebooks if not path.is_file()]
+    if missing:
+        parser.error(f"there is no {', no '.join(missing)}")
     # Without parameters papermill adds no cell of its own.
     parameters = {} if chosen.in_place else {"ci": chosen.ci, "source": chosen.source}
     os.environ["TQDM_BAR_FORMAT"] = BAR_WITHOUT_CLOCK

@@ -126,3 +126,11 @@ def test_outside_the_repository_nothing_runs(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main([])
     assert "run this at the root of the repository" in capsys.readouterr().err
+
+
+def test_a_notebook_that_is_not_there_is_named_before_anything_runs(write, tmp_path, capsys):
+    there = write("01_a.ipynb")
+    with pytest.raises(SystemExit):
+        main([str(there), "notebooks/02_b.ipynb"])
+    assert "there is no notebooks/02_b.ipynb" in capsys.readouterr().err
+    assert not (tmp_path / "build").exists()
