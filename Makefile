@@ -19,7 +19,7 @@ export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 .PHONY: chromium help notebooks execute test test-code test-notebooks test-browser docs docs-serve port bench lint lab clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 notebooks: $(READY) ## run all notebooks into build/notebooks (CI=1: small sizes; SOURCE=hub)
 	$(BIN)/python -m support.collection $(if $(filter 1,$(CI)),--ci) --source $(SOURCE)
@@ -60,10 +60,11 @@ bench: $(PEERS) $(PYDVL) ## measure engine and peers side by side into benchmark
 	$(BIN)/python -m benchmarks $(if $(filter 1,$(QUICK)),--quick)
 	$(BIN)/python -m benchmarks.savings $(if $(filter 1,$(QUICK)),--quick)
 
-lint: $(READY) ## code and notebooks: ruff, spelling, no traces of a run in the metadata
+lint: $(READY) ## code and notebooks: ruff, spelling, links, no traces of a run in the metadata
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/python -m pytest -q tests/test_links.py
 	$(BIN)/nbstripout --verify --keep-output --keep-count --keep-id notebooks/*.ipynb
 
 lab: $(READY) ## open the notebooks in JupyterLab

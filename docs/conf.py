@@ -1,5 +1,7 @@
 """Sphinx: the notebooks as they are committed, and the API reference from the docstrings."""
 
+import sys
+
 from sphinx.util.nodes import make_refnode
 
 project = "Which reviews made the model say that?"
@@ -65,7 +67,15 @@ def no_words_of_others(app, what, name, documented, options, lines):
         lines.clear()
 
 
+def source_of_an_alias(app, module, name):
+    """A name for a type of others, `Map = Callable[…]`, has its source where it is given."""
+    named = getattr(sys.modules.get(module), name, None)
+    ours = getattr(named, "__module__", module).partition(".")[0] == "support"
+    return None if ours else module
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("viewcode-follow-imported", source_of_an_alias)
     app.connect("autodoc-process-docstring", no_words_of_others)
     app.connect("missing-reference", class_of_another_module)

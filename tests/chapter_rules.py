@@ -15,10 +15,10 @@ import nbformat
 from nbformat import NotebookNode
 
 from support.collection import EXECUTED, code_digest, reading_order
+from tests.links import LINK, Source, dead_links
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 INDEX = "index.md"
-LINK = re.compile(r"\]\((?!\w+:)([^)\s]+)\)")
 
 
 @dataclass(frozen=True)
@@ -190,14 +190,8 @@ def hides_the_code_of_plots(chapter):
 
 
 def has_links_that_lead_somewhere(chapter):
-    for link in LINK.findall("\n".join(chapter.prose)):
-        page, _, anchor = link.partition("#")
-        target = chapter.path.parent / page if page else chapter.path
-        assert target.exists(), f"the link {link!r} leads nowhere"
-        if anchor and target.suffix == ".ipynb":
-            texts = [text for source in Chapter(target).prose for _, text in headings(source)]
-            anchors = [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts]
-            assert anchor in anchors, f"the link {link!r} leads to no heading, there are {anchors}"
+    dead = dead_links(Source(chapter.path))
+    assert not dead, "\n".join(dead)
 
 
 def closes_with_what_was_learned(chapter):
