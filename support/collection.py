@@ -10,6 +10,7 @@ import hashlib
 import html
 import os
 import re
+import shutil
 import sys
 import time
 from base64 import b64decode
@@ -42,6 +43,23 @@ HIDDEN_ON_PAGES = {
     "remove_input_tags": {"hide-input", "remove-input"},
     "remove_all_outputs_tags": {"hide-output", "remove-output"},
 }
+
+
+MATHJAX = Path(__file__).parents[1] / "docs" / "_static" / "mathjax"
+INDEX = "index.html"
+
+# The template of nbconvert loads its scripts from elsewhere; a page must show its formulas anywhere.
+PAGE = """{% extends "index.html.j2" %}
+{% block html_head_js_requirejs %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_js_mathjax %}
+<script>
+MathJax = {tex: {inlineMath: [["$", "$"]]}, options: {ignoreHtmlClass: "jp-Cell-outputWrapper"}};
+</script>
+<script src="mathjax/tex-svg.js" async></script>
+{% endblock %}
+{% block html_head_css %}<style>main {max-width: 62rem; margin: auto;}</style>{% endblock %}
+"""
 
 
 class NotebookFailed(RuntimeError):
@@ -143,17 +161,21 @@ def _state(widgets: Mapping, reference: str) -> Mapping:
 
 
 def write_page(notebook: NotebookNode, page: Path) -> None:
-    """One HTML page of an executed notebook, its links leading to the other pages."""
+    """One HTML page of an executed notebook, its links leading to the other pages and back."""
+    name = title(notebook)
     notebook = NotebookNode(notebook, cells=[NotebookNode(cell) for cell in notebook.cells])
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"(\]\((?!\w+:)[^)#]+)\.(ipynb|md)\b", r"\1.html", cell.source)
+    if page.name != INDEX:
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"[← All notebooks]({INDEX})"))
     exporter = HTMLExporter(
+        raw_template=PAGE,
         config=Config(TagRemovePreprocessor={"enabled": True} | HIDDEN_ON_PAGES),
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title(notebook)}})
+    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     page.write_text(body, encoding="utf-8")
 
 
@@ -176,9 +198,8 @@ def run(
     notebooks: list[Path], output: Path, parameters: Mapping[str, object], in_place: bool = False
 ) -> None:
     """Execute the notebooks one after the other, and say how long each took."""
-    output.mkdir(parents=True, exist_ok=True)
-    index = ["# The notebooks, executed", ""]
-    begin = time.monotonic()
+    shutil.copytree(MATHJAX, output / "mathjax", dirs_exist_ok=True)
+    seconds = {}
     for number, path in enumerate(notebooks, start=1):
         start = time.monotonic()
         executed = execute(path, output / path.name, parameters)
@@ -186,14 +207,25 @@ def run(
         if in_place:
             nbformat.write(executed, path)
             write_readme_figures(executed, path.parents[1] / "docs")
-        seconds = time.monotonic() - start
-        print(f"[{number}/{len(notebooks)}] {path.stem}: {seconds:.0f} s", flush=True)
-        index.append(f"1. [{title(executed)}]({path.stem}.html), {seconds:.0f} s")
-    list_of_pages = nbformat.v4.new_markdown_cell("\n".join(index))
-    write_page(nbformat.v4.new_notebook(cells=[list_of_pages]), output / "index.html")
-    print(
-        f"{len(notebooks)} notebooks in {time.monotonic() - begin:.0f} s: {output / 'index.html'}"
-    )
+        took = time.monotonic() - start
+        seconds[f"[{title(executed)}]({path.stem}.html)"] = took
+        print(f"[{number}/{len(notebooks)}] {path.stem}: {took:.0f} s", flush=True)
+    write_page(index_of(seconds, parameters), output / INDEX)
+    whole = sum(seconds.values())
+    print(f"{len(notebooks)} notebooks in {whole:.0f} s: {output / INDEX}")
+
+
+def index_of(seconds: Mapping[str, float], parameters: Mapping[str, object]) -> NotebookNode:
+    """The first page: every notebook by its link, with how long it took, and how they were run."""
+    size = "At the small sizes of a test" if parameters.get("ci") else "At full size"
+    source = parameters.get("source", "packaged")
+    rows = [f"| {link} | {took:.0f} |" for link, took in seconds.items()]
+    text = [
+        "# The notebooks, executed",
+        f"{size}, with reviews and model from the {source} source.",
+        "\n".join(["| notebook | seconds |", "| :--- | ---: |", *rows]),
+    ]
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("\n\n".join(text))])
 
 
 def main(arguments: list[str] | None = None) -> int:

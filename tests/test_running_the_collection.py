@@ -63,12 +63,28 @@ def test_pages_are_linked_in_order_and_show_no_parameters(write, tmp_path, capsy
     assert index.index('<a href="01_a.html">Alpha</a>') < index.index("appendix_z.html")
     page = (pages / "01_a.html").read_text()
     assert 'href="appendix_z.html#there"' in page
-    assert 'href="index.html"' in page
+    assert page.count('href="index.html"') == 2
+    assert "All notebooks" in page
+    assert "All notebooks" not in index
     assert "packaged" not in page
     said = capsys.readouterr().out
     assert (
         said.index("[1/2] 01_a: ") < said.index("[2/2] appendix_z: ") < said.index("2 notebooks in")
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--ci"], "At the small sizes of a test, with reviews and model from the packaged source"),
+        (["--source", "hub"], "At full size, with reviews and model from the hub source"),
+        (["--in-place"], "At full size, with reviews and model from the packaged source"),
+    ],
+)
+def test_the_index_says_how_its_notebooks_were_run(write, tmp_path, arguments, said):
+    write("01_a.ipynb")
+    assert main(arguments) == 0
+    assert said in (tmp_path / "build/notebooks/index.html").read_text()
 
 
 def test_the_first_failing_notebook_is_named_and_ends_the_run(write, tmp_path, capsys):
