@@ -43,6 +43,7 @@ def page(tmp_path):
         "there.md#a-page",
         "there.ipynb#what-λ-does-really",
         "#below",
+        "there.md#term-Fisher",
         "https://example.org/nothing",
     ],
 )
