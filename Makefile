@@ -16,10 +16,10 @@ export SUPPORT_CACHE := $(CURDIR)/build/cache
 # Searched before a kernel of the same name that the user may have installed elsewhere.
 export JUPYTER_PATH := $(CURDIR)/.venv/share/jupyter
 
-.PHONY: chromium help notebooks execute test test-code test-notebooks test-browser docs docs-serve bench lint lab clean
+.PHONY: chromium help notebooks execute test test-code test-notebooks test-browser docs docs-serve port bench lint lab clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 notebooks: $(READY) ## run all notebooks into build/notebooks (CI=1: small sizes; SOURCE=hub)
 	$(BIN)/python -m support.collection $(if $(filter 1,$(CI)),--ci) --source $(SOURCE)
@@ -31,10 +31,10 @@ execute: $(READY) ## execute the committed notebooks in place (NOTEBOOK=notebook
 
 test: lint test-code test-notebooks test-browser ## all four: lint, unit tests, notebooks in CI mode, browser
 
-test-code: $(PEERS)
+test-code: $(PEERS) ## the unit tests
 	$(BIN)/python -m pytest
 
-test-notebooks: $(READY)
+test-notebooks: $(READY) ## the notebooks at small size
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks/
 
 test-browser: docs $(BROWSER) ## the site and JupyterLab in a headless Chromium
@@ -43,25 +43,29 @@ test-browser: docs $(BROWSER) ## the site and JupyterLab in a headless Chromium
 
 # Debian's; the ones that test tools download are not needed.
 chromium:
-	@command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] || { echo "Chromium is missing. Install the package chromium (as root: apt-get install chromium), then go on."; exit 1; }
+	@command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] || { echo "Chromium is missing. Install the package chromium (as root: apt-get install chromium), then go on." >&2; exit 1; }
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium
 
 docs: $(DOCS) ## build/html from the committed outputs, with the API reference
 	$(BIN)/python -m sphinx -W -c docs notebooks build/html
 
-docs-serve: docs ## show the site on 127.0.0.1 (PORT=8000)
-	@$(BIN)/python -c 'import socket, sys; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); sys.exit("Port $(PORT) is taken. Name another: make docs-serve PORT=8001" if s.connect_ex(("127.0.0.1", $(PORT))) == 0 else 0)'
+docs-serve: port docs ## show the site on 127.0.0.1 (PORT=8000)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory build/html
+
+# Asked first: who has to name another port should not wait for the site.
+port:
+	@$(PYTHON) -c 'import socket, sys; s = socket.socket(); sys.exit("Port %d is taken. Name another: make docs-serve PORT=%d" % ($(PORT), $(PORT) + 1) if s.connect_ex(("127.0.0.1", $(PORT))) == 0 else 0)'
 
 bench: $(PEERS) $(PYDVL) ## measure engine and peers side by side into benchmarks/ (QUICK=1: toy sizes)
 	$(BIN)/python -m benchmarks $(if $(filter 1,$(QUICK)),--quick)
 	$(BIN)/python -m benchmarks.savings $(if $(filter 1,$(QUICK)),--quick)
 	$(BIN)/python -m benchmarks.job $(if $(filter 1,$(QUICK)),--quick)
 
-lint: $(READY) ## code and notebooks: ruff, spelling, no traces of a run in the metadata
+lint: $(READY) ## code and notebooks: ruff, spelling, links, no traces of a run in the metadata
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(BIN)/python -m pytest -q tests/test_links.py
 	$(BIN)/nbstripout --verify --keep-output --keep-count --keep-id notebooks/*.ipynb
 
 lab: $(READY) ## open the notebooks in JupyterLab

@@ -7,14 +7,22 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
-from browser.conftest import ROOT
+from browser.conftest import ROOT, SITE
 
-TOC = re.search(
-    r"```{toctree}\n:hidden:\n\n(.*?)```", (ROOT / "notebooks" / "index.md").read_text(), re.S
-)
-PAGES = ["index", *TOC[1].split()]
+
+def book(name: str = "index") -> list[str]:
+    """A page and those below it, in reading order, as the tables of contents name them."""
+    source = ROOT / "notebooks" / f"{name}.md"
+    text = source.read_text() if source.exists() else ""
+    entries = re.findall(r"```{toctree}\n:hidden:\n\n(.*?)```", text, re.S)
+    names = re.findall(r"([\w/]+)>?$", "".join(entries), re.M)
+    return [name, *(page for below in names for page in book(below))]
+
+
+PAGES = book()
 CHAPTERS = [name for name in PAGES if re.match(r"\d\d_|appendix_", name)]
 SERIOUS = ("serious", "critical")
+HEAVY = 250_000  # bytes of HTML
 
 
 def opened(page: Page, site: str, name: str, scheme: str = "light") -> Page:
@@ -86,22 +94,34 @@ def test_search_finds_what_damping_is(page, site):
 
 def test_next_walks_the_whole_book_and_previous_walks_back(page, site):
     opened(page, site, "index")
-    there = [name_of(page)]
+    there = [name_of(page, site)]
     while page.locator("a.next-page").count():
         page.locator("a.next-page").click()
         page.wait_for_load_state()
-        there.append(name_of(page))
-    back = [name_of(page)]
+        there.append(name_of(page, site))
+    back = [name_of(page, site)]
     while page.locator("a.prev-page").count():
         page.locator("a.prev-page").click()
         page.wait_for_load_state()
-        back.append(name_of(page))
+        back.append(name_of(page, site))
     assert there == PAGES
     assert back == PAGES[::-1]
 
 
-def name_of(page: Page) -> str:
-    return page.url.rsplit("/", 1)[1].split(".html")[0]
+def name_of(page: Page, site: str) -> str:
+    return page.url.removeprefix(f"{site}/").split(".html")[0]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_is_heavy(name):
+    assert (SITE / f"{name}.html").stat().st_size < HEAVY
+
+
+def test_an_error_that_is_raised_leads_to_what_it_means(page, site):
+    opened(page, site, "api/curvature")
+    page.locator("dd a", has_text="NotFinite").first.click()
+    assert page.url == f"{site}/api/influences.html#support.ekfac.errors.NotFinite"
+    assert page.locator(":target").get_by_text("NotFinite").is_visible()
 
 
 @pytest.mark.parametrize("name", PAGES)

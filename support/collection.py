@@ -10,6 +10,7 @@ import hashlib
 import html
 import os
 import re
+import shutil
 import sys
 import time
 from base64 import b64decode
@@ -49,6 +50,23 @@ HEADING = re.compile(r'<h[1-6] id="(?P<name>[^"]+)">.*?</h[1-6]>')
 # What these pages link of each other; glossary and API reference are pages of the site alone.
 LINK_TO_A_PAGE = re.compile(r"(\]\((?!\w+:)[^)#]+)\.(?:ipynb|(?<=\(index\.)md)\b")
 LINK_TO_THE_SITE = re.compile(r"\[([^\[\]]+)\]\((?!\w+:)[^)#]+\.md\b[^)]*\)")
+
+
+MATHJAX = Path(__file__).parents[1] / "docs" / "_static" / "mathjax"
+INDEX = "index.html"
+
+# The template of nbconvert loads its scripts from elsewhere; a page must show its formulas anywhere.
+PAGE = """{% extends "index.html.j2" %}
+{% block html_head_js_requirejs %}{% endblock %}
+{% block html_head_js_mermaidjs %}{% endblock %}
+{% block html_head_js_mathjax %}
+<script>
+MathJax = {tex: {inlineMath: [["$", "$"]]}, options: {ignoreHtmlClass: "jp-Cell-outputWrapper"}};
+</script>
+<script src="mathjax/tex-svg.js" async></script>
+{% endblock %}
+{% block html_head_css %}<style>main {max-width: 62rem; margin: auto;}</style>{% endblock %}
+"""
 
 
 class NotebookFailed(RuntimeError):
@@ -150,21 +168,25 @@ def _state(widgets: Mapping, reference: str) -> Mapping:
 
 
 def write_page(notebook: NotebookNode, page: Path) -> None:
-    """One HTML page of an executed notebook, its links leading to the other pages.
+    """One HTML page of an executed notebook, its links leading to the other pages and back.
 
     What it links on the site alone becomes plain text.
     """
+    name = title(notebook)
     notebook = NotebookNode(notebook, cells=[NotebookNode(cell) for cell in notebook.cells])
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             linked = LINK_TO_A_PAGE.sub(r"\1.html", cell.source)
             cell.source = LINK_TO_THE_SITE.sub(r"\1", linked)
+    if page.name != INDEX:
+        notebook.cells.insert(0, nbformat.v4.new_markdown_cell(f"[← All notebooks]({INDEX})"))
     exporter = HTMLExporter(
+        raw_template=PAGE,
         config=Config(TagRemovePreprocessor={"enabled": True} | HIDDEN_ON_PAGES),
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
-    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": title(notebook)}})
+    body, _ = exporter.from_notebook_node(notebook, {"metadata": {"name": name}})
     page.write_text(HEADING.sub(_with_slug, body), encoding="utf-8")
 
 
@@ -198,9 +220,8 @@ def run(
     notebooks: list[Path], output: Path, parameters: Mapping[str, object], in_place: bool = False
 ) -> None:
     """Execute the notebooks one after the other, and say how long each took."""
-    output.mkdir(parents=True, exist_ok=True)
-    index = ["# The notebooks, executed", ""]
-    begin = time.monotonic()
+    shutil.copytree(MATHJAX, output / "mathjax", dirs_exist_ok=True)
+    seconds = {}
     for number, path in enumerate(notebooks, start=1):
         start = time.monotonic()
         executed = execute(path, output / path.name, parameters)
@@ -208,14 +229,25 @@ def run(
         if in_place:
             nbformat.write(executed, path)
             write_readme_figures(executed, path.parents[1] / "docs")
-        seconds = time.monotonic() - start
-        print(f"[{number}/{len(notebooks)}] {path.stem}: {seconds:.0f} s", flush=True)
-        index.append(f"1. [{title(executed)}]({path.stem}.html), {seconds:.0f} s")
-    list_of_pages = nbformat.v4.new_markdown_cell("\n".join(index))
-    write_page(nbformat.v4.new_notebook(cells=[list_of_pages]), output / "index.html")
-    print(
-        f"{len(notebooks)} notebooks in {time.monotonic() - begin:.0f} s: {output / 'index.html'}"
-    )
+        took = time.monotonic() - start
+        seconds[f"[{title(executed)}]({path.stem}.html)"] = took
+        print(f"[{number}/{len(notebooks)}] {path.stem}: {took:.0f} s", flush=True)
+    write_page(index_of(seconds, parameters), output / INDEX)
+    whole = sum(seconds.values())
+    print(f"{len(notebooks)} notebooks in {whole:.0f} s: {output / INDEX}")
+
+
+def index_of(seconds: Mapping[str, float], parameters: Mapping[str, object]) -> NotebookNode:
+    """The first page: every notebook by its link, with how long it took, and how they were run."""
+    size = "At the small sizes of a test" if parameters.get("ci") else "At full size"
+    source = parameters.get("source", "packaged")
+    rows = [f"| {link} | {took:.0f} |" for link, took in seconds.items()]
+    text = [
+        "# The notebooks, executed",
+        f"{size}, with reviews and model from the {source} source.",
+        "\n".join(["| notebook | seconds |", "| :--- | ---: |", *rows]),
+    ]
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("\n\n".join(text))])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -232,6 +264,9 @@ def main(arguments: list[str] | None = None) -> int:
     notebooks = chosen.notebooks or reading_order(Path("notebooks"))
     if not notebooks:
         parser.error("no notebooks here: run this at the root of the repository")
+    missing = [str(path) for path in notebooks if not path.is_file()]
+    if missing:
+        parser.error(f"there is no {', no '.join(missing)}")
     # Without parameters papermill adds no cell of its own.
     parameters = {} if chosen.in_place else {"ci": chosen.ci, "source": chosen.source}
     os.environ["TQDM_BAR_FORMAT"] = BAR_WITHOUT_CLOCK

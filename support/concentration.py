@@ -1,6 +1,7 @@
 """How the influence on a prediction is spread over many training examples: numbers and figures.
 
-`scores` is `(queries, training)`. Shares are those of |score| in the sum over all training examples.
+`scores` is `(queries, training)`. Shares are those of sizes, signs left out, in the sum over all
+training examples.
 """
 
 from collections.abc import Sequence

@@ -15,11 +15,11 @@ import nbformat
 from nbformat import NotebookNode
 
 from support.collection import EXECUTED, code_digest, reading_order
+from tests.links import LINK, Source, dead_links
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 INDEX = "index.md"
 BIBLIOGRAPHY = FOLDER.parent / "docs" / "references.bib"
-LINK = re.compile(r"\]\((?!\w+:)([^)\s]+)\)")
 PAPER = re.compile(r"\]\((https://(?:arxiv|aclanthology)\.org/[^)\s]+)\)")
 
 
@@ -192,14 +192,8 @@ def hides_the_code_of_plots(chapter):
 
 
 def has_links_that_lead_somewhere(chapter):
-    for link in LINK.findall("\n".join(chapter.prose)):
-        page, _, anchor = link.partition("#")
-        target = chapter.path.parent / page if page else chapter.path
-        assert target.exists(), f"the link {link!r} leads nowhere"
-        if anchor and target.suffix == ".ipynb":
-            texts = [text for source in Chapter(target).prose for _, text in headings(source)]
-            anchors = [re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts]
-            assert anchor in anchors, f"the link {link!r} leads to no heading, there are {anchors}"
+    dead = dead_links(Source(chapter.path))
+    assert not dead, "\n".join(dead)
 
 
 def cites_papers_of_the_bibliography(chapter):

@@ -13,6 +13,8 @@ function markWhatScrolls() {
 document.addEventListener("DOMContentLoaded", () => {
   // Its children are bibliography entries by role, which no list may have.
   document.querySelectorAll(".citation-list").forEach((list) => list.removeAttribute("role"));
+  // Parameters of a long signature are rows of <dd> with no <dt>, which no list may have either.
+  document.querySelectorAll(".sig :is(dl, dd)").forEach((row) => row.setAttribute("role", "none"));
   markWhatScrolls();
 });
 

@@ -1,13 +1,13 @@
 """A job's results on disk: a folder that knows what it belongs to and takes each part whole.
 
-    results.zarr/           what the job is about, as attributes
-        scores              (queries, training), one chunk per (query block, training block)
-        layer_scores        (layers, queries, training), with --by-layer
-        self_influences     (training,)
-        training_rows, query_rows   the examples' rows in their splits
-    curvature.safetensors   the fit
-    fit/                    the fit as far as it has come; gone when it is done
-    tokens/                 the examples, tokenised
+- `results.zarr/`: what the job is about, as attributes, and the arrays
+  `scores` (queries, training), one chunk per (query block, training block),
+  `layer_scores` (layers, queries, training), with --by-layer,
+  `self_influences` (training,), and
+  `training_rows`, `query_rows`, the examples' rows in their splits;
+- `curvature.safetensors`: the fit;
+- `fit/`: the fit as far as it has come, gone when it is done;
+- `tokens/`: the examples, tokenised.
 
 Influences are missing as long as they are NaN. zarr writes a chunk to a file of another name and
 renames it, and each chunk ends with a checksum: after a kill a part is there and right, or not there.

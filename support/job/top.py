@@ -22,9 +22,10 @@ class Top:
     """The strongest training examples of a scored store.
 
     `by_query`: `count` helping and as many harming ones for each query. Columns `query`, `query_row`,
-    `effect`, `place`, `training_row`, `score`, `share`, `label`, `text`; `share` is |score| over the sum of
-    all |scores| of that query. `overall`: the `count` with the largest mean share over all queries.
-    Columns `place`, `training_row`, `share`, `helps` (of how many queries), `label`, `text`.
+    `effect`, `place`, `training_row`, `score`, `share`, `label`, `text`; `share` is the size of the score
+    over the sum of the sizes of all scores of that query. `overall`: the `count` with the largest mean
+    share over all queries. Columns `place`, `training_row`, `share`, `helps` (of how many queries),
+    `label`, `text`.
     """
 
     by_query: pd.DataFrame

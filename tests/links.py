@@ -1,0 +1,75 @@
+"""Links inside the repository: of every markdown file and of the prose of every notebook.
+
+A page links a file beside it or a heading; both must be there. Addresses elsewhere are not asked, and
+what Sphinx alone can name, terms of the glossary and functions, is for the links of the built site.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import nbformat
+
+LINK = re.compile(r"\]\((?!\w+:)([^)\s]+)\)")
+HEADING = re.compile(r"^#{1,6} +(.+)$", re.MULTILINE)
+FENCED = re.compile(r"^(```+|~~~+).*?^\1", re.MULTILINE | re.DOTALL)
+NAMED_BY_SPHINX = ("term-", "support.")
+IN_CODE = re.compile(r"`[^`\n]*`")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A markdown file, or the markdown cells of a notebook."""
+
+    path: Path
+
+    @cached_property
+    def prose(self) -> str:
+        """Its text without code."""
+        text = self.path.read_text(encoding="utf-8")
+        if self.path.suffix == ".ipynb":
+            cells = nbformat.reads(text, as_version=4).cells
+            text = "\n\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+        return FENCED.sub("", text)
+
+    @property
+    def links(self) -> list[str]:
+        return LINK.findall(IN_CODE.sub("", self.prose))
+
+    @property
+    def anchors(self) -> set[str]:
+        """Its headings, as both GitHub and the site name them."""
+        return {
+            re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
+            for text in HEADING.findall(self.prose)
+        }
+
+
+def dead_links(source: Source) -> list[str]:
+    """What to mend, link by link; empty when all lead somewhere."""
+    return [
+        f"{source.path}: the link {link!r} leads {fault}"
+        for link in source.links
+        if (fault := _fault(source, link))
+    ]
+
+
+def _fault(source: Source, link: str) -> str:
+    page, _, anchor = link.partition("#")
+    target = source.path.parent / page if page else source.path
+    if not target.exists():
+        return f"nowhere, there is no {target}"
+    if anchor and target.suffix in (".md", ".ipynb") and not anchor.startswith(NAMED_BY_SPHINX):
+        anchors = Source(target).anchors
+        if anchor not in anchors:
+            return f"to no heading of {target.name}, there are {sorted(anchors)}"
+    return ""
+
+
+def sources(root: Path) -> list[Source]:
+    """The README, and what is in the folders that are written for readers."""
+    folders = ("notebooks", "benchmarks", "docs")
+    below = (path for folder in folders for path in (root / folder).rglob("*"))
+    found = [*root.glob("*.md"), *below]
+    return [Source(path) for path in sorted(found) if path.suffix in (".md", ".ipynb")]
