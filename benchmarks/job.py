@@ -25,7 +25,7 @@ import zarr
 from benchmarks import machine
 from benchmarks.running import ROOT
 from benchmarks.table import table
-from support.job.launch import kill, launched
+from support.job.launch import kill, launched, workers
 
 LOOKS = 0.1
 """Seconds between two looks at the memory of the processes."""
@@ -64,22 +64,13 @@ def watched(arguments: list[str], processes: int = 1) -> Run:
         while job.poll() is None:
             time.sleep(LOOKS)
             said.write(job.stdout.read() or "")
-            most = max([most, *(_memory(one) for one in _workers(job.pid))])
+            most = max([most, *(_memory(one) for one in workers(job))])
         said.write(job.stdout.read() or "")
         said.seek(0)
         text = said.read()
     if job.returncode:
         raise RuntimeError(text)
     return Run(_stages(text), time.perf_counter() - start, most / 1e6)
-
-
-def _workers(launcher: int) -> list[psutil.Process]:
-    try:
-        process = psutil.Process(launcher)
-        children = [one for one in process.children(recursive=True) if "python" in one.name()]
-        return children or [process]
-    except psutil.NoSuchProcess:
-        return []
 
 
 def _memory(process: psutil.Process) -> int:

@@ -16,7 +16,9 @@ from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 def cumulative_shares(scores: np.ndarray) -> np.ndarray:
     """`(queries, training)`: at column k − 1 the share of the k strongest training examples."""
     sizes = -np.sort(-np.abs(scores), axis=1)
-    return np.cumsum(sizes, axis=1) / sizes.sum(axis=1, keepdims=True)
+    shares = np.cumsum(sizes, axis=1) / sizes.sum(axis=1, keepdims=True)
+    shares[:, -1] = 1  # to rounding it may be less
+    return shares
 
 
 def examples_for(share: float, scores: np.ndarray) -> np.ndarray:
@@ -28,11 +30,13 @@ def nearest(scores: np.ndarray) -> pd.DataFrame:
     """For each training example the other one whose influences are nearest, nearest pairs first.
 
     Columns `one`, `other`, `distance`: ‖a − b‖ over the larger of ‖a‖ and ‖b‖, with a and b their
-    influences on all queries. 0 means the same influence on every query; a pair stands once.
+    influences on all queries. 0 means the same influence on every query, none on any included; a pair
+    stands once.
     """
     columns = scores.T.astype(np.float64)
     norms = np.linalg.norm(columns, axis=1)
-    distances = cdist(columns, columns) / np.maximum.outer(norms, norms)
+    larger = np.maximum.outer(norms, norms)
+    distances = cdist(columns, columns) / np.where(larger > 0, larger, 1)
     np.fill_diagonal(distances, np.inf)
     others = distances.argmin(axis=1)
     ones = np.arange(len(columns))

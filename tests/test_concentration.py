@@ -57,6 +57,16 @@ def test_distance_is_the_difference_over_the_larger_of_the_two():
     assert pairs[0, 1] == pytest.approx(45**0.5 / 10)
 
 
+def test_the_whole_is_reached_with_the_last_example_whatever_the_rounding():
+    scores = np.random.default_rng(0).normal(size=(50, 1000)).astype(np.float32)
+    assert (examples_for(1.0, scores) <= 1000).all()
+
+
+def test_examples_without_any_influence_are_twins():
+    pairs = nearest(np.array([[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]]))
+    assert pairs.loc[0].tolist() == [0, 2, 0.0]
+
+
 def test_the_figure_has_a_line_for_each_query_a_median_and_equality(drawn):
     concentration(SCORES, [0.5], "How it is spread")
     (axes,) = drawn()

@@ -1,6 +1,7 @@
 """The command line from the first run to the page, in this process, on a model of two blocks."""
 
 import argparse
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -179,6 +180,50 @@ def test_more_queries_than_there_are_rows_are_refused(inputs, said, tmp_path):
     assert "--query-rows 4: use all, a number of rows like 50 (from 1 to 3)" in said(
         "plan", *given[:10], status=1
     )
+
+
+def test_texts_that_changed_since_they_were_scored_are_refused(inputs, said, tmp_path):
+    model, reviews = inputs
+    own = shutil.copytree(reviews, tmp_path / "reviews")
+    said("run", *options(model, own, tmp_path / "store"))
+    header, *rows = (own / "train.csv").read_text().splitlines()
+    (own / "train.csv").write_text("\n".join([header, *reversed(rows)]) + "\n")
+    refused = said("top", "--store", str(tmp_path / "store"), status=1)
+    assert "StoreMismatch: training: digest is " in refused
+
+
+def test_a_single_file_is_not_training_examples_and_queries_at_once(inputs, said, tmp_path):
+    model, reviews = inputs
+    given = ["--model", str(model), "--dataset", str(reviews / "train.csv")]
+    store = ["--store", str(tmp_path / "store")]
+    said("fit", *store, *given, "--layers", "classifier")
+    refused = said("score", *store, "--query-rows", "2", status=1)
+    assert "has one split" in refused
+    assert "--queries" in refused
+    said("score", *store, "--query-rows", "2", "--queries", str(reviews / "test.csv"))
+
+
+def test_a_wrong_option_of_score_settles_nothing(inputs, said, tmp_path):
+    model, reviews = inputs
+    given = options(model, reviews, tmp_path / "store")[:8]
+    said("fit", *given)
+    said("score", *given, "--query-rows", "99", "--regularization", "5", status=1)
+    said("score", *given, "--query-rows", "2", "--regularization", "1e-2")
+    said("score", *given, "--regularization", "0.010")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--tell-seconds", "0"), "--tell-seconds 0.0: use 1 or more."),
+        (("--query-block", "0"), "--query-block 0: use 1 or more."),
+        (("--seed", "-1"), "--seed -1: use 0 or more."),
+        (("--max-tokens", "513"), "reads 512 tokens at most. Use --max-tokens 512"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(inputs, said, tmp_path, option, message):
+    given = options(*inputs, tmp_path / "store")[:8]
+    assert message in said("run", *given, *option, status=1)
 
 
 # What it will cost

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def classifier(tokenizer):
     return Classifier(
-        ModelLogitsWrapper(torch.nn.Identity()), tokenizer, {"negative": 0, "positive": 1}
+        ModelLogitsWrapper(torch.nn.Identity()), tokenizer, {"negative": 0, "positive": 1}, {}
     )
 
 

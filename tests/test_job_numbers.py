@@ -52,7 +52,9 @@ def scoring(folder, engine=None):
 
 def score(folder, query_block=2, by_layer=False):
     queries = examples(QUERIES, QUERY_LABELS)
-    scoring(folder).score(queries, query_block, by_layer)
+    job = scoring(folder)
+    job.make_arrays(queries, query_block, by_layer)
+    job.score(queries, query_block, by_layer)
     return Store(folder)
 
 
@@ -60,12 +62,14 @@ class Killed(Exception):
     """The process is gone."""
 
 
-def die_at(monkeypatch, target, name, call):
-    """Die instead of the given call of a function, counted from 1."""
+def die_at(monkeypatch, target, name, call, after=False):
+    """Die at the given call of a function, counted from 1: instead of it, or right after it."""
     work, calls = getattr(target, name), []
 
     def work_or_die(*arguments, **named):
         calls.append(name)
+        if len(calls) == call and after:
+            work(*arguments, **named)
         if len(calls) == call:
             raise Killed
         return work(*arguments, **named)
@@ -117,18 +121,39 @@ def test_a_fit_that_many_began_can_be_ended_by_one(tmp_path, shards):
 
 
 # Four blocks and three layers: four savings of covariances, three of bases, four of eigenvalues.
+@pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("savings", range(1, 12))
 def test_a_fit_killed_at_any_saving_ends_with_the_very_same_curvature(
-    tmp_path, monkeypatch, savings
+    tmp_path, monkeypatch, savings, after
 ):
     whole = fitting(tmp_path / "whole")
     whole.run()
     with monkeypatch.context() as patch:
-        die_at(patch, fit_module, "save_sums", savings)
+        die_at(patch, fit_module, "save_sums", savings, after)
         killed = fitting(tmp_path / "killed", save_seconds=0)
         with pytest.raises(Killed):
             killed.run()
     resumed = fitting(tmp_path / "killed", save_seconds=0)
+    resumed.run()
+    same(resumed.engine, whole.engine)
+
+
+@pytest.mark.parametrize("basis", ["one", "all"])
+def test_a_basis_that_is_lost_takes_the_sums_of_squares_in_it_along(tmp_path, monkeypatch, basis):
+    whole = fitting(tmp_path / "whole")
+    whole.run()
+    with monkeypatch.context() as patch:
+        die_at(patch, fit_module, "save_sums", 9)
+        job = fitting(tmp_path / "killed", save_seconds=0)
+        with pytest.raises(Killed):
+            job.run()
+    assert list(job.store.partial_fit.glob("eigenvalues-*"))
+    lost = sorted(job.store.partial_fit.glob("basis-*"))[: 1 if basis == "one" else None]
+    for path in lost:
+        path.unlink()
+    resumed = fitting(tmp_path / "killed")
+    assert resumed._missing_bases()
+    assert not list(job.store.partial_fit.glob("eigenvalues-*"))
     resumed.run()
     same(resumed.engine, whole.engine)
 
@@ -213,11 +238,14 @@ def test_chunks_that_are_there_are_not_computed_again(tmp_path):
     np.testing.assert_array_equal(score(tmp_path).array("scores")[:2, BLOCK : 2 * BLOCK], marked)
 
 
-def test_a_damaged_chunk_is_computed_anew(tmp_path):
-    store = score(tmp_path)
+@pytest.mark.parametrize("chunk", ["scores/c/0/1", "layer_scores/c/0/0/1"])
+def test_a_damaged_chunk_is_computed_anew(tmp_path, chunk):
+    store = score(tmp_path, by_layer=True)
     before = store.array("scores")[:]
-    chunk = tmp_path / "results.zarr" / "scores" / "c" / "0" / "1"
+    chunk = tmp_path / "results.zarr" / chunk
     damaged = bytearray(chunk.read_bytes())
     damaged[5] ^= 0xFF
     chunk.write_bytes(damaged)
-    np.testing.assert_array_equal(score(tmp_path).array("scores")[:], before)
+    again = score(tmp_path, by_layer=True)
+    np.testing.assert_array_equal(again.array("scores")[:], before)
+    assert not np.isnan(again.array("layer_scores")[:]).any()

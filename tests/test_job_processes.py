@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
+from support.job.launch import kill, workers
 from tests.tiny_job import (
     QUERIES,
     TRAINING,
@@ -93,6 +94,19 @@ def test_a_kill_changes_no_number(model, many, undisturbed, tmp_path, moment):
         np.testing.assert_array_equal(found, expected[name])
 
 
+def test_a_kill_leaves_no_process_alive(model, many, tmp_path):
+    store = tmp_path / "store"
+    job = start(["run", *options(model, many, store)], processes=2)
+    while not any(store.glob(MOMENTS["covariances"])):
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.005)
+    at_work = workers(job)
+    assert len(at_work) == 2
+    kill(job)
+    assert not any(one.is_running() and one.status() != "zombie" for one in at_work)
+    kill(job)
+
+
 def test_one_process_lost_ends_all_and_the_rest_goes_on_from_there(
     model, many, undisturbed, tmp_path
 ):
@@ -102,20 +116,13 @@ def test_one_process_lost_ends_all_and_the_rest_goes_on_from_there(
     while not any(store.glob(MOMENTS["covariances"])):
         assert job.poll() is None, job.communicate()[0]
         time.sleep(0.005)
-    os.kill(random.Random(0).choice(_workers(job.pid)), signal.SIGKILL)
+    random.Random(0).choice(workers(job)).kill()
     said, _ = job.communicate(timeout=120)
     assert job.returncode
     assert "Signal 9" in said
     finish(start(run, processes=2))
     for name, found in results(store).items():
         np.testing.assert_array_equal(found, results(undisturbed)[name])
-
-
-def _workers(launcher):
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(launcher)], capture_output=True, text=True, check=True
-    )
-    return [int(pid) for pid in listed.stdout.split()]
 
 
 def test_what_the_store_knows_need_not_be_said_again_and_another_model_is_refused(
@@ -129,6 +136,33 @@ def test_what_the_store_knows_need_not_be_said_again_and_another_model_is_refuse
     said, _ = refused.communicate(timeout=120)
     assert refused.returncode
     assert said.count("StoreMismatch: --model is ") == 1
+
+
+def test_a_model_that_can_t_be_loaded_is_told_once_by_all(reviews, tmp_path):
+    job = start(["run", *options(tmp_path / "nowhere", reviews, tmp_path / "store")], processes=2)
+    said, _ = job.communicate(timeout=120)
+    assert job.returncode
+    assert said.count("ModelNotUsable: --model ") == 1
+    assert "gloo" not in said
+
+
+def test_top_under_torchrun_is_the_first_process_alone(alone, tmp_path):
+    store = shutil.copytree(alone, tmp_path / "store")
+    said = finish(start(["top", "--store", str(store), "--count", "2"], processes=2))
+    assert said.count("Over all queries:") == 1
+    assert (store / "top.html").exists()
+
+
+def test_a_configuration_that_changed_under_its_name_is_refused(model, reviews, tmp_path):
+    own = shutil.copytree(model, tmp_path / "model")
+    run = ["run", *options(own, reviews, tmp_path / "store")]
+    finish(start(run))
+    config = own / "config.json"
+    config.write_text(config.read_text().replace('"n_heads": 2', '"n_heads": 4'))
+    refused = start(run)
+    said, _ = refused.communicate(timeout=120)
+    assert refused.returncode == 1
+    assert "StoreMismatch: config: n_heads is 4 here, but 2 in the store" in said
 
 
 def test_a_model_that_changed_under_its_name_is_refused(model, alone, tmp_path):

@@ -83,7 +83,6 @@ def test_a_contradiction_is_refused_by_the_options_name_and_both_values(
         (Subject, {"block": 0}, r"^--block 0: use 1 or more\."),
         (Subject, {"max_tokens": -1}, r"^--max-tokens -1: use 1 or more\."),
         (Subject, {"precision": "half"}, r"^--precision half: use full or bfloat16\."),
-        (Question, {"query_block": -1}, r"^--query-block -1: use 0 or more\."),
         (Damping, {"regularization": "much"}, r"^--regularization much: use a number ≥ 0, or auto"),
     ],
 )

@@ -67,10 +67,36 @@ def test_beginning_again_keeps_everything(scored):
     assert scored.has("scores", WHOLE)
 
 
-def test_rows_are_kept_once(store):
+def test_rows_that_a_kill_left_unwritten_are_written_again(store):
     store.keep_rows("training_rows", np.array([3, 5, 8]))
-    store.keep_rows("training_rows", np.array([1]))
+    (store.folder / "results.zarr" / "training_rows" / "c" / "0").unlink()
+    assert store.array("training_rows")[:].tolist() == [0, 0, 0]
+    store.keep_rows("training_rows", np.array([3, 5, 8]))
     assert store.array("training_rows")[:].tolist() == [3, 5, 8]
+
+
+def test_chunks_may_change_until_something_is_in_them(store):
+    array = ("scores", (4, 6)), ("float32", ("query", "training"))
+    store.make_array(*array[0], (4, 3), *array[1])
+    store.make_array(*array[0], (2, 3), *array[1])
+    assert store.array("scores").chunks == (2, 3)
+    store.write("scores", (slice(0, 2), slice(0, 3)), np.ones((2, 3), np.float32))
+    store.make_array(*array[0], (4, 3), *array[1])
+    assert store.array("scores").chunks == (2, 3)
+    assert store.has("scores", (slice(0, 2), slice(0, 3)))
+
+
+def test_a_damaged_description_of_an_array_is_told(scored):
+    (scored.folder / "results.zarr" / "scores" / "zarr.json").write_text("{")
+    with pytest.raises(StoreDamaged, match="description of scores in results.zarr is damaged"):
+        scored.read("scores", WHOLE)
+
+
+def test_a_file_is_no_folder_for_a_store(tmp_path):
+    path = tmp_path / "results"
+    path.write_text("")
+    with pytest.raises(StoreMismatch, match="results is a file. Name a folder"):
+        Store(path).refuse_other_folder()
 
 
 def test_without_a_store_the_first_step_is_named(tmp_path):
@@ -224,3 +250,13 @@ def test_damaged_sums_are_told_by_file(tmp_path):
     path.write_bytes(b"not this")
     with pytest.raises(StoreDamaged, match=r"covariances-1.safetensors can't be read .* Remove it"):
         blocks_in(path)
+
+
+def test_sums_whose_numbers_were_changed_are_told(tmp_path):
+    path = tmp_path / "eigenvalues-0.safetensors"
+    save_sums(path, {"a": torch.ones(50)}, 2)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(StoreDamaged, match=r"eigenvalues-0.*its checksum differs.*Remove it"):
+        load_sums(path, {"a": torch.zeros(50)})

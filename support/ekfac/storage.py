@@ -37,7 +37,7 @@ def save(
         "format": FORMAT,
         **identity,
         "examples": str(examples),
-        "digest": _digest(tensors),
+        "digest": digest(tensors),
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,7 @@ def load(path: str | Path, expected: dict[str, str]) -> tuple[dict[str, LayerCur
                 f"{name_of_file} was fitted with {key} {metadata.get(key)!r}, but here it is "
                 f"{value!r}. Fit this one."
             )
-    if metadata.get("digest") != _digest(tensors):
+    if metadata.get("digest") != digest(tensors):
         raise DamagedFile(
             f"{name_of_file} was altered after it was saved (its checksum differs). "
             "Fit again and save."
@@ -102,12 +102,13 @@ def _read(path: str | Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 def model_fingerprint(model: nn.Module) -> str:
     """Hexadecimal SHA-256 over names, types, shapes and values of all parameters and buffers."""
-    return _digest(dict(model.state_dict()))
+    return digest(dict(model.state_dict()))
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def digest(tensors: dict[str, torch.Tensor]) -> str:
+    """Hexadecimal SHA-256 over names, types, shapes and values."""
+    found = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()

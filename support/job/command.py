@@ -5,16 +5,14 @@ import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-import pandas as pd
-
 from support.ekfac.errors import EkfacError
 from support.job import fleet, plan
-from support.job.errors import JobError
-from support.job.page import page
+from support.job.errors import BadSetting, JobError, ToldElsewhere
+from support.job.page import as_text, page, write_top
 from support.job.settings import Damping, Question, Subject, add_options
 from support.job.show import shown
-from support.job.store import Store, disk_full_is_told
-from support.job.team import Team, ToldElsewhere, assembled
+from support.job.store import Store
+from support.job.team import Alone, Team, assembled
 from support.job.top import strongest
 from support.job.work import Job
 
@@ -30,9 +28,9 @@ Which training examples made the model say that? Steps, each a command, each kep
 
   python -m support.job run   --store results --query-rows 50     fit, score and self in one go
 
-Your own model and texts:
+Your own model and texts (a folder with train.csv and test.csv, or --queries beside a single file):
 
-  python -m support.job fit --store results --model ./my-model --dataset ./reviews.csv
+  python -m support.job fit --store results --model ./my-model --dataset ./reviews
 
 Several processes, or machines, which share the store's disk:
 
@@ -80,6 +78,10 @@ def parser() -> ArgumentParser:
         command.add_argument("--store", required=True, metavar="FOLDER", help="the job's results")
         for one in settings:
             add_options(command, one)
+        if Question in settings:
+            command.add_argument(
+                "--query-block", type=int, metavar="…", help="queries at a time (as many as fit)"
+            )
         if name in ("run", "fit", "score", "self"):
             _add_seconds(command, saves=name in ("run", "fit"))
         if name == "top":
@@ -134,13 +136,17 @@ def _add_fleet(commands: argparse._SubParsersAction) -> None:
 
 
 def _job(chosen: Namespace, team: Team) -> Job:
+    for name, least in (("tell_seconds", 1), ("save_seconds", 0), ("query_block", 1)):
+        value = getattr(chosen, name, None)
+        if value is not None and value < least:
+            raise BadSetting(f"--{name.replace('_', '-')} {value}: use {least} or more.")
     return Job(Store(chosen.store), vars(chosen), team)
 
 
 def _plan(chosen: Namespace, team: Team) -> None:
     job = _job(chosen, team)
-    team.on_first(job.store.refuse_other_folder)
-    expected = plan.planned(job)
+    with job.store.claimed(team):
+        expected = plan.planned(job)
     if team.rank == 0:
         print(plan.told(job, expected))
 
@@ -184,7 +190,7 @@ def _score_job(job: Job, chosen: Namespace) -> None:
 
 
 def _self_job(job: Job, chosen: Namespace) -> None:
-    job.scoring(chosen.tell_seconds).self_influences()
+    job.self_influences(chosen.tell_seconds)
     _say(job.team, f"Self-influence of {len(job.training):,} training examples.")
 
 
@@ -196,45 +202,20 @@ def _say(team: Team, text: str) -> None:
 def _top(chosen: Namespace, team: Team) -> None:
     if team.rank:
         return
-    job = _job(chosen, team)
-    facts = job.store.facts()
+    job = _job(chosen, Alone())
     job.store.array("scores")  # before queries are looked for: only `score` says which they are
+    job.refuse_other_texts()
     found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
+    told = {
+        "model": job.subject.model,
+        "training examples": f"{len(job.training):,}",
+        "regularization": job.damping.regularization,
+        "scores": "divided by √self-influence" if chosen.relative else "plain",
+    }
     output = chosen.output or job.store.folder
-    with disk_full_is_told(output):
-        output.mkdir(parents=True, exist_ok=True)
-        found.by_query.to_parquet(output / "top.parquet")
-        found.overall.to_parquet(output / "top_overall.parquet")
-        told = {
-            "model": facts["subject"]["model"],
-            "training examples": f"{len(job.training):,}",
-            "regularization": facts["damping"]["regularization"],
-            "scores": "divided by √self-influence" if chosen.relative else "plain",
-        }
-        (output / "top.html").write_text(
-            page(found, job.queries, job.class_names, told), encoding="utf-8"
-        )
-    with pd.option_context("display.width", 120, "display.max_colwidth", 60):
-        print("Over all queries:")
-        print(_readable(found.overall).to_string(index=False))
-        for (query, effect), rows in found.by_query.groupby(["query", "effect"], sort=False):
-            print(f"\nQuery {query} (row {rows['query_row'].iloc[0]}), {effect}:")
-            print(
-                _readable(rows.drop(columns=["query", "query_row", "effect"])).to_string(
-                    index=False
-                )
-            )
+    write_top(output, found, page(found, job.queries, job.class_names, told))
+    print(as_text(found))
     print(f"\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}")
-
-
-def _readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Numbers with the digits that people read, texts in one line."""
-    shares = frame["share"].map("{:.2%}".format)
-    texts = frame["text"].str.replace(r"\s+", " ", regex=True).str.slice(0, 60)
-    frame = frame.assign(share=shares, text=texts)
-    if "score" in frame:
-        frame["score"] = frame["score"].map("{:+.4g}".format)
-    return frame
 
 
 def _show(chosen: Namespace, team: Team) -> None:

@@ -33,5 +33,9 @@ class StepMissing(JobError):
     """The store lacks the result of a step that has to come before."""
 
 
+class ToldElsewhere(JobError):
+    """The first process has given up, and says why."""
+
+
 class DiskFull(JobError):
     """There is no room left for the next part of the result."""

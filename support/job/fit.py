@@ -2,7 +2,8 @@
 
 The examples are cut into blocks, the blocks dealt by tokens into shards, one for each process that
 begins the fit. A shard's sums are written to disk now and then with the number of blocks in them. A
-run that goes on takes up each shard where it was, so that what comes out is what would have come out.
+run that goes on takes up each shard where it was. With as many processes as before, what comes out is
+what would have come out, to the bit; with another number, to rounding.
 """
 
 import hashlib
@@ -39,9 +40,13 @@ Sums = TypeVar("Sums")
 
 @dataclass(frozen=True)
 class Stage(Generic[Sums]):
-    """One pass over the examples: the sums it begins with, their tensors, and how a block is added."""
+    """One pass over the examples: the sums it begins with, their tensors, and how a block is added.
+
+    `name` is that of its files, `title` what people read.
+    """
 
     name: str
+    title: str
     begin: Callable[[], Sums]
     tensors: Callable[[Sums], dict[str, Tensor]]
     add: Callable[[Fisher, Sums, Iterable[Block], torch.Generator], int]
@@ -69,11 +74,12 @@ class JobFit:
         curvature = self._eigenbases(shards)
         self._correct_eigenvalues(curvature, shards)
         self.engine.curvature, self.engine.examples = curvature, len(self.examples)
-        if self.team.rank == 0:
-            with disk_full_is_told(self.store.folder):
-                self.engine.save(self.store.curvature)
-            self.store.forget_partial_fit()
-        self.team.wait()
+        self.team.on_first(self._save)
+
+    def _save(self) -> None:
+        with disk_full_is_told(self.store.folder):
+            self.engine.save(self.store.curvature)
+        self.store.forget_partial_fit()
 
     def _shards(self) -> list[list[range]]:
         """The blocks, dealt over as many processes as began the fit, however many go on with it."""
@@ -90,9 +96,7 @@ class JobFit:
     def _eigenbases(self, shards: list[list[range]]) -> dict[str, LayerCurvature]:
         """Every layer with its eigenbasis and Λ = 0: computed by one process, handed to the others."""
         names = self.engine.layer_names
-        missing = self.team.on_first(
-            lambda: [name for name in names if not self._basis_file(name).exists()]
-        )
+        missing = self.team.on_first(self._missing_bases)
         covariances = self._sum(self._covariance_stage(), shards) if missing else {}
         costs = [layer.d_in**3 + layer.d_out**3 for layer in self.engine.layers.values()]
         owners = {
@@ -105,8 +109,17 @@ class JobFit:
                 basis = kfac_curvature(covariances.pop(name)).basis
                 parts = {part: getattr(basis, part) for part in BASIS_PARTS}
                 save_sums(self._basis_file(name), parts, 0)
+        covariances.clear()
         self.team.wait()
         return {name: self._handed_out(name, owner) for name, owner in owners.items()}
+
+    def _missing_bases(self) -> list[str]:
+        """Layers without a basis on the disk. Sums of squares in another basis are worth nothing."""
+        missing = [name for name in self.engine.layer_names if not self._basis_file(name).exists()]
+        if missing:
+            for path in self.store.partial_fit.glob("eigenvalues-*"):
+                path.unlink()
+        return missing
 
     def _handed_out(self, name: str, owner: int) -> LayerCurvature:
         """A layer's basis, in every process, from the owner's disk."""
@@ -114,8 +127,8 @@ class JobFit:
         d_in, d_out = layer.d_in, layer.d_out
         shapes = [(d_in, d_in), (d_out, d_out), (d_in,), (d_out,)]
         if owner == self.team.rank:
-            found = load_tensors(self._basis_file(name), layer.device)
-            tensors = [found[part].contiguous() for part in BASIS_PARTS]
+            found = load_tensors(self._basis_file(name))
+            tensors = [found[part].to(layer.device).contiguous() for part in BASIS_PARTS]
         else:
             tensors = [
                 torch.empty(shape, dtype=layer.dtype, device=layer.device) for shape in shapes
@@ -141,7 +154,9 @@ class JobFit:
             }
 
         begin = self.engine.fisher().no_covariances
-        return Stage("fit 1/2, covariances", begin, tensors, Fisher.add_to_covariances)
+        return Stage(
+            "covariances", "fit 1/2, covariances", begin, tensors, Fisher.add_to_covariances
+        )
 
     def _eigenvalue_stage(
         self, curvature: dict[str, LayerCurvature]
@@ -155,7 +170,9 @@ class JobFit:
         def tensors(sums: dict[str, LayerCurvature]) -> dict[str, Tensor]:
             return {name: layer.eigenvalues for name, layer in sums.items()}
 
-        return Stage("fit 2/2, eigenvalues", begin, tensors, Fisher.add_to_eigenvalues)
+        return Stage(
+            "eigenvalues", "fit 2/2, eigenvalues", begin, tensors, Fisher.add_to_eigenvalues
+        )
 
     def _sum(self, stage: Stage[Sums], shards: list[list[range]]) -> Sums:
         """The stage's sums over all shards, in every process."""
@@ -186,7 +203,7 @@ class JobFit:
         saved = time.monotonic()
         for block in shard[done:]:
             inputs, _ = self.examples.batch(block, self._device)
-            blocks = progress.blocks(fisher.passes.blocks(inputs, None, stage.name), "", "")
+            blocks = progress.blocks(fisher.passes.blocks(inputs, None, stage.title), "", "")
             stage.add(fisher, sums, blocks, self._draws(stage, block))
             done += 1
             if done == len(shard) or time.monotonic() - saved >= self.save_seconds:
@@ -202,7 +219,7 @@ class JobFit:
             )
 
         done = self.team.on_first(before)
-        return Progress(self.team, stage.name, len(self.examples), done, self.tell_seconds)
+        return Progress(self.team, stage.title, len(self.examples), done, self.tell_seconds)
 
     def _draws(self, stage: Stage, block: range) -> torch.Generator:
         """Sampled labels of a block: the same, whoever draws them, and in whatever order."""
@@ -210,7 +227,7 @@ class JobFit:
         return generator(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
 
     def _shard_file(self, stage: Stage, number: int) -> Path:
-        return self.store.partial_fit / f"{stage.name.split()[-1]}-{number}.safetensors"
+        return self.store.partial_fit / f"{stage.name}-{number}.safetensors"
 
     def _basis_file(self, name: str) -> Path:
         return self.store.partial_fit / f"basis-{self.engine.layer_names.index(name)}.safetensors"

@@ -4,11 +4,13 @@ For notebooks, benchmarks and tests; in a terminal, torchrun does it.
 """
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 
 def launched(
@@ -44,6 +46,22 @@ def lines(job: subprocess.Popen) -> Iterator[str]:
 
 
 def kill(job: subprocess.Popen) -> None:
-    """SIGKILL to all processes of a job: none of them can do anything about it."""
-    os.killpg(job.pid, signal.SIGKILL)
+    """SIGKILL to all processes of a job: none of them can do anything about it.
+
+    torchrun starts its workers in sessions of their own, so each is named.
+    """
+    for process in workers(job):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    job.kill()
     job.communicate()
+
+
+def workers(job: subprocess.Popen) -> list[psutil.Process]:
+    """The processes of a job that do its work; none when it has ended."""
+    try:
+        launcher = psutil.Process(job.pid)
+        started = launcher.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [one for one in started if "python" in one.name()] or [launcher]

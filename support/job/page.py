@@ -1,15 +1,17 @@
-"""What `top` found, as one page of HTML that needs nothing else.
+"""What `top` found: as text, as tables, and as one page of HTML that needs nothing else.
 
 Texts are data from strangers: the template escapes all of them; of their markup only line breaks are
 kept, as line breaks.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader
 
 from support.job.examples import Examples
+from support.job.store import disk_full_is_told
 from support.job.top import Top
 from support.text import paragraphs
 
@@ -61,3 +63,32 @@ def _class_name(label: int, class_names: Mapping[int, str]) -> str:
 
 def _plain(text: str) -> str:
     return "\n\n".join(paragraphs(text))
+
+
+def write_top(folder: Path, top: Top, html: str) -> None:
+    """`top.parquet`, `top_overall.parquet` and `top.html` in a folder. Raises `DiskFull`."""
+    with disk_full_is_told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        top.by_query.to_parquet(folder / "top.parquet")
+        top.overall.to_parquet(folder / "top_overall.parquet")
+        (folder / "top.html").write_text(html, encoding="utf-8")
+
+
+def as_text(top: Top) -> str:
+    """Tables for a terminal: over all queries, then helpful and harmful ones for each."""
+    parts = ["Over all queries:", _aligned(top.overall)]
+    for (query, effect), rows in top.by_query.groupby(["query", "effect"], sort=False):
+        parts.append(f"\nQuery {query} (row {rows['query_row'].iloc[0]}), {effect}:")
+        parts.append(_aligned(rows.drop(columns=["query", "query_row", "effect"])))
+    return "\n".join(parts)
+
+
+def _aligned(frame: pd.DataFrame) -> str:
+    """Numbers with the digits that people read, texts in one line."""
+    shares = frame["share"].map("{:.2%}".format)
+    texts = frame["text"].str.replace(r"\s+", " ", regex=True).str.slice(0, 60)
+    frame = frame.assign(share=shares, text=texts)
+    if "score" in frame:
+        frame["score"] = frame["score"].map("{:+.4g}".format)
+    with pd.option_context("display.width", 120, "display.max_colwidth", 60):
+        return frame.to_string(index=False)

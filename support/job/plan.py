@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -17,12 +18,15 @@ TOKEN_BYTES = 8
 
 
 def planned(job: Job) -> Plan:
-    """The engine's plan for all training examples and queries of a job."""
-    query_block = job.query_block()
+    """The engine's plan for all training examples and queries of a job, with the fit on its own rows."""
+    query_block, block = job.query_block(), job.subject.block
     job.engine.memory_budget = query_block * factor_bytes(job.engine.layers)
-    return job.engine.plan(
-        list(_batches(job.training, job.subject.block)), list(_batches(job.queries, query_block))
+    whole = job.engine.plan(
+        list(_batches(job.training, block)), list(_batches(job.queries, query_block))
     )
+    if job.fitted_on is job.training:
+        return whole
+    return replace(whole, fit=job.engine.plan(list(_batches(job.fitted_on, block))).fit)
 
 
 def _batches(examples: Examples, size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,6 +1,7 @@
 """Influences of a whole training set, by all processes of a job, one chunk of the store at a time.
 
-A chunk depends on its own examples alone, so whoever computes it, whenever, computes the same.
+A chunk depends on its own examples and queries alone, so whoever computes it, whenever, computes the
+same.
 """
 
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from support.ekfac import EkfacInfluence
+from support.ekfac.blocks import EXAMPLES_AT_A_TIME
 from support.ekfac.scorer import sum_over_layers
 from support.ekfac.scoring import Factors
 from support.job.examples import Examples
@@ -35,14 +37,13 @@ class Scoring:
         """Influence of every training example on every query, into `scores`.
 
         Queries are preconditioned `query_block` at a time, and the training examples that are not
-        scored yet pass by once for each such block. Raises what the engine raises, and `DiskFull`.
+        scored yet pass by once for each such block. The arrays are there. Raises what the engine raises,
+        and `DiskFull`.
         """
-        if self.team.rank == 0:
-            self._make_arrays(queries, query_block, by_layer)
         groups = in_blocks(len(queries), query_block)
         missing = self.team.on_first(
             lambda: [
-                [block for block in self._blocks() if not self._is_scored(group, block)]
+                [block for block in self._blocks() if not self._is_scored(group, block, by_layer)]
                 for group in groups
             ]
         )
@@ -60,9 +61,9 @@ class Scoring:
 
         Raises as `score` does.
         """
-        if self.team.rank == 0:
-            shape, chunks = (len(self.training),), (self.block,)
-            self.store.make_array("self_influences", shape, chunks, self._dtype, ("training",))
+        shape, chunks = (len(self.training),), (self.block,)
+        array = "self_influences", shape, chunks, self._dtype, ("training",)
+        self.team.on_first(lambda: self.store.make_array(*array))
         missing = self.team.on_first(
             lambda: [
                 block
@@ -77,7 +78,8 @@ class Scoring:
                 self.store.write("self_influences", (_slice(block),), _array(own))
             self.team.wait()
 
-    def _make_arrays(self, queries: Examples, query_block: int, by_layer: bool) -> None:
+    def make_arrays(self, queries: Examples, query_block: int, by_layer: bool) -> None:
+        """Room for the influences on all queries. Raises `DiskFull`."""
         shape, chunks = (len(queries), len(self.training)), (query_block, self.block)
         if by_layer:
             layers = len(self.engine.layers)
@@ -90,24 +92,30 @@ class Scoring:
             )
         self.store.make_array("scores", shape, chunks, self._dtype, ("query", "training"))
 
-    def _is_scored(self, group: range, block: range) -> bool:
-        """The sum over layers is written last."""
-        return self.store.has("scores", (_slice(group), _slice(block)))
+    def _is_scored(self, group: range, block: range, by_layer: bool) -> bool:
+        place = (_slice(group), _slice(block))
+        layers = (slice(0, len(self.engine.layers)), *place)
+        return self.store.has("scores", place) and (
+            not by_layer or self.store.has("layer_scores", layers)
+        )
 
     def _factors(self, queries: Examples, group: range) -> Factors:
-        """Each process preconditions its part of the queries; then all have them all."""
+        """Each process preconditions some of the queries; then all have them all.
+
+        They are cut into the same pieces for any number of processes, and so is the arithmetic.
+        """
         factors = {
             name: torch.zeros(
                 len(group), layer.d_out, layer.d_in, dtype=layer.dtype, device=self._device
             )
             for name, layer in self.engine.layers.items()
         }
-        part = np.array_split(np.arange(len(group)), self.team.size)[self.team.rank].tolist()
-        if part:
-            self.engine.progress = False
-            x, y = queries.batch([group[number] for number in part], self._device)
+        self.engine.progress = False
+        pieces = in_blocks(len(group), EXAMPLES_AT_A_TIME)
+        for piece in pieces[self.team.rank :: self.team.size]:
+            x, y = queries.batch([group[number] for number in piece], self._device)
             for name, own in self.engine.influence_factors(x, y).items():
-                factors[name][part] = own
+                factors[name][piece.start : piece.stop] = own
         for factor in factors.values():
             self.team.add_up(factor)
         return factors

@@ -58,7 +58,6 @@ class Question:
     query_split: str = setting("test", "split that holds them")
     query_rows: str = setting("10", f"which of them are asked about: {ROWS}")
     by_layer: bool = setting(False, "keep each layer's part of every score, too")
-    query_block: int = setting(0, "queries at a time; as many as fit the memory if 0")
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,10 @@ def settled(
     """
     names = [one.name for one in fields(settings)]
     given = {name: given[name] for name in names if given.get(name) is not None}
+    if "regularization" in given:
+        # One number has many spellings.
+        value = as_regularization(given["regularization"])
+        given["regularization"] = str(value).removesuffix(".0")
     if stored is not None:
         for name, value in given.items():
             refuse_unless_equal(f"--{name.replace('_', '-')}", stored[name], value)
@@ -112,7 +115,11 @@ def settled(
 
 
 def refuse_unless_equal(name: str, stored: object, here: object) -> None:
-    """Raise `StoreMismatch` when the store has something else under this name."""
+    """Raise `StoreMismatch` when the store has something else under this name, entry by entry."""
+    if isinstance(stored, Mapping) and isinstance(here, Mapping):
+        for key in sorted(stored.keys() | here.keys()):
+            refuse_unless_equal(f"{name}: {key}", stored.get(key), here.get(key))
+        return
     if stored != here:
         raise StoreMismatch(
             f"{name} is {here!r} here, but {stored!r} in the store. Go on with what the store was "
@@ -135,7 +142,7 @@ def as_regularization(text: str) -> float | str:
 
 def _check(settings: "Subject | Question | Damping") -> None:
     values = asdict(settings)
-    for name, least in {"max_tokens": 1, "block": 1, "query_block": 0}.items():
+    for name, least in {"max_tokens": 1, "block": 1, "seed": 0}.items():
         if values.get(name, least) < least:
             raise BadSetting(f"--{name.replace('_', '-')} {values[name]}: use {least} or more.")
     if values.get("precision", "full") not in ("full", "bfloat16"):

@@ -24,9 +24,9 @@ def shown(store: Store) -> str:
 
 def progress(store: Store) -> dict[str, str]:
     """How far each step is, in words."""
-    fitted = "done" if store.curvature.exists() else "not yet"
-    if store.partial_fit.exists():
-        fitted = "begun"
+    fitted = "begun" if store.partial_fit.exists() else "not yet"
+    if store.curvature.exists():
+        fitted = "done"
     return {
         "fit": fitted,
         "score": _share(store, "scores"),

@@ -12,14 +12,18 @@ from torch import nn
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 
+from support.assets import AssetChanged, AssetMissing
 from support.imdb import load_imdb
 from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
 from support.job.settings import PACKAGED, Subject
 from support.model import (
+    AdapterDamaged,
+    AdapterMismatch,
     ModelLogitsWrapper,
     load_model,
     load_tokenizer,
@@ -28,14 +32,22 @@ from support.model import (
 READERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 """The reader of `datasets` for each kind of file."""
 
+INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+"""Entries of a model's configuration that change nothing of what it computes here."""
+
+PACKAGE_ERRORS = (AssetMissing, AssetChanged, AdapterMismatch, AdapterDamaged)
+"""What can be wrong with the packaged model and reviews; each says what to do."""
+
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in the engine's shape, its tokenizer, and what it calls its classes."""
+    """A model in the engine's shape, its tokenizer, what it calls its classes, and its configuration
+    as far as it decides what the model computes."""
 
     model: ModelLogitsWrapper
     tokenizer: PreTrainedTokenizerBase
     class_names: dict[str, int]
+    config: dict[str, object]
 
 
 def load_classifier(subject: Subject, device: torch.device) -> Classifier:
@@ -44,7 +56,10 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     Raises `ModelNotUsable`.
     """
     if subject.model == PACKAGED:
-        model, tokenizer = load_model(), load_tokenizer()
+        try:
+            model, tokenizer = load_model(), load_tokenizer()
+        except PACKAGE_ERRORS as error:
+            raise ModelNotUsable(str(error)) from error
     else:
         model, tokenizer = _from_name_or_folder(subject.model)
     if tokenizer.pad_token_id is None:
@@ -53,10 +68,28 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
             "from text. Give it one that no text has, save both to a folder, and name that."
         )
     model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
+    _refuse_long_texts(model, tokenizer, subject)
     _choose_layers(model, subject)
     wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
     class_names = {name: number for number, name in model.config.id2label.items()}
-    return Classifier(wrapped, tokenizer, class_names)
+    return Classifier(wrapped, tokenizer, class_names, _decisive(model.config))
+
+
+def _refuse_long_texts(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, subject: Subject
+) -> None:
+    positions = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    longest = min(positions, tokenizer.model_max_length)
+    if subject.max_tokens > longest:
+        raise ModelNotUsable(
+            f"{subject.model!r} reads {longest} tokens at most. Use --max-tokens {longest}, or fewer."
+        )
+
+
+def _decisive(config: PreTrainedConfig) -> dict[str, object]:
+    """A configuration without where it came from, as JSON keeps it."""
+    written = json.loads(config.to_json_string(use_diff=False))
+    return {key: value for key, value in written.items() if key not in INCIDENTAL}
 
 
 def _from_name_or_folder(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -101,7 +134,7 @@ def load_texts(name: str, split: str, subject: Subject, class_names: dict[str, i
     Raises `DatasetNotUsable`.
     """
     datasets.disable_progress_bars()
-    found = load_imdb() if name == PACKAGED else _read(name, split)
+    found = _packaged() if name == PACKAGED else _read(name, split)
     if isinstance(found, dict):
         if split not in found:
             raise DatasetNotUsable(
@@ -118,6 +151,24 @@ def load_texts(name: str, split: str, subject: Subject, class_names: dict[str, i
     found = found.rename_columns({subject.text_column: "text", subject.label_column: "label"})
     _refuse_missing_texts(found, name)
     return _with_numbers(found, class_names, name)
+
+
+def refuse_single_split(name: str) -> None:
+    """Raise `DatasetNotUsable` when all splits that one asks for would be the same rows."""
+    path = Path(name)
+    is_one = (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists()
+    if path.is_file() or is_one:
+        raise DatasetNotUsable(
+            f"{name!r} has one split: its rows would be training examples and queries at once. Name the "
+            "queries' file or folder with --queries, or say --query-split train if you mean that."
+        )
+
+
+def _packaged() -> dict:
+    try:
+        return load_imdb()
+    except PACKAGE_ERRORS as error:
+        raise DatasetNotUsable(str(error)) from error
 
 
 def _refuse_missing_texts(texts: Dataset, name: str) -> None:
@@ -153,6 +204,10 @@ def _read(name: str, split: str) -> Dataset | dict:
 
 def _with_numbers(texts: Dataset, class_names: dict[str, int], name: str) -> Dataset:
     kind = texts.features["label"]
+    if isinstance(kind, ClassLabel) and set(kind.names) <= class_names.keys():
+        # The same names may stand in another order.
+        numbers = [class_names[kind.names[number]] for number in texts["label"]]
+        return texts.remove_columns("label").add_column("label", numbers)
     if isinstance(kind, ClassLabel) or "int" in getattr(kind, "dtype", ""):
         _refuse_other_numbers(texts, len(class_names), name)
         return texts
@@ -192,16 +247,18 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
         if "," not in rows and ":" not in rows:
             return _sample(int(rows), available, seed)
         parts = [part.partition(":") for part in rows.split(",") if part]
-        ranges = [np.arange(int(a), int(b) if colon else int(a) + 1) for a, colon, b in parts]
-        chosen = np.unique(np.concatenate(ranges))
+        ranges = [range(int(a), int(b) if colon else int(a) + 1) for a, colon, b in parts]
+        inside = [part for part in ranges if part and part[0] >= 0 and part[-1] < available]
+        if len(inside) < len(ranges) or not ranges:
+            raise BadSetting(
+                f"--{option} {rows}: choose from rows 0 to {available - 1}, at least one in each range."
+            )
+        return np.unique(np.concatenate([np.asarray(part) for part in inside]))
     except ValueError as error:
         raise BadSetting(
             f"--{option} {rows}: use all, a number of rows like 50 (from 1 to {available}), or rows and "
             "ranges like 3,5,100:200."
         ) from error
-    if not len(chosen) or chosen[0] < 0 or chosen[-1] >= available:
-        raise BadSetting(f"--{option} {rows}: choose from rows 0 to {available - 1}, at least one.")
-    return chosen
 
 
 def _sample(number: int, available: int, seed: int) -> np.ndarray:
@@ -215,7 +272,8 @@ def tokenizer_text(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return json.dumps(json.loads(backend.to_str()) | {"truncation": None, "padding": None})
+    call = {"truncation": tokenizer.truncation_side, "padding": tokenizer.pad_token_id}
+    return json.dumps(json.loads(backend.to_str()) | call)
 
 
 def _first_line(error: Exception) -> str:

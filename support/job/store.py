@@ -68,6 +68,8 @@ class Store:
 
     def refuse_other_folder(self) -> None:
         """Raise `StoreMismatch` when the folder holds anything, but no store."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StoreMismatch(f"{self.folder} is a file. Name a folder.")
         ours = {"results.zarr", "locks", self.tokens.name, self.partial_fit.name}
         strange = [path.name for path in self.folder.glob("*") if path.name not in ours]
         if strange and not self.exists:
@@ -102,9 +104,6 @@ class Store:
         if stored is None:
             with disk_full_is_told(self.folder):
                 self.results.attrs[name] = facts
-        elif isinstance(facts, Mapping):
-            for key in facts.keys() | stored.keys():
-                refuse_unless_equal(f"{name}: {key}", stored.get(key), facts.get(key))
         else:
             refuse_unless_equal(name, stored, facts)
 
@@ -116,14 +115,17 @@ class Store:
         dtype: str,
         dimensions: tuple[str, ...],
     ) -> None:
-        """An array of missing influences, unless it is there."""
+        """An array of missing influences, unless it is there; other chunks while it is empty only."""
         if name in self.results:
-            return
+            array = self.array(name)
+            if array.chunks == chunks or array.nchunks_initialized:
+                return
         with disk_full_is_told(self.folder):
             self.results.create_array(
                 name,
                 shape=shape,
                 chunks=chunks,
+                overwrite=True,
                 dtype=dtype,
                 fill_value=np.nan,
                 compressors=[ZstdCodec(level=3), Crc32cCodec()],
@@ -131,16 +133,23 @@ class Store:
             )
 
     def keep_rows(self, name: str, rows: np.ndarray) -> None:
-        """Row numbers of examples, once."""
-        if name not in self.results:
+        """Row numbers of examples, unless they are there: a kill may have left the array empty."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if name not in self.results or not np.array_equal(self.results[name][:], rows):
             with disk_full_is_told(self.folder):
-                self.results.create_array(name, data=np.asarray(rows, dtype=np.int64))
+                self.results.create_array(name, data=rows, overwrite=True)
 
     def array(self, name: str) -> zarr.Array:
-        """Raises `StepMissing`, naming the step that makes the array."""
-        if name not in self.results:
-            raise StepMissing(f"{self.folder} has no {name} yet. {_MAKERS[name]}")
-        return self.results[name]
+        """Raises `StepMissing`, naming the step that makes the array, and `StoreDamaged`."""
+        try:
+            if name in self.results:
+                return self.results[name]
+        except (KeyError, ValueError, TypeError) as error:
+            raise StoreDamaged(
+                f"The description of {name} in results.zarr is damaged ({error}). Remove the folder "
+                f"{name} there and run its step again."
+            ) from error
+        raise StepMissing(f"{self.folder} has no {name} yet. {_MAKERS[name]}")
 
     def write(self, name: str, place: tuple[slice, ...], values: np.ndarray) -> None:
         """Whole chunks, or nothing of them. Raises `DiskFull`."""
@@ -181,7 +190,7 @@ class Store:
         """The team is at work on the store, which is swept before. Raises `StoreBusy`.
 
         Every process holds a lock of its own, which the system takes away when the process ends, however
-        it ends; the first looks whether any other is held.
+        it ends; the first, with its own in hand, looks whether any other is held.
         """
         folder = self.folder / "locks"
         own = FileLock(folder / f"rank-{team.rank}", timeout=0)
@@ -190,18 +199,20 @@ class Store:
             self.refuse_other_folder()
             with disk_full_is_told(self.folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            for path in folder.glob("rank-*"):
-                with self._busy_is_told(), FileLock(path, timeout=0):
-                    pass
+            with self._busy_is_told():
+                own.acquire()
+                for path in set(folder.glob("rank-*")) - {Path(own.lock_file)}:
+                    with FileLock(path, timeout=0):
+                        pass
             self._sweep()
 
-        team.on_first(look)
-        with self._busy_is_told():
-            own.acquire()
         try:
+            team.on_first(look)
+            with self._busy_is_told():
+                own.acquire()
             yield
         finally:
-            own.release()
+            own.release(force=True)
 
     @contextmanager
     def _busy_is_told(self) -> Iterator[None]:

@@ -15,16 +15,12 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from support.job.errors import JobError
+from support.job.errors import BadSetting, ToldElsewhere
 
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=7)
 """How long a process waits for the others: torchrun ends all of them when one is lost."""
-
-
-class ToldElsewhere(JobError):
-    """The first process has given up, and says why."""
 
 
 @runtime_checkable
@@ -38,7 +34,8 @@ class Team(Protocol):
     def on_first(self, work: Callable[[], Result]) -> Result:
         """What `work` returns in the first process, for all.
 
-        A `JobError` is raised there as it is, in the others as `ToldElsewhere`.
+        An error is raised there as it is, in the others as `ToldElsewhere`. `work` must not ask the team
+        for anything: the others would answer another question.
         """
 
     def add_up(self, tensor: Tensor) -> None:
@@ -64,9 +61,11 @@ class Alone:
 
     def __init__(self) -> None:
         self._tallies: dict[str, int] = {}
+        self._first = _Stage()
 
     def on_first(self, work: Callable[[], Result]) -> Result:
-        return work()
+        with self._first:
+            return work()
 
     def add_up(self, tensor: Tensor) -> None:
         pass
@@ -91,16 +90,18 @@ class Together:
     def __init__(self, store: dist.Store, rank: int, size: int, neighbours: int) -> None:
         self._store = store
         self.rank, self.size, self.neighbours = rank, size, neighbours
+        self._first = _Stage()
 
     def on_first(self, work: Callable[[], Result]) -> Result:
         answer: list = [None, None]
-        error: JobError | None = None
-        if self.rank == 0:
-            try:
-                answer[0] = work()
-            except JobError as raised:
-                error, answer[1] = raised, str(raised)
-        dist.broadcast_object_list(answer, src=0)
+        error: Exception | None = None
+        with self._first:
+            if self.rank == 0:
+                try:
+                    answer[0] = work()
+                except Exception as raised:
+                    error, answer[1] = raised, str(raised)
+            dist.broadcast_object_list(answer, src=0)
         if error is not None:
             raise error
         if answer[1] is not None:
@@ -124,16 +125,40 @@ class Together:
         dist.barrier()
 
 
+class _Stage:
+    """Work of the first process alone, which can't begin within itself."""
+
+    def __init__(self) -> None:
+        self._busy = False
+
+    def __enter__(self) -> None:
+        if self._busy:
+            raise RuntimeError(
+                "on_first within on_first: evaluate before what the inner one gives."
+            )
+        self._busy = True
+
+    def __exit__(self, *_: object) -> None:
+        self._busy = False
+
+
 def is_launched_together() -> bool:
     """Whether torchrun, or something like it, has started this process."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def device() -> torch.device:
-    """This process's own: a GPU of the machine where there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    """This process's own: a GPU of the machine where there is one, else the CPU.
+
+    Raises `BadSetting` when there are more processes on the machine than GPUs.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if not gpus:
+        return torch.device("cpu")
+    if number >= gpus:
+        raise BadSetting(f"This machine has {gpus} GPUs: use --nproc-per-node={gpus} at most.")
+    return torch.device("cuda", number)
 
 
 @contextmanager

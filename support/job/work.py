@@ -23,9 +23,16 @@ from support.job.settings import (
     Settings,
     Subject,
     as_regularization,
+    refuse_unless_equal,
     settled,
 )
-from support.job.sources import Classifier, chosen_rows, load_classifier, load_texts
+from support.job.sources import (
+    Classifier,
+    chosen_rows,
+    load_classifier,
+    load_texts,
+    refuse_single_split,
+)
 from support.job.store import Store
 from support.job.team import Team, device
 
@@ -78,7 +85,8 @@ class Job:
 
     @cached_property
     def classifier(self) -> Classifier:
-        return self._first_alone(lambda: load_classifier(self.subject, device()))
+        subject = self.subject
+        return self._first_alone(lambda: load_classifier(subject, device()))
 
     @cached_property
     def engine(self) -> EkfacInfluence:
@@ -91,37 +99,30 @@ class Job:
 
     @cached_property
     def training(self) -> Examples:
-        return self._examples(
-            self.subject.dataset,
-            self.subject.training_split,
-            self.subject.training_rows,
-            "training-rows",
-        )
+        chosen = self.subject.training_rows, "training-rows"
+        return self._examples(self.subject.dataset, self.subject.training_split, *chosen)
 
     @cached_property
     def fitted_on(self) -> Examples:
         """The training examples that the curvature is fitted on."""
-        option = "fit-rows"
-        chosen = chosen_rows(self.subject.fit_rows, len(self.training), self.subject.seed, option)
-        if len(chosen) == len(self.training):
-            return self.training
-        rows = ",".join(map(str, self.training.rows[chosen]))
-        return self._examples(self.subject.dataset, self.subject.training_split, rows, option)
+        chosen = self.subject.fit_rows, len(self.training), self.subject.seed, "fit-rows"
+        return self.training.select(chosen_rows(*chosen))
 
     @cached_property
     def queries(self) -> Examples:
-        name = self.question.queries or self.subject.dataset
-        return self._examples(
-            name, self.question.query_split, self.question.query_rows, "query-rows"
-        )
+        question, subject = self.question, self.subject
+        if not question.queries and question.query_split != subject.training_split:
+            self.team.on_first(lambda: refuse_single_split(subject.dataset))
+        name = question.queries or subject.dataset
+        return self._examples(name, question.query_split, question.query_rows, "query-rows")
 
     def _examples(self, name: str, split: str, rows: str, option: str) -> Examples:
+        classifier, subject = self.classifier, self.subject
+
         def load() -> Examples:
-            texts = load_texts(name, split, self.subject, self.classifier.class_names)
-            chosen = chosen_rows(rows, len(texts), self.subject.seed, option)
-            return tokenised(
-                texts, chosen, self.classifier, self.subject.max_tokens, self.store.tokens
-            )
+            texts = load_texts(name, split, subject, classifier.class_names)
+            chosen = chosen_rows(rows, len(texts), subject.seed, option)
+            return tokenised(texts, chosen, classifier, subject.max_tokens, self.store.tokens)
 
         return self._first_alone(load)
 
@@ -133,25 +134,37 @@ class Job:
 
     def begin(self) -> None:
         """Make the store, or see that it is this job's. Raises `StoreMismatch`, by name."""
-        training, fitted_on = self.training, self.fitted_on
+        facts = {
+            "subject": asdict(self.subject),
+            "model": self.engine.identity(),
+            "config": self.classifier.config,
+            "training": _about(self.training),
+            "fitted_on": _about(self.fitted_on),
+        }
+        rows = self.training.rows
 
         def settle() -> None:
             self.store.begin()
-            self.store.settle("subject", asdict(self.subject))
-            self.store.settle("model", self.engine.identity())
-            self.store.settle("training", _about(training))
-            self.store.settle("fitted_on", _about(fitted_on))
-            self.store.keep_rows("training_rows", training.rows)
+            for name, fact in facts.items():
+                self.store.settle(name, fact)
+            self.store.keep_rows("training_rows", rows)
             if self.store.get("versions") is None:
                 versions = {name: version(name) for name in RECORDED}
                 self.store.settle("versions", {"python": platform.python_version(), **versions})
 
         self.team.on_first(settle)
+        self._refuse_other_facts(facts)
+
+    def _refuse_other_facts(self, facts: Mapping[str, object]) -> None:
+        """Each process has read model and examples for itself, maybe on another machine."""
+        for name, stored in self.team.on_first(lambda: facts).items():
+            refuse_unless_equal(name, stored, facts[name])
 
     def fit(self, save_seconds: float | int, tell_seconds: float | int) -> bool:
         """The curvature into the store; whether there was anything left to do."""
         self.begin()
         if self.team.on_first(self.store.curvature.exists):
+            self.team.on_first(self.store.forget_partial_fit)
             return False
         JobFit(
             self.engine,
@@ -164,8 +177,35 @@ class Job:
         ).run()
         return True
 
-    def scoring(self, tell_seconds: float | int) -> Scoring:
-        """The fitted engine, ready to score. Raises `StepMissing` without a fit."""
+    def score(self, tell_seconds: float | int) -> None:
+        """Influences of all training examples on all queries, into the store."""
+        scoring = self._scoring(tell_seconds)
+        queries, question, damping = self.queries, self.question, self.damping
+        query_block = self.query_block()
+
+        def settle() -> int:
+            self.store.settle("damping", asdict(damping))
+            self.store.settle("question", asdict(question))
+            self.store.settle("queries", _about(queries))
+            self.store.keep_rows("query_rows", queries.rows)
+            scoring.make_arrays(queries, query_block, question.by_layer)
+            found = self.store.array("scores").chunks[0]
+            if self.given.get("query_block"):
+                refuse_unless_equal("--query-block", found, query_block)
+            return found
+
+        found = self.team.on_first(settle)
+        self._refuse_other_facts({"queries": _about(queries)})
+        scoring.score(queries, found, question.by_layer)
+
+    def self_influences(self, tell_seconds: float | int) -> None:
+        """Influence of every training example on itself, into the store."""
+        scoring, damping = self._scoring(tell_seconds), self.damping
+        self.team.on_first(lambda: self.store.settle("damping", asdict(damping)))
+        scoring.self_influences()
+
+    def _scoring(self, tell_seconds: float | int) -> Scoring:
+        """The fitted engine. Raises `StepMissing` without a fit."""
         self.begin()
         if not self.team.on_first(self.store.curvature.exists):
             raise StepMissing(f"{self.store.folder} has no curvature yet. Run: fit")
@@ -175,30 +215,21 @@ class Job:
             raise StoreDamaged(
                 f"{error} Remove {self.store.curvature.name} and run: fit"
             ) from error
-        self.team.on_first(lambda: self.store.settle("damping", asdict(self.damping)))
         return Scoring(
             self.engine, self.training, self.subject.block, self.team, self.store, tell_seconds
         )
 
-    def score(self, tell_seconds: float | int) -> None:
-        """Influences of all training examples on all queries, into the store."""
-        scoring = self.scoring(tell_seconds)
-        queries = self.queries
-
-        def settle() -> int:
-            self.store.settle("question", asdict(self.question))
-            self.store.settle("queries", _about(queries))
-            self.store.keep_rows("query_rows", queries.rows)
-            if self.store.get("query_block") is None:
-                self.store.settle("query_block", self.query_block())
-            return self.store.get("query_block")
-
-        scoring.score(queries, self.team.on_first(settle), self.question.by_layer)
-
     def query_block(self) -> int:
-        """As asked, or as many as each process of this machine has room for."""
-        fitting = queries_at_a_time(self.engine.layers, None) // self.team.neighbours
-        return min(len(self.queries), self.question.query_block or max(1, fitting))
+        """As asked, or as many as there is room for beside the other processes of this machine."""
+        room = queries_at_a_time(self.engine.layers, None)
+        if device().type == "cpu":
+            room //= self.team.neighbours
+        return min(len(self.queries), self.given.get("query_block") or max(1, room))
+
+    def refuse_other_texts(self) -> None:
+        """Raise `StoreMismatch` unless examples and queries are those that were scored."""
+        for name, examples in (("training", self.training), ("queries", self.queries)):
+            refuse_unless_equal(name, self.stored.get(name), _about(examples))
 
     @property
     def class_names(self) -> dict[int, str]:
