@@ -88,7 +88,8 @@ def test_a_kill_changes_no_number(model, many, undisturbed, tmp_path, moment):
     run = ["run", *options(model, many, store)]
     kill_when(start(run, processes=2), lambda: any(store.glob(MOMENTS[moment])))
     assert not (store / "results.zarr" / "self_influences").exists()
-    finish(start(run, processes=2))
+    again = ["run", "--store", str(store), "--query-block", "2", "--save-seconds", "0"]
+    finish(start(again, processes=2))
     expected = results(undisturbed)
     for name, found in results(store).items():
         np.testing.assert_array_equal(found, expected[name])

@@ -154,6 +154,8 @@ def _plan(chosen: Namespace, team: Team) -> None:
 def _run(chosen: Namespace, team: Team) -> None:
     job = _job(chosen, team)
     with job.store.claimed(team):
+        job.begin()
+        job.ask()
         _fit_job(job, chosen)
         _score_job(job, chosen)
         _self_job(job, chosen)

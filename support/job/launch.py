@@ -54,7 +54,9 @@ def kill(job: subprocess.Popen) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     job.kill()
-    job.communicate()
+    job.wait()
+    if job.stdout:
+        job.stdout.close()
 
 
 def workers(job: subprocess.Popen) -> list[psutil.Process]:

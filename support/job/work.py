@@ -177,26 +177,37 @@ class Job:
         ).run()
         return True
 
+    def ask(self) -> None:
+        """Settle queries and λ, so that a run that is killed before it scores knows them.
+
+        Nothing is settled unless all of it can be. Raises `StoreMismatch`, by name.
+        """
+        queries, question, damping = self.queries, self.question, self.damping
+        about = {"queries": _about(queries)}
+
+        def settle() -> None:
+            self.store.settle("damping", asdict(damping))
+            self.store.settle("question", asdict(question))
+            self.store.settle("queries", about["queries"])
+            self.store.keep_rows("query_rows", queries.rows)
+
+        self.team.on_first(settle)
+        self._refuse_other_facts(about)
+
     def score(self, tell_seconds: float | int) -> None:
         """Influences of all training examples on all queries, into the store."""
         scoring = self._scoring(tell_seconds)
-        queries, question, damping = self.queries, self.question, self.damping
-        query_block = self.query_block()
+        self.ask()
+        queries, by_layer, query_block = self.queries, self.question.by_layer, self.query_block()
 
-        def settle() -> int:
-            self.store.settle("damping", asdict(damping))
-            self.store.settle("question", asdict(question))
-            self.store.settle("queries", _about(queries))
-            self.store.keep_rows("query_rows", queries.rows)
-            scoring.make_arrays(queries, query_block, question.by_layer)
+        def make_arrays() -> int:
+            scoring.make_arrays(queries, query_block, by_layer)
             found = self.store.array("scores").chunks[0]
             if self.given.get("query_block"):
                 refuse_unless_equal("--query-block", found, query_block)
             return found
 
-        found = self.team.on_first(settle)
-        self._refuse_other_facts({"queries": _about(queries)})
-        scoring.score(queries, found, question.by_layer)
+        scoring.score(queries, self.team.on_first(make_arrays), by_layer)
 
     def self_influences(self, tell_seconds: float | int) -> None:
         """Influence of every training example on itself, into the store."""
