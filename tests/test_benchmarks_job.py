@@ -1,0 +1,100 @@
+"""What the measurement of jobs reads from what they say, and how it is told."""
+
+import numpy as np
+import pytest
+import zarr
+
+from benchmarks import job
+from support.job.progress import told
+
+SAID = """\
+fit 1/2, covariances: 1,024 of 2,000 examples (51%), 9.3 a second, 0:01:45 left: until Tue 21:20
+fit 1/2, covariances: 2,000 of 2,000 examples (100%), 110 s
+fit 2/2, eigenvalues: 2,000 of 2,000 examples (100%), 90 s
+Fitted on 2,000 examples.
+score: 2,000 of 2,000 examples (100%), 80 s
+self: 2,000 of 2,000 examples (100%), 70 s
+"""
+PLAN = """\
+2,000 training examples, 580,000 tokens; 50 queries; 1 process
+fit                          3.74e+11 multiply-adds          3 min
+self                         1.05e+11 multiply-adds         85 s
+score                        1.05e+11 multiply-adds        2.5 h
+memory of a process               384 MB
+"""
+
+
+def test_a_stage_lasts_as_long_as_the_line_of_its_end_says():
+    stages = job._stages(SAID)
+    assert stages == {
+        "fit 1/2, covariances": 110,
+        "fit 2/2, eigenvalues": 90,
+        "score": 80,
+        "self": 70,
+    }
+    assert job.steps(stages) == {"fit": 200, "score": 80, "self": 70}
+
+
+def test_the_line_of_an_end_is_read_as_a_job_writes_it():
+    assert job._stages(told("score", 2000, 0, 2000, 80.4)) == {"score": 80}
+
+
+def test_a_plan_is_read_in_seconds():
+    assert [job.planned(PLAN, step) for step in ("fit", "self", "score")] == [180, 85, 9000]
+    with pytest.raises(RuntimeError, match="names no top"):
+        job.planned(PLAN, "top")
+
+
+def stored(folder, scores):
+    group = zarr.create_group(folder / "results.zarr")
+    group.create_array("scores", data=scores)
+    group.create_array("self_influences", data=np.array([1.0, 4.0]))
+    return folder
+
+
+def test_a_difference_is_the_largest_over_the_largest_number(tmp_path):
+    one = stored(tmp_path / "one", np.array([[2.0, -8.0]]))
+    other = stored(tmp_path / "other", np.array([[2.5, -8.0]]))
+    assert job.difference(one, one) == 0
+    assert job.difference(one, other) == 0.5 / 8
+
+
+@pytest.mark.parametrize(
+    ("trace", "reached"),
+    [
+        ("results.zarr/scores/c/0/1", "scores"),
+        ("fit/eigenvalues-1.safetensors", "eigenvalues"),
+        ("fit/basis-3.safetensors", "eigenbases"),
+        ("tokens/abc.arrow", "tokens"),
+        ("locks/rank-0", "nothing yet"),
+    ],
+)
+def test_a_kill_had_reached_the_last_step_that_left_something(tmp_path, trace, reached):
+    for path in {"locks/rank-0", trace}:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("")
+    assert job.where(tmp_path) == reached
+
+
+def test_the_page_counts_the_kills_that_changed_a_number():
+    kill = {"after s": 3.0, "had reached": "scores", "going on took s": 9.0, "difference": 0.0}
+    page = job.markdown(
+        {
+            "date": "2026-01-01",
+            "machine": {"cores": "2"},
+            "sizes": {"spread": [24, 4], "killed": [24, 4, 32], "rounds": 1},
+            "processes": [{"processes": 1, "seconds": 10.0, "speed-up": 1.0}],
+            "kills": [kill, kill | {"difference": 1e-7}],
+            "whole": {
+                "reviews": 2000,
+                "queries": 50,
+                "steps": [{"step": "fit", "planned s": 180.0, "measured s": 200.0}],
+                "megabytes": {"scores": 0.4},
+                "memory": 900.0,
+                "plan": PLAN,
+            },
+        }
+    )
+    assert "differs in any bit from the undisturbed run's: 1." in page
+    assert "## 2,000 training reviews, 50 queries, one process" in page
+    assert "| fit | 180 | 200 |" in page
