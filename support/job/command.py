@@ -3,6 +3,7 @@
 import argparse
 import sys
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from support.ekfac.errors import EkfacError
@@ -41,6 +42,9 @@ need not be said again; what contradicts it is refused.
 """
 
 
+Command = Callable[[Namespace, Team], None]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     chosen = parser().parse_args(arguments)
@@ -64,12 +68,13 @@ def parser() -> ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = whole.add_subparsers(required=True, metavar="command")
+    everything = (Subject, Question, Damping)
     for name, run, meaning, settings in (
         ("plan", _plan, "what the job will cost on this machine", (Subject, Question)),
-        ("run", _run, "fit, score and self in one go", (Subject, Question, Damping)),
-        ("fit", _fit, "the curvature of the model", (Subject,)),
-        ("score", _score, "influence of all training examples", (Subject, Question, Damping)),
-        ("self", _self, "influence of each training example on itself", (Subject, Damping)),
+        ("run", _steps(_ask, _fit, _score, _self), "fit, score and self in one go", everything),
+        ("fit", _steps(_fit), "the curvature of the model", (Subject,)),
+        ("score", _steps(_score), "influence of all training examples", everything),
+        ("self", _steps(_self), "influence of each one on itself", (Subject, Damping)),
         ("top", _top, "the strongest training examples, to read", ()),
         ("show", _show, "what a store knows, and how far it is", ()),
     ):
@@ -151,47 +156,39 @@ def _plan(chosen: Namespace, team: Team) -> None:
         print(plan.told(job, expected))
 
 
-def _run(chosen: Namespace, team: Team) -> None:
-    job = _job(chosen, team)
-    with job.store.claimed(team):
-        job.begin()
-        job.ask()
-        _fit_job(job, chosen)
-        _score_job(job, chosen)
-        _self_job(job, chosen)
+Step = Callable[[Job, Namespace], None]
 
 
-def _fit(chosen: Namespace, team: Team) -> None:
-    job = _job(chosen, team)
-    with job.store.claimed(team):
-        _fit_job(job, chosen)
+def _steps(*steps: Step) -> Command:
+    """A command of steps that write to the store, which is this team's meanwhile."""
+
+    def run(chosen: Namespace, team: Team) -> None:
+        job = _job(chosen, team)
+        with job.store.claimed(team):
+            for step in steps:
+                step(job, chosen)
+
+    return run
 
 
-def _score(chosen: Namespace, team: Team) -> None:
-    job = _job(chosen, team)
-    with job.store.claimed(team):
-        _score_job(job, chosen)
+def _ask(job: Job, chosen: Namespace) -> None:
+    job.begin()
+    job.ask()
 
 
-def _self(chosen: Namespace, team: Team) -> None:
-    job = _job(chosen, team)
-    with job.store.claimed(team):
-        _self_job(job, chosen)
-
-
-def _fit_job(job: Job, chosen: Namespace) -> None:
+def _fit(job: Job, chosen: Namespace) -> None:
     was_missing = job.fit(chosen.save_seconds, chosen.tell_seconds)
     fitted = f"Fitted on {len(job.fitted_on):,} examples."
     _say(job.team, fitted if was_missing else "It was fitted before.")
 
 
-def _score_job(job: Job, chosen: Namespace) -> None:
+def _score(job: Job, chosen: Namespace) -> None:
     job.score(chosen.tell_seconds)
     examples, queries = len(job.training), len(job.queries)
     _say(job.team, f"Scored {examples:,} training examples on {queries:,} queries.")
 
 
-def _self_job(job: Job, chosen: Namespace) -> None:
+def _self(job: Job, chosen: Namespace) -> None:
     job.self_influences(chosen.tell_seconds)
     _say(job.team, f"Self-influence of {len(job.training):,} training examples.")
 
