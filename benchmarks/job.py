@@ -34,16 +34,16 @@ LOOKS = 0.1
 @dataclass(frozen=True)
 class Sizes:
     """`spread`: reviews and queries for several processes; `killed`: for the kills, cut at so many
-    tokens; `whole`: for time, disk and plan."""
+    tokens; `whole`: for time, disk and plan, the curvature of so many of the reviews."""
 
-    spread: tuple[int, int] = (256, 20)
-    killed: tuple[int, int, int] = (256, 10, 64)
+    spread: tuple[int, int] = (48, 10)
+    killed: tuple[int, int, int] = (128, 10, 64)
     kills: int = 10
-    whole: tuple[int, int] = (2000, 50)
+    whole: tuple[int, int, int] = (2000, 50, 500)
     rounds: int = 3
 
 
-QUICK = Sizes((24, 4), (24, 4, 32), 2, (32, 4), 1)
+QUICK = Sizes((24, 4), (24, 4, 32), 2, (32, 4, 16), 1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def processes(sizes: Sizes, folder: Path) -> list[dict]:
             store = folder / f"{number}-processes"
             shutil.rmtree(store, ignore_errors=True)
             print(f"{number} processes, round {turn + 1} of {sizes.rounds}", flush=True)
-            small_blocks = ["--block", "32"]
+            small_blocks = ["--block", "8"]
             runs[number].append(
                 watched(["run", *options(store, *sizes.spread), *small_blocks], number)
             )
@@ -183,9 +183,10 @@ def where(store: Path) -> str:
 
 def whole_job(sizes: Sizes, folder: Path) -> dict:
     """Time and disk of the largest job, and what its plan had said."""
-    store, (reviews, queries) = folder / "whole", sizes.whole
-    plan = launched(["plan", *options(store, reviews, queries)[:-2]]).communicate()[0]
-    run = watched(["run", *options(store, reviews, queries)])
+    store, (reviews, queries, fitted_on) = folder / "whole", sizes.whole
+    given = ["--fit-rows", str(fitted_on), *options(store, reviews, queries)]
+    plan = launched(["plan", *given[:-2]]).communicate()[0]
+    run = watched(["run", *given])
     files = [path for path in store.rglob("*") if path.is_file()]
     size = {
         "scores": sum(path.stat().st_size for path in files if "scores/c" in str(path)),
@@ -195,6 +196,7 @@ def whole_job(sizes: Sizes, folder: Path) -> dict:
     return {
         "reviews": reviews,
         "queries": queries,
+        "fitted on": fitted_on,
         "megabytes": {name: number / 1e6 for name, number in size.items()},
         "memory": run.megabytes,
         "stages": run.stages,
@@ -245,6 +247,7 @@ def markdown(found: dict) -> str:
         ],
         _table(found["kills"]),
         [f"## {whole['reviews']:,} training reviews, {whole['queries']} queries, one process"],
+        [f"Of 512 tokens at most; the curvature is that of {whole['fitted on']} of them."],
         _table(whole["steps"]),
         [
             "MB on disk: "

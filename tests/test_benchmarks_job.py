@@ -88,6 +88,7 @@ def test_the_page_counts_the_kills_that_changed_a_number():
             "whole": {
                 "reviews": 2000,
                 "queries": 50,
+                "fitted on": 500,
                 "steps": [{"step": "fit", "planned s": 180.0, "measured s": 200.0}],
                 "megabytes": {"scores": 0.4},
                 "memory": 900.0,
