@@ -88,11 +88,12 @@ def _stages(said: str) -> dict[str, float]:
     return {stage: float(seconds) for stage, seconds in found}
 
 
+def subject(store: Path, reviews: int) -> list[str]:
+    return ["--store", str(store), "--training-rows", str(reviews)]
+
+
 def options(store: Path, reviews: int, queries: int) -> list[str]:
-    return [
-        *("--store", str(store), "--training-rows", str(reviews), "--query-rows", str(queries)),
-        *("--tell-seconds", "3600"),
-    ]
+    return [*subject(store, reviews), "--query-rows", str(queries), "--tell-seconds", "3600"]
 
 
 def scores_of(store: Path) -> dict[str, np.ndarray]:
@@ -184,9 +185,11 @@ def where(store: Path) -> str:
 def whole_job(sizes: Sizes, folder: Path) -> dict:
     """Time and disk of the largest job, and what its plan had said."""
     store, (reviews, queries, fitted_on) = folder / "whole", sizes.whole
-    given = ["--fit-rows", str(fitted_on), *options(store, reviews, queries)]
-    plan = launched(["plan", *given[:-2]]).communicate()[0]
-    run = watched(["run", *given])
+    job = [*subject(store, reviews), "--fit-rows", str(fitted_on)]
+    asked = ["--query-rows", str(queries)]
+    plan = launched(["plan", *job, *asked]).communicate()[0]
+    fit, score = watched(["fit", *job]), watched(["score", *job, *asked])
+    stages = fit.stages | score.stages
     files = [path for path in store.rglob("*") if path.is_file()]
     size = {
         "scores": sum(path.stat().st_size for path in files if "scores/c" in str(path)),
@@ -198,19 +201,19 @@ def whole_job(sizes: Sizes, folder: Path) -> dict:
         "queries": queries,
         "fitted on": fitted_on,
         "megabytes": {name: number / 1e6 for name, number in size.items()},
-        "memory": run.megabytes,
-        "stages": run.stages,
+        "memory": max(fit.megabytes, score.megabytes),
+        "stages": stages,
         "plan": plan,
         "steps": [
             {"step": step, "planned s": planned(plan, step), "measured s": seconds}
-            for step, seconds in steps(run.stages).items()
+            for step, seconds in steps(stages).items()
         ],
     }
 
 
 def steps(stages: dict[str, float]) -> dict[str, float]:
     fit = sum(seconds for stage, seconds in stages.items() if stage.startswith("fit"))
-    return {"fit": fit, "score": stages["score"], "self": stages["self"]}
+    return {"fit": fit, "score": stages["score"]}
 
 
 def planned(plan: str, step: str) -> float:
