@@ -7,7 +7,6 @@ build/bench.
 
 import argparse
 import json
-import os
 import random
 import re
 import shutil
@@ -17,6 +16,7 @@ import time
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import psutil
@@ -25,7 +25,7 @@ import zarr
 from benchmarks import machine
 from benchmarks.running import ROOT
 from benchmarks.table import table
-from support.job.launch import kill, launched, workers
+from support.job.launch import kill, launched, lines, workers
 
 LOOKS = 0.1
 """Seconds between two looks at the memory of the processes."""
@@ -57,20 +57,16 @@ class Run:
 
 def watched(arguments: list[str], processes: int = 1) -> Run:
     """A job to its end."""
-    start, most = time.perf_counter(), 0
-    with tempfile.TemporaryFile("w+") as said:
-        job = launched(arguments, processes)
-        os.set_blocking(job.stdout.fileno(), False)
-        while job.poll() is None:
-            time.sleep(LOOKS)
-            said.write(job.stdout.read() or "")
-            most = max([most, *(_memory(one) for one in workers(job))])
-        said.write(job.stdout.read() or "")
-        said.seek(0)
-        text = said.read()
+    start, most, said = time.perf_counter(), 0, []
+    job = launched(arguments, processes)
+    listener = Thread(target=lambda: said.extend(lines(job)))
+    listener.start()
+    while listener.is_alive():
+        most = max([most, *(_memory(one) for one in workers(job))])
+        time.sleep(LOOKS)
     if job.returncode:
-        raise RuntimeError(text)
-    return Run(_stages(text), time.perf_counter() - start, most / 1e6)
+        raise RuntimeError("\n".join(said))
+    return Run(_stages("\n".join(said)), time.perf_counter() - start, most / 1e6)
 
 
 def _memory(process: psutil.Process) -> int:
