@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import cdist
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 
@@ -24,6 +25,24 @@ def cumulative_shares(scores: np.ndarray) -> np.ndarray:
 def examples_for(share: float, scores: np.ndarray) -> np.ndarray:
     """`(queries,)`: how many of the strongest training examples it takes to have a share."""
     return (cumulative_shares(scores) < share).sum(axis=1) + 1
+
+
+def told(scores: np.ndarray) -> str:
+    """How concentrated the influence is, in three lines: from the least to the most of all queries."""
+    half, shares = examples_for(0.5, scores), cumulative_shares(scores)
+    examples = scores.shape[1]
+    strongest, weaker = shares[:, 0], 1 - shares[:, examples // 2]
+    return (
+        f"half of the influence: {half.min()} to {half.max()} of {examples:,} examples\n"
+        f"the strongest example alone: {strongest.min():.1%} to {strongest.max():.1%}\n"
+        f"the weaker half of the examples: {weaker.min():.1%} to {weaker.max():.1%}"
+    )
+
+
+def word_similarity(texts: Sequence[str], pairs: pd.DataFrame) -> np.ndarray:
+    """Cosine of the TF-IDF vectors of the two texts of each pair, from 0 to 1."""
+    words = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
+    return np.asarray(words[pairs["one"]].multiply(words[pairs["other"]]).sum(axis=1)).ravel()
 
 
 def nearest(scores: np.ndarray) -> pd.DataFrame:

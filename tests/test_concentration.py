@@ -5,7 +5,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from support.concentration import concentration, cumulative_shares, examples_for, nearest, twins
+from support.concentration import (
+    concentration,
+    cumulative_shares,
+    examples_for,
+    nearest,
+    told,
+    twins,
+    word_similarity,
+)
 
 SCORES = np.array([[4.0, -3.0, 2.0, 1.0], [0.0, 0.0, -5.0, 5.0], [1.0, 1.0, 1.0, -1.0]])
 
@@ -65,6 +73,20 @@ def test_the_whole_is_reached_with_the_last_example_whatever_the_rounding():
 def test_examples_without_any_influence_are_twins():
     pairs = nearest(np.array([[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]]))
     assert pairs.loc[0].tolist() == [0, 2, 0.0]
+
+
+def test_it_is_told_from_the_least_to_the_most_of_the_queries():
+    assert told(SCORES).splitlines() == [
+        "half of the influence: 1 to 2 of 4 examples",
+        "the strongest example alone: 25.0% to 50.0%",
+        "the weaker half of the examples: 0.0% to 25.0%",
+    ]
+
+
+def test_texts_are_as_alike_as_their_words():
+    texts = ["a fine warm film", "a fine warm film", "dull plot"]
+    pairs = pd.DataFrame({"one": [0, 0], "other": [1, 2]})
+    np.testing.assert_allclose(word_similarity(texts, pairs), [1, 0], atol=1e-12)
 
 
 def test_the_figure_has_a_line_for_each_query_a_median_and_equality(drawn):
