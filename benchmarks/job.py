@@ -13,10 +13,10 @@ import shutil
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import psutil
@@ -25,7 +25,7 @@ import zarr
 from benchmarks import machine
 from benchmarks.running import ROOT
 from benchmarks.table import table
-from support.job.launch import kill, launched, lines, workers
+from support.job.launch import finished, kill, launched, workers
 
 LOOKS = 0.1
 """Seconds between two looks at the memory of the processes."""
@@ -57,16 +57,14 @@ class Run:
 
 def watched(arguments: list[str], processes: int = 1) -> Run:
     """A job to its end."""
-    start, most, said = time.perf_counter(), 0, []
+    start, most = time.perf_counter(), 0
     job = launched(arguments, processes)
-    listener = Thread(target=lambda: said.extend(lines(job)))
-    listener.start()
-    while listener.is_alive():
-        most = max([most, *(_memory(one) for one in workers(job))])
-        time.sleep(LOOKS)
-    if job.returncode:
-        raise RuntimeError("\n".join(said))
-    return Run(_stages("\n".join(said)), time.perf_counter() - start, most / 1e6)
+    with ThreadPoolExecutor() as pool:
+        said = pool.submit(finished, job)
+        while not said.done():
+            most = max([most, *(_memory(one) for one in workers(job))])
+            time.sleep(LOOKS)
+    return Run(_stages(said.result()), time.perf_counter() - start, most / 1e6)
 
 
 def _memory(process: psutil.Process) -> int:
@@ -183,7 +181,7 @@ def whole_job(sizes: Sizes, folder: Path) -> dict:
     store, (reviews, queries, fitted_on) = folder / "whole", sizes.whole
     job = [*subject(store, reviews), "--fit-rows", str(fitted_on)]
     asked = ["--query-rows", str(queries)]
-    plan = launched(["plan", *job, *asked]).communicate()[0]
+    plan = finished(launched(["plan", *job, *asked]))
     fit, score = watched(["fit", *job]), watched(["score", *job, *asked])
     stages = fit.stages | score.stages
     files = [path for path in store.rglob("*") if path.is_file()]

@@ -8,10 +8,12 @@ import subprocess
 import time
 
 import numpy as np
+import psutil
 import pytest
 import zarr
 
-from support.job.launch import kill, workers
+from support.job.errors import JobFailed
+from support.job.launch import at_large, finished, kill, launched, workers
 from tests.tiny_job import (
     QUERIES,
     TRAINING,
@@ -102,10 +104,28 @@ def test_a_kill_leaves_no_process_alive(model, many, tmp_path):
         assert job.poll() is None, job.communicate()[0]
         time.sleep(0.005)
     at_work = workers(job)
-    assert len(at_work) == 2
+    assert [at_large(one) for one in at_work] == [True, True]
     kill(job)
-    assert not any(one.is_running() and one.status() != "zombie" for one in at_work)
+    assert [at_large(one) for one in at_work] == [False, False]
     kill(job)
+
+
+def test_a_process_that_nobody_has_waited_for_is_not_at_large():
+    job = subprocess.Popen(["sleep", "100"])
+    process = psutil.Process(job.pid)
+    assert at_large(process)
+    job.kill()
+    os.waitid(os.P_PID, job.pid, os.WEXITED | os.WNOWAIT)
+    assert process.status() == psutil.STATUS_ZOMBIE
+    assert not at_large(process)
+    job.wait()
+    assert not at_large(process)
+
+
+def test_a_job_that_fails_is_told_with_all_that_it_said(tmp_path):
+    shown = launched(["show", "--store", str(tmp_path / "nowhere")])
+    with pytest.raises(JobFailed, match=r"ended with code \d+\. It said:\n.*nowhere"):
+        finished(shown)
 
 
 def test_one_process_lost_ends_all_and_the_rest_goes_on_from_there(

@@ -6,11 +6,14 @@ For notebooks, benchmarks and tests; in a terminal, torchrun does it.
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from support.job.errors import JobFailed
 
 
 def launched(
@@ -39,24 +42,47 @@ def launched(
 
 
 def lines(job: subprocess.Popen) -> Iterator[str]:
-    """What a job says, line by line, until it ends."""
+    """What a job says, line by line, until it ends.
+
+    Raises `JobFailed` after its last line if it ended before its work was done.
+    """
+    said = []
     for line in job.stdout:
-        yield line.rstrip()
-    job.wait()
+        said.append(line.rstrip())
+        yield said[-1]
+    if job.wait():
+        raise JobFailed("\n".join([f"The job ended with code {job.returncode}. It said:", *said]))
+
+
+def finished(job: subprocess.Popen) -> str:
+    """All that a job says to its end. Raises `JobFailed` if it ended before its work was done."""
+    return "\n".join(lines(job))
 
 
 def kill(job: subprocess.Popen) -> None:
-    """SIGKILL to all processes of a job: none of them can do anything about it.
+    """SIGKILL to all processes of a job: none of them can do anything about it. Back when all are gone.
 
     torchrun starts its workers in sessions of their own, so each is named.
     """
-    for process in workers(job):
+    at_work = workers(job)
+    job.kill()
+    for process in at_work:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-    job.kill()
     job.wait()
+    # The signal is only sent: until the system has taken a worker's memory back, it may hold its lock.
+    while any(at_large(process) for process in at_work):
+        time.sleep(0.01)
     if job.stdout:
         job.stdout.close()
+
+
+def at_large(process: psutil.Process) -> bool:
+    """Whether a process is alive; one that has ended and waits for its parent to notice is not."""
+    try:
+        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def workers(job: subprocess.Popen) -> list[psutil.Process]:
