@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_matrix
 from scipy.spatial.distance import cdist
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -41,8 +42,19 @@ def told(scores: np.ndarray) -> str:
 
 def word_similarity(texts: Sequence[str], pairs: pd.DataFrame) -> np.ndarray:
     """Cosine of the TF-IDF vectors of the two texts of each pair, from 0 to 1."""
-    words = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
+    words = _word_vectors(texts)
     return np.asarray(words[pairs["one"]].multiply(words[pairs["other"]]).sum(axis=1)).ravel()
+
+
+def alike_in_words(texts: Sequence[str], at_least: float) -> pd.DataFrame:
+    """All pairs of texts, columns `one` < `other`, whose `word_similarity` is at least so much."""
+    words = _word_vectors(texts)
+    one, other = np.nonzero(np.triu((words @ words.T).toarray() >= at_least, k=1))
+    return pd.DataFrame({"one": one, "other": other})
+
+
+def _word_vectors(texts: Sequence[str]) -> csr_matrix:
+    return TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
 
 
 def nearest(scores: np.ndarray) -> pd.DataFrame:

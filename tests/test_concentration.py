@@ -1,11 +1,14 @@
 """How influence is spread, against sums and distances written out."""
 
+from itertools import combinations
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
 from support.concentration import (
+    alike_in_words,
     concentration,
     cumulative_shares,
     examples_for,
@@ -87,6 +90,15 @@ def test_texts_are_as_alike_as_their_words():
     texts = ["a fine warm film", "a fine warm film", "dull plot"]
     pairs = pd.DataFrame({"one": [0, 0], "other": [1, 2]})
     np.testing.assert_allclose(word_similarity(texts, pairs), [1, 0], atol=1e-12)
+
+
+def test_every_pair_alike_in_words_is_found_once_and_no_other():
+    texts = ["dull plot", "a fine warm film", "dull, dull plot", "a fine warm film", "fine plot"]
+    found = alike_in_words(texts, 0.7)
+    assert found.to_numpy().tolist() == [[0, 2], [1, 3]]
+    every = pd.DataFrame(combinations(range(len(texts)), 2), columns=["one", "other"])
+    similar = word_similarity(texts, every) >= 0.7
+    assert found.equals(every[similar].reset_index(drop=True))
 
 
 def test_the_figure_has_a_line_for_each_query_a_median_and_equality(drawn):
