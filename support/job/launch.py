@@ -47,11 +47,13 @@ def lines(job: subprocess.Popen) -> Iterator[str]:
     Raises `JobFailed` after its last line if it ended before its work was done.
     """
     said = []
-    for line in job.stdout:
-        said.append(line.rstrip())
-        yield said[-1]
+    with job.stdout:
+        for line in job.stdout:
+            said.append(line.rstrip())
+            yield said[-1]
     if job.wait():
-        raise JobFailed("\n".join([f"The job ended with code {job.returncode}. It said:", *said]))
+        everything = "\n".join(said).strip()
+        raise JobFailed(f"The job ended with code {job.returncode}. It said:\n{everything}")
 
 
 def finished(job: subprocess.Popen) -> str:
