@@ -195,12 +195,18 @@ def whole_job(sizes: Sizes, folder: Path) -> dict:
         "queries": queries,
         "fitted on": fitted_on,
         "megabytes": {name: number / 1e6 for name, number in size.items()},
-        "memory": max(fit.megabytes, score.megabytes),
         "stages": stages,
         "plan": plan,
-        "steps": [
-            {"step": step, "planned s": planned(plan, step), "measured s": seconds}
-            for step, seconds in steps(stages).items()
+        "compared": [
+            *(
+                {"": f"{step}, s", "planned": planned(plan, step), "measured": seconds}
+                for step, seconds in steps(stages).items()
+            ),
+            {
+                "": "memory of a process, MB",
+                "planned": planned_megabytes(plan),
+                "measured": max(fit.megabytes, score.megabytes),
+            },
         ],
     }
 
@@ -218,6 +224,14 @@ def planned(plan: str, step: str) -> float:
     return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
 
 
+def planned_megabytes(plan: str) -> float:
+    """Millions of bytes that a plan names for a process; it counts in 2²⁰."""
+    found = re.search(r"^memory of a process +([\d,]+) MB$", plan, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"The plan names no memory:\n{plan}")
+    return float(found[1].replace(",", "")) * 2**20 / 1e6
+
+
 def markdown(found: dict) -> str:
     """The whole page."""
     whole, (reviews, queries) = found["whole"], found["sizes"]["spread"]
@@ -226,7 +240,7 @@ def markdown(found: dict) -> str:
     sections = [
         ["# A job in several processes"],
         [f"Written by `python -m benchmarks.job` on {found['date']}; not by hand."],
-        table(["machine", ""], [[k, v] for k, v in found["machine"].items()]),
+        table(["machine", ""], [[k, v] for k, v in found["machine"].items() if k != "pyDVL"]),
         ["## One, two and three processes"],
         [
             f"Fit, scores and self-influences of {reviews} reviews, {queries} queries; median of "
@@ -245,11 +259,11 @@ def markdown(found: dict) -> str:
         _table(found["kills"]),
         [f"## {whole['reviews']:,} training reviews, {whole['queries']} queries, one process"],
         [f"Of 512 tokens at most; the curvature is that of {whole['fitted on']} of them."],
-        _table(whole["steps"]),
+        _table(whole["compared"]),
         [
             "MB on disk: "
             + ", ".join(f"{name} {size:,.1f}" for name, size in whole["megabytes"].items())
-            + f". Most memory: {whole['memory']:,.0f} MB. The plan, before it began:"
+            + ". The plan, before it began:"
         ],
         ["```", whole["plan"].strip(), "```"],
     ]

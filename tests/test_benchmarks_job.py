@@ -45,6 +45,12 @@ def test_a_plan_is_read_in_seconds():
         job.planned(PLAN, "top")
 
 
+def test_the_memory_of_a_plan_is_read_in_millions_of_bytes():
+    assert job.planned_megabytes(PLAN) == pytest.approx(402.65, abs=0.01)
+    with pytest.raises(RuntimeError, match="names no memory"):
+        job.planned_megabytes("fit")
+
+
 def stored(folder, scores):
     group = zarr.create_group(folder / "results.zarr")
     group.create_array("scores", data=scores)
@@ -89,13 +95,12 @@ def test_the_page_counts_the_kills_that_changed_a_number():
                 "reviews": 2000,
                 "queries": 50,
                 "fitted on": 500,
-                "steps": [{"step": "fit", "planned s": 180.0, "measured s": 200.0}],
+                "compared": [{"": "fit, s", "planned": 180.0, "measured": 200.0}],
                 "megabytes": {"scores": 0.4},
-                "memory": 900.0,
                 "plan": PLAN,
             },
         }
     )
     assert "differs in any bit from the undisturbed run's: 1." in page
     assert "## 2,000 training reviews, 50 queries, one process" in page
-    assert "| fit | 180 | 200 |" in page
+    assert "| fit, s | 180 | 200 |" in page

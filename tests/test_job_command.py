@@ -1,10 +1,12 @@
 """The command line from the first run to the page, in this process, on a model of two blocks."""
 
 import argparse
+import re
 import shutil
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from support.job.command import main, parser
@@ -241,6 +243,13 @@ def test_a_plan_says_time_memory_and_disk(inputs, said, tmp_path):
     ]
 
 
+def test_a_plan_counts_what_its_process_holds_already(inputs, said, tmp_path):
+    held = psutil.Process().memory_info().rss / 2**20
+    out = said("plan", *options(*inputs, tmp_path / "store")[:10])
+    planned = float(re.search(r"memory of a process +([\d,]+) MB", out)[1].replace(",", ""))
+    assert held < planned < 2 * held + 100
+
+
 def test_a_plan_tells_of_queries_in_groups(inputs, said, tmp_path):
     given = options(*inputs, tmp_path / "store")[:10]
     assert "scored in 2 groups" in said("plan", *given, "--query-block", 2)
@@ -288,3 +297,13 @@ def test_a_command_is_needed(capsys):
     with pytest.raises(SystemExit, match="2"):
         main([])
     assert "required: command" in capsys.readouterr().err
+
+
+def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert main(["show", "--store", str(tmp_path)]) == 1
+    told = "BadSetting: This machine has 2 GPUs: use --nproc-per-node=2 at most."
+    assert capsys.readouterr().err.strip() == told

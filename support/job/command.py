@@ -48,16 +48,28 @@ Command = Callable[[Namespace, Team], None]
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     chosen = parser().parse_args(arguments)
-    with assembled() as team:
-        try:
-            chosen.run(chosen, team)
-        except ToldElsewhere:
-            return 1
-        except (JobError, EkfacError) as error:
-            who = f"process {team.rank}: " if team.size > 1 else ""
-            print(f"\n{who}{type(error).__name__}: {error}", file=sys.stderr)
-            return 1
+    try:
+        with assembled() as team:
+            return _told(chosen, team)
+    except BadSetting as error:  # no team has come about
+        _tell(error)
+        return 1
+
+
+def _told(chosen: Namespace, team: Team) -> int:
+    """Run a command; what goes wrong on purpose is told before the team parts."""
+    try:
+        chosen.run(chosen, team)
+    except ToldElsewhere:
+        return 1
+    except (JobError, EkfacError) as error:
+        _tell(error, f"process {team.rank}: " if team.size > 1 else "")
+        return 1
     return 0
+
+
+def _tell(error: Exception, who: str = "") -> None:
+    print(f"\n{who}{type(error).__name__}: {error}", file=sys.stderr)
 
 
 def parser() -> ArgumentParser:

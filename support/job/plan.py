@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
+import torch
 from torch import Tensor
 
 from support.ekfac.memory import factor_bytes
@@ -47,9 +49,9 @@ def told(job: Job, plan: Plan) -> str:
         for name, cost in steps.items()
     ]
     lines += [
-        f"{name:24} {bytes_ / 2**20:12,.0f} MB"
+        f"{name:24} {_size(bytes_):>15}"
         for name, bytes_ in {
-            "memory of a process": plan.peak_bytes,
+            "memory of a process": process_bytes(plan),
             "disk: curvature": plan.curvature_bytes,
             "disk: fit, on the way": (1 + size) * plan.curvature_bytes,
             "disk: scores": score_bytes(job, plan),
@@ -62,6 +64,17 @@ def told(job: Job, plan: Plan) -> str:
             f"The queries are scored in {plan.query_blocks} groups, each with a pass of its own."
         )
     return "\n".join(lines)
+
+
+def process_bytes(plan: Plan) -> int:
+    """What a process takes at most where its layers live: an estimate.
+
+    What this one has by now, with libraries, model and examples on a CPU; what the engine adds; and the
+    copy of the curvature that is written to the disk.
+    """
+    on_gpu = device().type == "cuda"
+    held = torch.cuda.memory_reserved() if on_gpu else psutil.Process().memory_info().rss
+    return held + plan.peak_bytes + plan.curvature_bytes
 
 
 def score_bytes(job: Job, plan: Plan) -> int:
@@ -77,6 +90,10 @@ def _existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder
+
+
+def _size(bytes_: int) -> str:
+    return f"{bytes_ / 2**20:,.0f} MB" if bytes_ >= 10 * 2**20 else f"{bytes_ / 2**10:,.0f} kB"
 
 
 def _time(seconds: float) -> str:
