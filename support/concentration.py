@@ -57,25 +57,30 @@ def _word_vectors(texts: Sequence[str]) -> csr_matrix:
     return TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
 
 
-def nearest(scores: np.ndarray) -> pd.DataFrame:
-    """For each training example the other one whose influences are nearest, nearest pairs first.
-
-    Columns `one`, `other`, `distance`: ‖a − b‖ over the larger of ‖a‖ and ‖b‖, with a and b their
-    influences on all queries. 0 means the same influence on every query, none on any included; a pair
-    stands once.
+def distances(scores: np.ndarray) -> np.ndarray:
+    """`(training, training)`: ‖a − b‖ over the larger of ‖a‖ and ‖b‖, with a and b the influences of two
+    training examples on all queries. 0 means the same influence on every query, none on any included.
     """
     columns = scores.T.astype(np.float64)
     norms = np.linalg.norm(columns, axis=1)
     larger = np.maximum.outer(norms, norms)
-    distances = cdist(columns, columns) / np.where(larger > 0, larger, 1)
-    np.fill_diagonal(distances, np.inf)
-    others = distances.argmin(axis=1)
-    ones = np.arange(len(columns))
+    return cdist(columns, columns) / np.where(larger > 0, larger, 1)
+
+
+def nearest(scores: np.ndarray) -> pd.DataFrame:
+    """For each training example the other one at the least of the `distances`, nearest pairs first.
+
+    Columns `one`, `other`, `distance`; a pair stands once.
+    """
+    apart = distances(scores)
+    np.fill_diagonal(apart, np.inf)
+    others = apart.argmin(axis=1)
+    ones = np.arange(len(apart))
     frame = pd.DataFrame(
         {
             "one": np.minimum(ones, others),
             "other": np.maximum(ones, others),
-            "distance": distances[ones, others],
+            "distance": apart[ones, others],
         }
     )
     return frame.drop_duplicates(["one", "other"]).sort_values("distance", ignore_index=True)
@@ -87,8 +92,9 @@ def concentration(scores: np.ndarray, marked: Sequence[float], title: str) -> No
     axes = new_axes(7, 3.4)
     shares = 100 * cumulative_shares(scores)
     counts = np.arange(1, scores.shape[1] + 1)
-    for line in shares:
-        axes.plot(counts, line, color=NEUTRAL, linewidth=0.7, alpha=0.5)
+    for number, line in enumerate(shares):
+        name = None if number else "each query"
+        axes.plot(counts, line, color=NEUTRAL, linewidth=0.7, alpha=0.5, label=name)
     median = np.median(shares, axis=0)
     axes.plot(counts, median, color=POSITIVE, linewidth=2.2, label="median of the queries")
     axes.plot(counts, 100 * counts / len(counts), "--", color=NEGATIVE, label="if all were equal")

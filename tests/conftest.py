@@ -17,3 +17,20 @@ def tokenizer():
     from support.model import load_tokenizer
 
     return load_tokenizer()
+
+
+@pytest.fixture
+def figure(monkeypatch):
+    """Draws: the figure that a function shows when it gets these arguments."""
+    import matplotlib.pyplot as plt
+
+    monkeypatch.setattr(plt, "show", lambda: None)
+
+    def draw(function, *arguments):
+        function(*arguments)
+        shown = plt.gcf()
+        shown.canvas.draw()
+        return shown
+
+    yield draw
+    plt.close("all")

@@ -2,7 +2,6 @@
 
 from itertools import combinations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +10,7 @@ from support.concentration import (
     alike_in_words,
     concentration,
     cumulative_shares,
+    distances,
     examples_for,
     nearest,
     told,
@@ -19,15 +19,6 @@ from support.concentration import (
 )
 
 SCORES = np.array([[4.0, -3.0, 2.0, 1.0], [0.0, 0.0, -5.0, 5.0], [1.0, 1.0, 1.0, -1.0]])
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """Axes of the figure that a function shows."""
-    shown = []
-    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf().axes))
-    yield lambda: shown[-1]
-    plt.close("all")
 
 
 def test_shares_add_up_the_sizes_from_the_largest_on():
@@ -62,10 +53,17 @@ def test_twins_are_nearest_and_a_pair_stands_once():
 
 
 def test_distance_is_the_difference_over_the_larger_of_the_two():
-    scores = np.array([[3.0, 0.0, 30.0], [4.0, 10.0, 40.0]])
-    pairs = nearest(scores).set_index(["one", "other"])["distance"]
-    assert pairs[1, 2] == pytest.approx(1800**0.5 / 50)
-    assert pairs[0, 1] == pytest.approx(45**0.5 / 10)
+    apart = distances(np.array([[3.0, 0.0, 30.0], [4.0, 10.0, 40.0]]))
+    one, other = 45**0.5 / 10, 1800**0.5 / 50
+    np.testing.assert_allclose(apart, [[0, one, 0.9], [one, 0, other], [0.9, other, 0]])
+
+
+def test_each_has_the_nearest_of_the_others():
+    scores = np.random.default_rng(1).normal(size=(3, 7))
+    apart = distances(scores) + np.where(np.eye(7), np.inf, 0)
+    for one, other, distance in nearest(scores).itertuples(index=False):
+        assert distance == apart[one, other]
+        assert distance in (apart[one].min(), apart[other].min())
 
 
 def test_the_whole_is_reached_with_the_last_example_whatever_the_rounding():
@@ -101,21 +99,20 @@ def test_every_pair_alike_in_words_is_found_once_and_no_other():
     assert found.equals(every[similar].reset_index(drop=True))
 
 
-def test_the_figure_has_a_line_for_each_query_a_median_and_equality(drawn):
-    concentration(SCORES, [0.5], "How it is spread")
-    (axes,) = drawn()
+def test_the_figure_has_a_line_for_each_query_a_median_and_equality(figure):
+    (axes,) = figure(concentration, SCORES, [0.5], "How it is spread").axes
     assert axes.get_title(loc="left") == "How it is spread"
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["median of the queries", "if all were equal"]
+    assert names == ["each query", "median of the queries", "if all were equal"]
     curves = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 4]
     np.testing.assert_allclose(curves[:3], 100 * cumulative_shares(SCORES))
     np.testing.assert_allclose(curves[3], np.median(100 * cumulative_shares(SCORES), axis=0))
     assert "50%: 2" in [text.get_text() for text in axes.texts]
 
 
-def test_every_pair_is_a_point_of_the_figure(drawn):
-    twins(pd.Series([0.0, 0.02, 0.7]), pd.Series([1.0, 0.1, 0.05]), "Twins")
-    (axes,) = drawn()
+def test_every_pair_is_a_point_of_the_figure(figure):
+    distance, similarity = pd.Series([0.0, 0.02, 0.7]), pd.Series([1.0, 0.1, 0.05])
+    (axes,) = figure(twins, distance, similarity, "Twins").axes
     np.testing.assert_allclose(
         axes.collections[0].get_offsets(), [[0, 1], [0.02, 0.1], [0.7, 0.05]]
     )

@@ -11,7 +11,6 @@ from safetensors import safe_open
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt
 
 from support.fidelity import plots, tables
 from support.fidelity.agreement import linear_datamodeling_score, rank_stability
@@ -158,15 +157,11 @@ def test_every_figure_is_tried_here():
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_has_its_title_and_says_what_it_measures(name, monkeypatch):
-    monkeypatch.setattr(plt, "show", lambda: None)
-    FIGURES[name]()
-    figure = plt.gcf()
-    figure.canvas.draw()
-    titles = {figure.get_suptitle(), *(axes.get_title(loc="left") for axes in figure.axes)}
+def test_a_figure_has_its_title_and_says_what_it_measures(name, figure):
+    shown = figure(FIGURES[name])
+    titles = {shown.get_suptitle(), *(axes.get_title(loc="left") for axes in shown.axes)}
     assert "A title" in titles
-    assert figure.axes[0].get_xlabel()
-    plt.close("all")
+    assert shown.axes[0].get_xlabel()
 
 
 def test_labels_at_the_ends_of_lines_keep_their_distance():

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
 
 from support.job.errors import StepMissing
+from support.job.partial import save_sums
 from support.job.show import progress, shown
 from support.job.store import Store
 
@@ -42,6 +44,16 @@ def test_an_empty_store_has_begun_nothing(store):
 def test_a_fit_is_begun_while_its_parts_lie_there(store):
     store.partial_fit.mkdir()
     assert progress(store)["fit"] == "begun"
+
+
+def test_a_fit_has_come_as_far_as_its_saved_sums(store):
+    store.partial_fit.mkdir()
+    for shard, blocks in enumerate([3, 2]):
+        sums = {"sum": torch.ones(2)}
+        save_sums(store.partial_fit / f"covariances-{shard}.safetensors", sums, blocks)
+    assert progress(store)["fit"] == "5 blocks of covariances"
+    save_sums(store.partial_fit / "eigenvalues-1.safetensors", {"sum": torch.ones(2)}, 4)
+    assert progress(store)["fit"] == "4 blocks of eigenvalues"
 
 
 def test_a_fit_is_done_when_its_curvature_lies_there(store):

@@ -6,7 +6,6 @@ import pytest
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt
 
 from support import layer_plots
 
@@ -28,13 +27,9 @@ def name(request):
 
 
 @pytest.fixture
-def axes(name, monkeypatch):
+def axes(name, figure):
     """The axes of a figure, drawn."""
-    monkeypatch.setattr(plt, "show", lambda: None)
-    FIGURES[name]()
-    plt.gcf().canvas.draw()
-    yield plt.gca()
-    plt.close("all")
+    return figure(FIGURES[name]).gca()
 
 
 def test_every_figure_is_tried_here():

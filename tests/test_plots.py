@@ -6,7 +6,6 @@ import pytest
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt
 
 from support import plots
 
@@ -36,18 +35,9 @@ FIGURES = {
 
 
 @pytest.fixture
-def drawn(monkeypatch):
-    """Draws a figure by its name and gives its axes."""
-    monkeypatch.setattr(plt, "show", lambda: None)
-
-    def draw(name):
-        FIGURES[name]()
-        figure = plt.gcf()
-        figure.canvas.draw()
-        return figure.axes
-
-    yield draw
-    plt.close("all")
+def drawn(figure):
+    """The axes of a figure by its name."""
+    return lambda name: figure(FIGURES[name]).axes
 
 
 def test_every_figure_is_tried_here():

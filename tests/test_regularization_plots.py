@@ -3,28 +3,11 @@
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import pytest
 
 mpl.use("Agg")
 
-import matplotlib.pyplot as plt
 
 from support import regularization_plots
-
-
-@pytest.fixture
-def figure(monkeypatch):
-    """The figure that a drawing function shows."""
-    monkeypatch.setattr(plt, "show", lambda: None)
-
-    def draw(function, *arguments):
-        function(*arguments)
-        shown = plt.gcf()
-        shown.canvas.draw()
-        return shown
-
-    yield draw
-    plt.close("all")
 
 
 def test_each_kind_of_correlation_has_a_panel_with_a_row_per_layer(figure):

@@ -72,6 +72,9 @@ class Progress:
 
     def _write(self) -> None:
         start = time.monotonic()
+        if self.before:
+            goes_on = f"{self.stage}: goes on at {self.before:,} of {self.total:,} examples"
+            print(goes_on, file=sys.stderr, flush=True)
 
         def line(done: int) -> None:
             seconds = time.monotonic() - start

@@ -47,7 +47,8 @@ class Scoring:
                 for group in groups
             ]
         )
-        with self._progress("score", [block for blocks in missing for block in blocks]) as progress:
+        to_do = [block for blocks in missing for block in blocks]
+        with self._progress("score", len(groups), to_do) as progress:
             for number, (group, blocks) in enumerate(zip(groups, missing, strict=True)):
                 if not blocks:
                     continue
@@ -71,7 +72,7 @@ class Scoring:
                 if not self.store.has("self_influences", (_slice(block),))
             ]
         )
-        with self._progress("self", missing) as progress:
+        with self._progress("self", 1, missing) as progress:
             for block in self._claimed("self", missing):
                 x, y = self.training.batch(block, self._device)
                 own = self._counted(progress).self_influences(x, y)
@@ -141,10 +142,11 @@ class Scoring:
                 return
             yield blocks[number]
 
-    def _progress(self, stage: str, blocks: list[range]) -> Progress:
-        """Counts training examples, as often as they pass by."""
-        remaining = sum(map(len, blocks))
-        return Progress(self.team, stage, remaining, seconds=self.tell_seconds)
+    def _progress(self, stage: str, times: int, missing: list[range]) -> Progress:
+        """Counts training examples, as often as they pass by; what is not missing is done."""
+        total = times * len(self.training)
+        done = total - sum(map(len, missing))
+        return Progress(self.team, stage, total, done, self.tell_seconds)
 
     def _counted(self, progress: Progress) -> EkfacInfluence:
         self.engine.progress = progress.blocks

@@ -3,12 +3,13 @@
 import numpy as np
 
 from support.job.errors import StepMissing
+from support.job.partial import blocks_in
 from support.job.sharding import in_blocks
 from support.job.store import Store
 
 
 def shown(store: Store) -> str:
-    """Facts and progress as lines. Raises `StepMissing` when there is no store."""
+    """Facts and progress as lines. Raises `StepMissing` when there is no store, and `StoreDamaged`."""
     facts = store.facts()
     lines = [f"{store.folder}"]
     for name, value in facts.items():
@@ -23,15 +24,22 @@ def shown(store: Store) -> str:
 
 
 def progress(store: Store) -> dict[str, str]:
-    """How far each step is, in words."""
-    fitted = "begun" if store.partial_fit.exists() else "not yet"
-    if store.curvature.exists():
-        fitted = "done"
+    """How far each step is, in words. Raises `StoreDamaged`."""
     return {
-        "fit": fitted,
+        "fit": _fitted(store),
         "score": _share(store, "scores"),
         "self": _share(store, "self_influences"),
     }
+
+
+def _fitted(store: Store) -> str:
+    if store.curvature.exists():
+        return "done"
+    for sums in ("eigenvalues", "covariances"):
+        blocks = sum(map(blocks_in, store.partial_fit.glob(f"{sums}-*.safetensors")))
+        if blocks:
+            return f"{blocks} blocks of {sums}"
+    return "begun" if store.partial_fit.exists() else "not yet"
 
 
 def _share(store: Store, name: str) -> str:
