@@ -89,7 +89,7 @@ class Progress:
         tell(self.done())
 
 
-def told(stage: str, done: int, before: int, total: int, seconds: float) -> str:
+def told(stage: str, done: int, before: int, total: int, seconds: float | int) -> str:
     """One line: how many examples of how many, how fast, when the end will be."""
     share = f"{stage}: {done:,} of {total:,} examples ({done / max(total, 1):.0%})"
     new = done - before
