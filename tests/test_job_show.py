@@ -51,9 +51,9 @@ def test_a_fit_has_come_as_far_as_its_saved_sums(store):
     for shard, blocks in enumerate([3, 2]):
         sums = {"sum": torch.ones(2)}
         save_sums(store.partial_fit / f"covariances-{shard}.safetensors", sums, blocks)
-    assert progress(store)["fit"] == "5 blocks of covariances"
-    save_sums(store.partial_fit / "eigenvalues-1.safetensors", {"sum": torch.ones(2)}, 4)
-    assert progress(store)["fit"] == "4 blocks of eigenvalues"
+    assert progress(store)["fit"] == "covariances of 5 blocks"
+    save_sums(store.partial_fit / "eigenvalues-1.safetensors", {"sum": torch.ones(2)}, 1)
+    assert progress(store)["fit"] == "eigenvalues of 1 block"
 
 
 def test_a_fit_is_done_when_its_curvature_lies_there(store):

@@ -38,7 +38,7 @@ def _fitted(store: Store) -> str:
     for sums in ("eigenvalues", "covariances"):
         blocks = sum(map(blocks_in, store.partial_fit.glob(f"{sums}-*.safetensors")))
         if blocks:
-            return f"{blocks} blocks of {sums}"
+            return f"{sums} of {blocks} block{'s' if blocks > 1 else ''}"
     return "begun" if store.partial_fit.exists() else "not yet"
 
 
