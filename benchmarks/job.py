@@ -265,7 +265,7 @@ def markdown(found: dict) -> str:
             + ", ".join(f"{name} {size:,.1f}" for name, size in whole["megabytes"].items())
             + ". The plan, before it began:"
         ],
-        ["```", whole["plan"].strip(), "```"],
+        ["```text", whole["plan"].strip(), "```"],
     ]
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
