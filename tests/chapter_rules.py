@@ -77,6 +77,10 @@ def names_in(source: str) -> set[str]:
     return {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
 
 
+def shows_a_figure(cell: NotebookNode) -> bool:
+    return any("image/png" in output.get("data", {}) for output in cell.outputs)
+
+
 def text_of(outputs: list[NotebookNode]) -> str:
     """What the outputs say in letters; an image in base64 can spell anything."""
     readable = [
@@ -185,10 +189,19 @@ def is_short(chapter):
     assert median <= 6, f"the median code cell has {median} lines, not six or fewer"
 
 
-def hides_the_code_of_plots(chapter):
+def hides_the_code_of_figures(chapter):
     for cell in chapter.code_cells:
-        hidden = "plots." not in cell.source or "hide-input" in tags(cell)
-        assert hidden, f"a cell that plots must be tagged `hide-input`:\n{cell.source}"
+        hidden = not shows_a_figure(cell) or "hide-input" in tags(cell)
+        assert hidden, f"a cell that shows a figure must be tagged `hide-input`:\n{cell.source}"
+
+
+def describes_its_figures(chapter):
+    for cell in filter(shows_a_figure, chapter.code_cells):
+        text = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+        assert len(text) > 20, (
+            "a figure must be described for those who can't see it, in the metadata "
+            f'{{"mystnb": {{"image": {{"alt": "…"}}}}}}:\n{cell.source}'
+        )
 
 
 def has_links_that_lead_somewhere(chapter):
@@ -287,7 +300,8 @@ RULES = [
     derives_all_sizes_in_the_next_cell,
     mentions_ci_nowhere_else,
     is_short,
-    hides_the_code_of_plots,
+    hides_the_code_of_figures,
+    describes_its_figures,
     has_links_that_lead_somewhere,
     cites_papers_of_the_bibliography,
     closes_with_what_was_learned,

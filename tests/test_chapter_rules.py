@@ -23,14 +23,21 @@ def chapter_that_keeps_all_rules(title: str, next_page: str) -> NotebookNode:
                 metadata={"tags": ["parameters", "hide-cell"], "nbmake": {"mock": {"ci": True}}},
             ),
             new_code_cell("size = 7 if ci else 100"),
-            new_code_cell("plots.heatmap(size)", metadata={"tags": ["hide-input"]}),
+            new_code_cell(
+                "heatmap(size)",
+                metadata={
+                    "tags": ["hide-input"],
+                    "mystnb": {"image": {"alt": "Seven rows, each as dark as the next"}},
+                },
+            ),
             new_markdown_cell(f"## What we learned\n\nOne of 7. Next: [on]({next_page})"),
             new_code_cell('print(version("torch"))'),
         ],
     )
     for count, number in enumerate((PARAMETERS, SIZES, PLOT, VERSIONS), start=1):
         notebook.cells[number].execution_count = count
-    notebook.cells[PLOT].outputs = [new_output("display_data", {"text/plain": "<Figure>"})]
+    figure = {"text/plain": "<Figure>", "image/png": "iVBORw0KGgo="}
+    notebook.cells[PLOT].outputs = [new_output("display_data", figure)]
     notebook.cells[VERSIONS].outputs = [new_output("stream", text="2.13.0\n")]
     notebook.metadata[EXECUTED] = code_digest(notebook)
     return notebook
@@ -148,7 +155,8 @@ BREAKS = [
     (rules.is_short, pad_with_cells, "31 cells"),
     (rules.is_short, edit(SIZES, "size", "a = 1\n" * 15 + "size"), "has 16 lines"),
     (rules.is_short, lengthen_two_cells, "the median code cell has 7.0 lines"),
-    (rules.hides_the_code_of_plots, describe(PLOT, tags=[]), "must be tagged `hide-input`"),
+    (rules.hides_the_code_of_figures, describe(PLOT, tags=[]), "must be tagged `hide-input`"),
+    (rules.describes_its_figures, describe(PLOT, mystnb={}), "must be described for those who"),
     (
         rules.has_links_that_lead_somewhere,
         edit(LEARNED, "_last", "_lost"),
