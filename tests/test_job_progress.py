@@ -46,6 +46,13 @@ def test_a_job_taken_up_again_says_where(capsys):
     assert last == "score: 2,000 of 2,000 examples (100%), 0 s"
 
 
+@pytest.mark.parametrize("before", [0, 10])
+def test_what_is_new_or_done_goes_on_nowhere(capsys, before):
+    with Progress(Alone(), "score", 10, before) as progress:
+        progress.add(10 - before)
+    assert capsys.readouterr().err == "score: 10 of 10 examples (100%), 0 s\n"
+
+
 def test_only_the_first_process_tells(capsys):
     class Second(Alone):
         rank = 1

@@ -82,7 +82,8 @@ def kill(job: subprocess.Popen) -> None:
 def at_large(process: psutil.Process) -> bool:
     """Whether a process is alive; one that has ended and waits for its parent to notice is not."""
     try:
-        return process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return process.is_running() and not ended
     except psutil.NoSuchProcess:
         return False
 

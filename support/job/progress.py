@@ -72,7 +72,7 @@ class Progress:
 
     def _write(self) -> None:
         start = time.monotonic()
-        if self.before:
+        if 0 < self.before < self.total:
             goes_on = f"{self.stage}: goes on at {self.before:,} of {self.total:,} examples"
             print(goes_on, file=sys.stderr, flush=True)
 
