@@ -61,7 +61,9 @@ def test_distance_is_the_difference_over_the_larger_of_the_two():
 def test_each_has_the_nearest_of_the_others():
     scores = np.random.default_rng(1).normal(size=(3, 7))
     apart = distances(scores) + np.where(np.eye(7), np.inf, 0)
-    for one, other, distance in nearest(scores).itertuples(index=False):
+    pairs = nearest(scores)
+    assert {*pairs["one"], *pairs["other"]} == set(range(7))
+    for one, other, distance in pairs.itertuples(index=False):
         assert distance == apart[one, other]
         assert distance in (apart[one].min(), apart[other].min())
 

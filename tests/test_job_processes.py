@@ -124,7 +124,7 @@ def test_a_process_that_nobody_has_waited_for_is_not_at_large():
 
 def test_a_job_that_fails_is_told_with_all_that_it_said(tmp_path):
     shown = launched(["show", "--store", str(tmp_path / "nowhere")])
-    with pytest.raises(JobFailed, match=r"ended with code \d+\. It said:\n.*nowhere"):
+    with pytest.raises(JobFailed, match=r"(?s)ended with code \d+\. It said:\n.*nowhere"):
         finished(shown)
 
 

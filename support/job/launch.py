@@ -80,19 +80,31 @@ def kill(job: subprocess.Popen) -> None:
 
 
 def at_large(process: psutil.Process) -> bool:
-    """Whether a process is alive; one that has ended and waits for its parent to notice is not."""
+    """Whether a process is alive; one that has ended and waits for its parent to notice is not.
+
+    While threads of it are still being taken down, it may look ended and hold its lock.
+    """
     try:
         ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-        return process.is_running() and not ended
+        return process.is_running() and not (ended and process.num_threads() <= 1)
     except psutil.NoSuchProcess:
         return False
 
 
 def workers(job: subprocess.Popen) -> list[psutil.Process]:
     """The processes of a job that do its work; none when it has ended."""
+    if job.poll() is not None:
+        return []
     try:
         launcher = psutil.Process(job.pid)
         started = launcher.children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-    return [one for one in started if "python" in one.name()] or [launcher]
+    return [one for one in started if _is_python(one)] or [launcher]
+
+
+def _is_python(process: psutil.Process) -> bool:
+    try:
+        return "python" in process.name()
+    except psutil.NoSuchProcess:
+        return False
