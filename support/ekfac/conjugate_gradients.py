@@ -14,13 +14,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from support.ekfac.curvature import into_basis, out_of_basis
+from support.ekfac.curvature import damped_inverse, damping, into_basis, out_of_basis
 from support.ekfac.errors import NotConverged
 from support.ekfac.gauss_newton import GaussNewton
 from support.ekfac.influence import EkfacInfluence
 from support.ekfac.positions import LayerGradients
 from support.ekfac.scoring import Factors, products
-from support.ekfac.solve import damped_inverse, damping
 
 Map = Callable[[Factors], Factors]
 """A linear map of the tracked layers' parameters, for several queries at once."""

@@ -15,14 +15,19 @@ from tqdm.auto import tqdm
 from support.ekfac import storage
 from support.ekfac.blocks import Block, first_examples
 from support.ekfac.capture import undisturbed
-from support.ekfac.curvature import Covariances, LayerCurvature, kfac_curvature
+from support.ekfac.curvature import (
+    Covariances,
+    LayerCurvature,
+    Regularization,
+    check_regularization,
+    kfac_curvature,
+)
 from support.ekfac.errors import BadPrecision, BadShare, EmptyLoader, NotFitted
 from support.ekfac.fisher import Fisher
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood
 from support.ekfac.memory import check_budget
 from support.ekfac.passes import Bar, Passes, length_of
-from support.ekfac.solve import Regularization, check_regularization
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
 

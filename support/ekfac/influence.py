@@ -7,6 +7,7 @@ from torch import Tensor
 
 from support.ekfac.blocks import Pool
 from support.ekfac.capture import Consume, Trace
+from support.ekfac.curvature import Regularization, check_regularization, damped_inverse
 from support.ekfac.errors import FactorsMismatch, LabelsMismatch
 from support.ekfac.fitting import EkfacCurvature
 from support.ekfac.passes import every_label, labelled
@@ -19,7 +20,6 @@ from support.ekfac.scoring import (
     add_self_influences,
     keep_rotated,
 )
-from support.ekfac.solve import Regularization, check_regularization, damped_inverse
 
 
 class EkfacInfluence(EkfacCurvature):

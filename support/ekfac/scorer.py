@@ -9,7 +9,7 @@ from torch import Tensor
 
 from support.ekfac.blocks import Pool
 from support.ekfac.capture import Consume, Trace
-from support.ekfac.curvature import take_out_of_basis
+from support.ekfac.curvature import Regularization, take_out_of_basis
 from support.ekfac.errors import BadNormalisation, EmptyLoader, LabelsMismatch
 from support.ekfac.likelihood import Direction, Likelihood, loss_direction, unit_loss_direction
 from support.ekfac.memory import in_groups, queries_at_a_time
@@ -22,7 +22,6 @@ from support.ekfac.scoring import (
     keep_scores,
     keep_solved,
 )
-from support.ekfac.solve import Regularization
 
 ByLayer = dict[str, Float[Tensor, "test train"]]
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from support.ekfac.capture import Consume
 from support.ekfac.curvature import (
     LayerCurvature,
+    Regularization,
+    damped_inverse,
     rotated_one_by_one,
     rotated_rows,
 )
 from support.ekfac.positions import LayerGradients
-from support.ekfac.solve import Regularization, damped_inverse
 
 Rows = list[int]
 """Where the examples of a block stand in the result."""

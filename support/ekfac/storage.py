@@ -1,6 +1,10 @@
 """Saving and loading a fitted curvature: one safetensors file, its identity in the metadata."""
 
 import hashlib
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -18,6 +22,23 @@ BASIS_PARTS = (
     "activation_eigenvalues",
     "output_gradient_eigenvalues",
 )
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place when all is written, and only then.
+
+    Its name is nobody else's, so that two processes may write one file; whoever is last wins. It ends
+    in `.partial`, by which one finds what a killed process left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f"{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.partial")
+    try:
+        yield fresh
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
 
 
 def save(
@@ -39,14 +60,8 @@ def save(
         "examples": str(examples),
         "digest": digest(tensors),
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        save_file(tensors, partial, metadata=metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as fresh:
+        save_file(tensors, fresh, metadata=metadata)
 
 
 def load(path: str | Path, expected: dict[str, str]) -> tuple[dict[str, LayerCurvature], int]:

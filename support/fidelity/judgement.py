@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from support.curvature_cache import cache_folder
 from support.ekfac import Checkpoint
-from support.ekfac.solve import Regularization
+from support.ekfac.curvature import Regularization
 from support.fidelity.agreement import linear_datamodeling_score
 from support.fidelity.bank import Bank
 from support.fidelity.experiments import (

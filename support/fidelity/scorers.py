@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from support.ekfac import Checkpoint, EkfacInfluence, ExactInfluence
-from support.ekfac.curvature import rotated_rows
+from support.ekfac.curvature import Regularization, damped_inverse, rotated_rows
 from support.ekfac.exact import InnerProducts, exact_influences
 from support.ekfac.gauss_newton import GaussNewton
-from support.ekfac.solve import Regularization, damped_inverse
 from support.fidelity.retraining import losses, margins
 from support.fidelity.tail import Reviews
 
