@@ -23,7 +23,6 @@ from support.ekfac.curvature import (
 )
 from support.ekfac.errors import BadNormalisation, EmptyLoader, LabelsMismatch
 from support.ekfac.fit import EkfacCurvature
-from support.ekfac.gradients import LayerGradients
 from support.ekfac.likelihood import Directions, loss_directions, unit_loss_directions
 from support.ekfac.memory import in_groups, queries_at_a_time
 from support.ekfac.passes import Pass
@@ -40,10 +39,8 @@ from support.ekfac.scores import (
 )
 
 Examples = Shaped[Tensor, "_ ..."]
-"""Inputs of the model, a row for each example."""
-
 Labels = Shaped[Tensor, "..."]
-"""As the likelihood takes them."""
+"""Inputs of the model, a row for each example, and labels as the likelihood takes them."""
 
 NORMALISATIONS = ("plain", "relative", "unit residual")
 """What influences are divided by: nothing; √self-influence of the training example; the size of its
@@ -90,8 +87,7 @@ class EkfacInfluence(EkfacCurvature):
                 "Training inputs and labels come together, or not at all: one of x and y is missing."
             )
         factors = self.influence_factors(x_test, y_test)
-        if x is None or y is None:
-            x, y = x_test, y_test
+        x, y = (x_test, y_test) if x is None else (x, y)
         return self.influences_by_layer_from_factors(factors, x, y)
 
     def influences(
@@ -131,11 +127,9 @@ class EkfacInfluence(EkfacCurvature):
         result = self.passes.zeros(len(x))
         for one in self._losses(self._blocks(x, y, "self-influences")):
             for name, gradients in one.gradients():
-                result[one.rows] += self._squared_norms(name, gradients)
+                layer = self.curvature[name]
+                result[one.rows] += squared_norms(gradients, layer, self.hessian_regularization)
         return result
-
-    def _squared_norms(self, name: str, gradients: LayerGradients) -> Float[Tensor, " batch"]:
-        return squared_norms(gradients, self.curvature[name], self.hessian_regularization)
 
     def relative_influences(
         self, x_test: Examples, y_test: Labels, x: Examples, y: Labels
@@ -198,7 +192,9 @@ class EkfacInfluence(EkfacCurvature):
             for name, gradients in one.gradients():
                 columns[-1] = columns[-1] + products(factors[name], gradients)
                 if with_own:
-                    own[-1] = own[-1] + self._squared_norms(name, gradients)
+                    layer = self.curvature[name]
+                    norms = squared_norms(gradients, layer, self.hessian_regularization)
+                    own[-1] = own[-1] + norms
             rows += one.rows
         if not columns:
             raise EmptyLoader(

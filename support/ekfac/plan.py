@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from support.ekfac.blocks import Block, loader_blocks
-from support.ekfac.counting import curvature_entries
 from support.ekfac.curvature import (
     Eigenbasis,
     LayerCurvature,
@@ -28,7 +27,7 @@ from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature, ge
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import TrackedLayer
 from support.ekfac.likelihood import Likelihood
-from support.ekfac.memory import factor_bytes, queries_at_a_time
+from support.ekfac.memory import curvature_bytes, factor_bytes, queries_at_a_time
 from support.ekfac.passes import Passes
 from support.ekfac.scores import products, squared_norms
 
@@ -99,8 +98,7 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
     if queries:
         score = queries / group * trial.seconds(trial.score, sizes)
         score += trial.seconds(trial.precondition, asked)
-    one_query = factor_bytes(engine.layers)
-    curvature = curvature_entries(engine.layers.values()) * passes.dtype.itemsize
+    curvature, one_query = curvature_bytes(engine.layers), factor_bytes(engine.layers)
     return Plan(
         examples=sum(size.examples for size in sizes),
         tokens=sum(size.tokens for size in sizes),
