@@ -36,6 +36,7 @@ from support.ekfac.scores import (
     Factors,
     check_factors,
     divided_by_root,
+    of_each_other,
     products,
     products_by_row,
     refuse_not_finite,
@@ -164,9 +165,8 @@ class EkfacInfluence(EkfacCurvature):
         """
         self._require_fit()
         if normalisation not in NORMALISATIONS:
-            raise BadNormalisation(
-                f"normalisation={normalisation!r}: there are {', '.join(map(repr, NORMALISATIONS))}."
-            )
+            known = ", ".join(map(repr, NORMALISATIONS))
+            raise BadNormalisation(f"normalisation={normalisation!r}: there are {known}.")
         relative = normalisation == "relative"
         kind = unit_loss_directions if normalisation == "unit residual" else loss_directions
         queries = list(InOrder(test_loader))
@@ -281,13 +281,8 @@ class EkfacInfluence(EkfacCurvature):
             for name, gradients in one.gradients():
                 for n, matrix in rotated_one_by_one(gradients, self.curvature[name].basis):
                     rotated[name][one.rows[n]] = matrix
-        flat = {name: gradients.flatten(1) for name, gradients in rotated.items()}
         return {
-            value: {
-                name: (rows * damped_inverse(self.curvature[name].eigenvalues, value).flatten())
-                @ rows.T
-                for name, rows in flat.items()
-            }
+            value: of_each_other(rotated, self.curvature, value)
             for value in tqdm(regularization_values, "λ", unit="value", disable=not self.progress)
         }
 

@@ -89,6 +89,19 @@ def squared_norms(
     return result
 
 
+def of_each_other(
+    rotated: dict[str, Float[Tensor, "batch d_out d_in"]],
+    curvature: dict[str, LayerCurvature],
+    regularization: Regularization,
+) -> dict[str, Float[Tensor, "batch batch"]]:
+    """⟨(F + λ)⁻¹ G_n, G_m⟩ of every pair, layer by layer, from gradients in the eigenbasis."""
+    found = {}
+    for name, gradients in rotated.items():
+        inverse = damped_inverse(curvature[name].eigenvalues, regularization)
+        found[name] = (gradients * inverse).flatten(1) @ gradients.flatten(1).T
+    return found
+
+
 def refuse_not_finite(result: Tensor, regularization: Regularization) -> Tensor:
     """The result itself. Raises `NotFinite` when some of it is NaN or infinite."""
     if not is_finite(result):
