@@ -8,7 +8,7 @@ from torch import nn
 
 from support.ekfac import EkfacInfluence, Gaussian
 from support.ekfac.errors import (
-    BadRegularization,
+    BadSetting,
     EmptyLoader,
     FactorsMismatch,
     LabelsMismatch,
@@ -68,10 +68,10 @@ def test_a_model_without_gradients_is_refused_at_construction():
 
 @pytest.mark.parametrize("value", [-1e-5, float("nan"), float("inf"), "automatic"])
 def test_a_regularization_that_is_no_number_from_zero_up_is_refused(value):
-    with says(BadRegularization, repr(value), "≥ 0", "'auto'"):
+    with says(BadSetting, repr(value), "≥ 0", "'auto'"):
         EkfacInfluence(perceptron(4, 2), hessian_regularization=value)
     engine = fitted()
-    with says(BadRegularization, repr(value)):
+    with says(BadSetting, repr(value)):
         engine.hessian_regularization = value
     assert engine.hessian_regularization == 1e-3
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from support.ekfac import Categorical, ExactInfluence, Gaussian
-from support.ekfac.errors import BadRegularization, EmptyLoader
+from support.ekfac.errors import BadSetting, EmptyLoader
 from support.ekfac.exact import inner_products, squared_lengths
 from support.ekfac.gradients import LayerGradients
 from tests.dense import (
@@ -115,7 +115,7 @@ def test_the_exact_solve_wants_a_regularization_above_zero(regularization):
     exact = ExactInfluence(model)
     batch = [(x, labels(5))]
     systems = exact.inner_products(batch, batch, batch)
-    with pytest.raises(BadRegularization, match="above 0"):
+    with pytest.raises(BadSetting, match="above 0"):
         exact.influences(systems, regularization)
 
 

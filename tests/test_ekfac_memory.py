@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.errors import BadBudget, EmptyLoader
+from support.ekfac.errors import BadSetting, EmptyLoader
 from support.ekfac.influence import NORMALISATIONS
 from support.ekfac.layers import tracked_layers
 from support.ekfac.memory import factor_bytes, in_groups, queries_at_a_time
@@ -63,5 +63,5 @@ def test_training_examples_that_come_only_once_are_refused_when_they_are_needed_
 
 @pytest.mark.parametrize("budget", [0, -1])
 def test_a_budget_that_is_no_number_of_bytes_is_refused(budget):
-    with pytest.raises(BadBudget, match=f"memory_budget={budget}.*above zero"):
+    with pytest.raises(BadSetting, match=f"memory_budget={budget}.*above zero"):
         fitted(budget)

@@ -119,7 +119,6 @@ def test_seconds_grow_with_the_examples_and_with_the_groups_of_queries(monkeypat
     assert small.score_seconds > 2 * one.score_seconds
     assert "3 groups" in str(small)
     assert planned(update_diagonal=False).fit_seconds == pytest.approx(one.fit_seconds / 2)
-    assert planned(eigenbasis_share=0.5).fit_seconds == pytest.approx(0.75 * one.fit_seconds)
 
 
 class Clock:

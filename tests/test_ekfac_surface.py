@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from support.ekfac import Categorical, EkfacInfluence, Gaussian
-from support.ekfac.errors import BadNormalisation, BadRegularization, EmptyLoader, LabelsMismatch
+from support.ekfac.errors import BadSetting, EmptyLoader, LabelsMismatch
 from tests.dense import (
     fisher_blocks,
     label_gradients,
@@ -49,17 +49,8 @@ def test_relative_scores_divide_by_the_root_of_the_self_influence():
     assert_same(engine.relative_influences(QUERIES, QUERY_LABELS, X, Y), expected)
 
 
-def test_unit_residual_scores_divide_by_the_size_of_the_residual():
-    engine = fitted()
-    found = engine.score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), "unit residual")
-    with torch.no_grad():
-        p = engine.model(X).softmax(dim=1)
-    sizes = (p - nn.functional.one_hot(Y, p.shape[1])).norm(dim=1)
-    assert_same(found, engine.influences(QUERIES, QUERY_LABELS, X, Y) / sizes)
-
-
 def test_an_unknown_normalisation_is_refused():
-    with pytest.raises(BadNormalisation, match="'relativ': there are 'plain', 'relative'"):
+    with pytest.raises(BadSetting, match="'relativ': there are 'plain', 'relative'"):
         fitted().score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), "relativ")
 
 
@@ -158,7 +149,7 @@ def test_exploring_takes_the_gradients_once():
 
 
 def test_exploring_refuses_a_bad_value_before_any_work():
-    with pytest.raises(BadRegularization, match="-1"):
+    with pytest.raises(BadSetting, match="-1"):
         fitted().explore_hessian_regularization(X, Y, regularization_values=[1e-3, -1])
 
 

@@ -275,13 +275,3 @@ def number_of_examples(loader: Iterable) -> int | None:
     if isinstance(loader, list | tuple):
         return sum(count_of(inputs) for inputs, _ in map(_read, loader))
     return None
-
-
-def first_examples(batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-    """The first examples of a loader, in its batches, the last one cut."""
-    for inputs, labels in batches:
-        if count <= 0:
-            return
-        cut = Block(list(range(count_of(inputs))), inputs, labels).part(slice(count))
-        yield cut.inputs, cut.labels
-        count -= len(cut.rows)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from support.ekfac.errors import BadRegularization
+from support.ekfac.errors import BadSetting
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.matrix_products import matrix_product
 
@@ -206,13 +206,13 @@ DEFAULT_REGULARIZATION = 1e-2
 
 
 def check_regularization(regularization: Regularization) -> None:
-    """Raise `BadRegularization` unless it is a finite number ≥ 0 or "auto"."""
+    """Raise `BadSetting` unless it is a finite number ≥ 0 or "auto"."""
     if regularization == "auto":
         return
     if isinstance(regularization, str) or not (
         math.isfinite(regularization) and regularization >= 0
     ):
-        raise BadRegularization(
+        raise BadSetting(
             f"hessian_regularization={regularization!r}: use a number ≥ 0, or 'auto' "
             f"({AUTO_SHARE} times the mean eigenvalue of each layer)."
         )

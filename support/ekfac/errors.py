@@ -53,20 +53,8 @@ class NotFinite(EkfacError):
     """NaN or infinity, with the name of the layer where it was first seen."""
 
 
-class BadRegularization(EkfacError):
-    """The Hessian regularization is not a number ≥ 0 and not "auto"."""
-
-
-class BadBudget(EkfacError):
-    """A memory budget is not a number of bytes above zero."""
-
-
-class BadPrecision(EkfacError):
-    """A precision that the engine has no passes for."""
-
-
-class BadShare(EkfacError):
-    """A share of the training set is not above 0 and at most 1."""
+class BadSetting(EkfacError):
+    """A setting of the engine has a value that means nothing."""
 
 
 class DamagedFile(EkfacError):
@@ -75,10 +63,6 @@ class DamagedFile(EkfacError):
 
 class WrongModel(EkfacError):
     """A saved curvature belongs to another model."""
-
-
-class BadNormalisation(EkfacError):
-    """There is no such normalisation of influences."""
 
 
 class BlockHalved(UserWarning):

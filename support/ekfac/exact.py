@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from support.ekfac.blocks import Block, count_of, labelled, unlabelled
-from support.ekfac.errors import BadRegularization, EmptyLoader
+from support.ekfac.errors import BadSetting, EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import (
@@ -120,10 +120,10 @@ def exact_influences(
 ) -> tuple[Float[Tensor, "test train"], Float[Tensor, " train"]]:
     """⟨(F + λ)⁻¹ g, g'⟩ for tests and training examples, and for each training example with itself.
 
-    Raises `BadRegularization` unless λ > 0: without it the system has no unique solution.
+    Raises `BadSetting` unless λ > 0: without it the system has no unique solution.
     """
     if not regularization > 0:
-        raise BadRegularization(
+        raise BadSetting(
             f"The exact solve needs a regularization above 0, not {regularization!r}: there are more "
             "parameters than examples."
         )
@@ -184,7 +184,7 @@ class ExactInfluence:
     def influences(
         self, systems: list[InnerProducts], regularization: float | int, relative: bool = False
     ) -> Float[Tensor, "test train"]:
-        """Influences, or relative influences, by the exact solve. Raises `BadRegularization`."""
+        """Influences, or relative influences, by the exact solve. Raises `BadSetting`."""
         parts = [exact_influences(system, regularization) for system in systems]
         influences = torch.stack([influence for influence, _ in parts]).sum(dim=0)
         if not relative:

@@ -5,7 +5,6 @@ add up to those over all of them, in any order, so that a fit may take its examp
 a time, or spread over processes. `EkfacCurvature` is a model with the result, to be saved, loaded, moved.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from tqdm.auto import tqdm
 from support.ekfac import storage
 from support.ekfac.blocks import (
     Block,
-    count_of,
-    first_examples,
     loader_blocks,
     number_of_examples,
     unlabelled,
@@ -33,7 +30,7 @@ from support.ekfac.curvature import (
     eigenbasis,
     kfac_eigenvalues,
 )
-from support.ekfac.errors import BadPrecision, BadShare, EmptyLoader, NotFitted
+from support.ekfac.errors import BadSetting, EmptyLoader, NotFitted
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood, fisher_directions
 from support.ekfac.memory import check_budget
@@ -117,16 +114,12 @@ class EkfacCurvature:
     there are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the
     factors of queries may take while scoring, by default a quarter of the memory that is free.
 
-    `eigenbasis_share` is the share of the examples that the eigenbases are computed from: the first
-    ⌈share · n⌉ that the loader gives, which must therefore come in random order. Corrected
-    eigenvalues are always those of all examples. With `precision="bfloat16"` the model's matrix
-    products and the rotations into the eigenbases are taken in bfloat16 and summed in float32, which
-    is faster where the processor has instructions for it and good to about two digits; covariances,
-    eigenvalues and scores stay as they are.
+    With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are
+    taken in bfloat16 and summed in float32, which is faster where the processor has instructions for
+    it and good to about two digits; covariances, eigenvalues and scores stay as they are.
 
     Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
-    gradients are not all plain linear layers, `BadRegularization`, `BadBudget`, `BadShare`
-    and `BadPrecision`.
+    gradients are not all plain linear layers, and `BadSetting`.
     """
 
     def __init__(
@@ -138,16 +131,11 @@ class EkfacCurvature:
         likelihood: Likelihood | None = None,
         seed: int = 0,
         memory_budget: int | None = None,
-        eigenbasis_share: float | int = 1,
         precision: str = "full",
     ):
         check_budget(memory_budget)
-        if not 0 < eigenbasis_share <= 1:
-            raise BadShare(
-                f"eigenbasis_share={eigenbasis_share!r}: use a number above 0 and at most 1."
-            )
         if precision not in PRECISIONS:
-            raise BadPrecision(f"precision={precision!r}: use one of {', '.join(PRECISIONS)}.")
+            raise BadSetting(f"precision={precision!r}: use one of {', '.join(PRECISIONS)}.")
         self.model = model
         self.update_diagonal = update_diagonal
         self.hessian_regularization = hessian_regularization
@@ -155,7 +143,6 @@ class EkfacCurvature:
         self.likelihood = likelihood or Categorical()
         self.seed = seed
         self.memory_budget = memory_budget
-        self.eigenbasis_share = eigenbasis_share
         self.precision = precision
         self.layers = tracked_layers(model)
         self.curvature: dict[str, LayerCurvature] = {}
@@ -194,13 +181,13 @@ class EkfacCurvature:
         then as it was before.
         """
         covariances = CovarianceSums(self.passes, self.likelihood)
-        blocks = self._verified(self._unlabelled(loader, "covariances", self.eigenbasis_share))
+        blocks = self._verified(self._unlabelled(loader, "covariances"))
         examples = _some(covariances.add(blocks, generator(self.seed)), "covariances")
         names = tqdm(self.layer_names, "eigenbases", unit="layer", disable=not self.progress)
         bases = {name: covariances.basis(name) for name in names}
         if self.update_diagonal:
             squares = EigenvalueSums(self.passes, self.likelihood, bases)
-            blocks = self._unlabelled(loader, "corrected eigenvalues", 1)
+            blocks = self._unlabelled(loader, "corrected eigenvalues")
             counted = squares.add(blocks, generator(self.seed + 1))
             examples = _some(counted, "corrected eigenvalues")
             eigenvalues = {name: total.div_(examples) for name, total in squares.tensors.items()}
@@ -212,15 +199,10 @@ class EkfacCurvature:
         self.examples = examples
         return self
 
-    def _unlabelled(self, loader: Iterable, what: str, share: float | int) -> Iterator[Block]:
-        """The examples of a loader, or the first of them, in blocks without labels."""
-        total, batches = number_of_examples(loader), unlabelled(loader)
-        if share < 1:
-            if total is None:
-                total = sum(count_of(inputs) for inputs, _ in unlabelled(loader))
-            total = math.ceil(share * total)
-            batches = first_examples(batches, total)
-        return self._counted(loader_blocks(batches, self.passes.token_mask), total, what)
+    def _unlabelled(self, loader: Iterable, what: str) -> Iterator[Block]:
+        """The examples of a loader, in blocks without labels."""
+        blocks = loader_blocks(unlabelled(loader), self.passes.token_mask)
+        return self._counted(blocks, number_of_examples(loader), what)
 
     def _verified(self, blocks: Iterator[Block]) -> Iterator[Block]:
         """The blocks, once the model is known to do with the first of them what the engine expects."""
@@ -283,7 +265,6 @@ class EkfacCurvature:
             "update_diagonal": str(self.update_diagonal),
             "likelihood": repr(self.likelihood),
             "seed": str(self.seed),
-            "eigenbasis_share": str(float(self.eigenbasis_share)),
             "precision": self.precision,
         }
 

@@ -25,9 +25,9 @@ from support.ekfac.curvature import (
     rotated_one_by_one,
     take_out_of_basis,
 )
-from support.ekfac.errors import BadNormalisation, EmptyLoader, LabelsMismatch
+from support.ekfac.errors import BadSetting, EmptyLoader, LabelsMismatch
 from support.ekfac.fit import EkfacCurvature
-from support.ekfac.likelihood import Directions, loss_directions, unit_loss_directions
+from support.ekfac.likelihood import loss_directions
 from support.ekfac.memory import in_groups, queries_at_a_time
 from support.ekfac.passes import Pass
 from support.ekfac.plan import Plan, make_plan
@@ -47,9 +47,8 @@ from support.ekfac.scores import (
 Labels = Shaped[Tensor, "..."]
 """As the likelihood takes them."""
 
-NORMALISATIONS = ("plain", "relative", "unit residual")
-"""What influences are divided by: nothing; √self-influence of the training example; the size of its
-training residual."""
+NORMALISATIONS = ("plain", "relative")
+"""What influences are divided by: nothing, or √self-influence of the training example."""
 
 
 class EkfacInfluence(EkfacCurvature):
@@ -156,19 +155,16 @@ class EkfacInfluence(EkfacCurvature):
     ) -> Float[Tensor, "test train"]:
         """Influence of all training on all test examples of two loaders.
 
-        `normalisation` is "plain", "relative" (as `relative_influences`) or "unit residual": divided by
-        the size ‖∂loss/∂outputs‖ of the training example's residual, which at the end of training says
-        how well it was learned, not how hard it pushed on the way; zero where the residual is. Batches
-        are `(inputs, labels, …)`. As many test examples at a time as have factors that fit
+        `normalisation` is "plain" or "relative", as `relative_influences`. Batches are
+        `(inputs, labels, …)` or mappings. As many test examples at a time as have factors that fit
         `memory_budget`; the training examples pass by once for each such group. Raises `EmptyLoader`,
-        `LoaderShuffles`, `BadNormalisation`, and as `influence_factors` does.
+        `LoaderShuffles`, `BadSetting`, and as `influence_factors` does.
         """
         self._require_fit()
         if normalisation not in NORMALISATIONS:
             known = ", ".join(map(repr, NORMALISATIONS))
-            raise BadNormalisation(f"normalisation={normalisation!r}: there are {known}.")
+            raise BadSetting(f"normalisation={normalisation!r}: there are {known}.")
         relative = normalisation == "relative"
-        kind = unit_loss_directions if normalisation == "unit residual" else loss_directions
         queries = list(InOrder(test_loader))
         for x, y in queries:
             refuse_other_labels(x, y)
@@ -179,8 +175,7 @@ class EkfacInfluence(EkfacCurvature):
             blocks = loader_blocks(group, self.passes.token_mask)
             factors = self._factors(self._counted(blocks, count, "test examples"), count)
             with_own = relative and own is None
-            directions = kind(self.likelihood)
-            columns, norms = self._columns(factors, training, total, directions, with_own)
+            columns, norms = self._columns(factors, training, total, with_own)
             own = norms if with_own else own
             rows.append(columns)
         if not rows:
@@ -189,18 +184,13 @@ class EkfacInfluence(EkfacCurvature):
         return divided_by_root(scores, self._finite(own)) if relative else scores
 
     def _columns(
-        self,
-        factors: Factors,
-        batches: Iterable[Batch],
-        total: int | None,
-        directions: Directions,
-        with_own: bool,
+        self, factors: Factors, batches: Iterable[Batch], total: int | None, with_own: bool
     ) -> tuple[Float[Tensor, "test train"], Float[Tensor, " train"] | None]:
         """The scores of all examples of a loader, and their self-influences from the same passes."""
         blocks = loader_blocks(batches, self.passes.token_mask)
         blocks = self._counted(blocks, total, "training examples")
         columns, own, rows = [], [], []
-        for one in self.passes.over(blocks, directions):
+        for one in self._losses(blocks):
             columns.append(0)
             own.append(0)
             for name, gradients in one.gradients():
@@ -268,7 +258,7 @@ class EkfacInfluence(EkfacCurvature):
     ) -> dict[Regularization, dict[str, Float[Tensor, "batch batch"]]]:
         """By-layer influences of examples on each other for several λ; gradients are taken once.
 
-        Raises `BadRegularization`, and as `influence_factors` does.
+        Raises `BadSetting`, and as `influence_factors` does.
         """
         for value in regularization_values:
             check_regularization(value)

@@ -185,17 +185,6 @@ def loss_directions(likelihood: Likelihood) -> Directions:
     return lambda outputs, labels: [loss_direction(likelihood, outputs, labels)]
 
 
-def unit_loss_directions(likelihood: Likelihood) -> Directions:
-    """The same scaled to length 1 for each example; zero where it is zero.
-
-    The residual's direction without its size: how the example pushes, not how wrong the model is about
-    it at the moment.
-    """
-    return lambda outputs, labels: [
-        nn.functional.normalize(loss_direction(likelihood, outputs, labels), dim=1, eps=1e-30)
-    ]
-
-
 def loss_direction(
     likelihood: Likelihood, outputs: Float[Tensor, "batch classes"], labels: Shaped[Tensor, "..."]
 ) -> Float[Tensor, "batch classes"]:

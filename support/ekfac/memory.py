@@ -6,7 +6,7 @@ import psutil
 import torch
 
 from support.ekfac.blocks import Batch, Inputs, count_of, of_each
-from support.ekfac.errors import BadBudget
+from support.ekfac.errors import BadSetting
 from support.ekfac.layers import TrackedLayer
 
 SHARE_OF_FREE_MEMORY = 0.25
@@ -14,9 +14,9 @@ SHARE_OF_FREE_MEMORY = 0.25
 
 
 def check_budget(budget: int | None) -> None:
-    """Raise `BadBudget` unless it is a number of bytes above zero, or None."""
+    """Raise `BadSetting` unless it is a number of bytes above zero, or None."""
     if budget is not None and budget <= 0:
-        raise BadBudget(
+        raise BadSetting(
             f"memory_budget={budget!r}: use a number of bytes above zero, or None for "
             f"{SHARE_OF_FREE_MEMORY} of the memory that is free."
         )

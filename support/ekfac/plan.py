@@ -91,7 +91,7 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
     chosen = by_length[0], by_length[len(by_length) // 2], by_length[-1]
     found = {n: block for n, block in enumerate(_blocks(train, passes)) if n in chosen}
     trial = _Trial(passes, engine.likelihood, [found[n] for n in dict.fromkeys(chosen)], group)
-    fit = engine.eigenbasis_share * trial.seconds(trial.add_covariances, sizes)
+    fit = trial.seconds(trial.add_covariances, sizes)
     fit += _eigenproblem_seconds(passes)
     if engine.update_diagonal:
         fit += trial.seconds(trial.add_squares, sizes)
