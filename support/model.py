@@ -7,8 +7,10 @@ is all-MiniLM-L6-v2, a six-layer BERT of width 384, whose weights fit a DistilBE
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
 from peft import (
@@ -21,6 +23,7 @@ from peft import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -32,6 +35,7 @@ from transformers import (
 
 from support import assets
 from support.assets import Source
+from support.imdb import ImdbDataset
 
 HUB_MODEL = "assemblyai/distilbert-base-uncased-sst2"
 ADAPTER_FOLDER = Path(__file__).parent / "adapter"
@@ -75,9 +79,9 @@ def load_model(
 ) -> DistilBertForSequenceClassification:
     """The classifier in evaluation mode, float32.
 
-    `packaged`: the encoder with the adapter `snapshot` merged in; `adapter_names()` lists them.
-    `hub`: `assemblyai/distilbert-base-uncased-sst2` at `revision` (commit, tag or branch; None is
-    the hub's `main`); it has no snapshots.
+    `packaged`: the encoder with the adapter `snapshot` merged in; those from the way through training
+    are in the repository only. `hub`: `assemblyai/distilbert-base-uncased-sst2` at `revision`
+    (commit, tag or branch; None is the hub's `main`); it has no snapshots.
     Raises `UnknownSource`, `AssetMissing`, `AssetChanged`, `AdapterMismatch`, `AdapterDamaged` or
     `HubUnreachable`.
     """
@@ -155,14 +159,6 @@ def distilbert_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def adapter_names() -> list[str]:
-    """Names of the committed adapters, in the order of training: snapshots first, `final` last.
-
-    Raises `AssetMissing` when there is no training record.
-    """
-    return [*training_record()["snapshots"], "final"]
-
-
 def training_record() -> dict:
     """How the committed adapter was trained and what it reached on the held-out reviews.
 
@@ -171,7 +167,7 @@ def training_record() -> dict:
     record = ADAPTER_FOLDER / "record.json"
     if not record.is_file():
         raise assets.AssetMissing(
-            f"{record} is missing. Train adapters: python -m support.finetune"
+            f"{record} is missing. Train adapters: python -m experiments.finetune"
         )
     return json.loads(record.read_text())
 
@@ -207,7 +203,7 @@ def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
             known = sorted(path.parent.name for path in folder.parent.glob(f"*/{weights.name}"))
             raise assets.AssetMissing(
                 f"No adapter named {folder.name!r}: {path.name} is missing there. "
-                f"Adapters found: {known or 'none'}. Train one: python -m support.finetune"
+                f"Adapters found: {known or 'none'}. Train one: python -m experiments.finetune"
             )
     try:
         config = LoraConfig.from_pretrained(str(folder))
@@ -227,23 +223,29 @@ def _check_adapter(found: dict[str, Tensor], expected: dict[str, Tensor], folder
         if shapes[0] != shapes[1]:
             raise AdapterMismatch(
                 f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {shapes[0]} "
-                f"in the adapter, {shapes[1]} in the model. Train it again: python -m support.finetune"
+                f"in the adapter, {shapes[1]} in the model. Train it again: python -m experiments.finetune"
             )
 
 
-def require_gradients_only(model: nn.Module, parts: tuple[str, ...] = TRACKED_LAYERS) -> list[str]:
-    """Freeze everything but the linear layers whose name holds one of `parts`; return their names.
+def require_gradients_only(model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS) -> list[str]:
+    """Freeze everything but the linear layers with one of `parts` in their name; return their names.
 
-    Raises `ValueError` when no linear layer matches.
+    `parts` are whole words between dots; without any, all linear layers are taken, GPT-2's `Conv1D`
+    among them. Raises `ValueError`, naming the parts that there are, when no layer matches.
     """
     model.requires_grad_(False)
-    chosen = [
+    linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(part in name.split(".") for part in parts)
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     ]
+    chosen = [name for name in linear if not parts or set(parts) & set(name.split("."))]
     if not chosen:
-        raise ValueError(f"No linear layer has one of {parts} in its name.")
+        known = sorted({part for name in linear for part in name.split(".") if not part.isdigit()})
+        raise ValueError(
+            f"No linear layer has one of {', '.join(parts)} in its name. "
+            f"Parts of names that there are: {', '.join(known)}."
+        )
     for name in chosen:
         model.get_submodule(name).requires_grad_(True)
     return chosen
@@ -265,3 +267,33 @@ class ModelLogitsWrapper(nn.Module):
     def forward(self, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch classes"]:
         mask = self.token_mask(input_ids)
         return self.model(input_ids=input_ids, attention_mask=mask.long()).logits
+
+
+def class_probabilities(
+    model: ModelLogitsWrapper, dataset: ImdbDataset, batch_size: int = 16, progress: bool = False
+) -> Float[Tensor, "reviews classes"]:
+    """Softmax of the logits of every review, in the order of the dataset.
+
+    Reviews of similar length share a batch, so that little work goes into padding.
+    """
+    longest_first = torch.tensor(dataset.lengths()).argsort(descending=True, stable=True)
+    probabilities = []
+    with (
+        torch.inference_mode(),
+        tqdm(total=len(dataset), unit="review", disable=not progress) as bar,
+    ):
+        for rows in longest_first.split(batch_size):
+            probabilities.append(model(dataset.batch(rows.tolist())[0]).softmax(dim=1))
+            bar.update(len(rows))
+    in_order = torch.empty(len(dataset), probabilities[0].shape[1])
+    in_order[longest_first] = torch.cat(probabilities).float()
+    return in_order
+
+
+def held_out_predictions() -> pd.DataFrame:
+    """What the packaged model says about each of the 5,000 held-out reviews, in their order.
+
+    Columns `label`, `tokens` (after the cut) and `positive_probability`, as written after training,
+    so that no reader has to wait for them.
+    """
+    return pd.read_csv(ADAPTER_FOLDER / "held_out.csv")

@@ -1,4 +1,4 @@
-"""Reviews as something to read: escaped, cut into paragraphs, compared by their words.
+"""Reviews as something to read: escaped, cut into paragraphs.
 
 Reviews are data from strangers. Nothing of them reaches a page unescaped; of their markup only line
 breaks are kept.
@@ -6,10 +6,8 @@ breaks are kept.
 
 import html
 import re
-from collections.abc import Iterable
 
 from IPython.display import HTML
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 LINE_BREAK = re.compile(r"(?:<br\s*/?>\s*)+", re.IGNORECASE)
 
@@ -40,17 +38,3 @@ def _first_words(texts: list[str], longest: int | None) -> tuple[list[str], int]
         if words:
             kept.append(" ".join(words))
     return kept, total - longest
-
-
-def words_in_common(one: str, other: str) -> list[str]:
-    """Words that both reviews use, stop words left out, in alphabetical order."""
-    return sorted((_words(one) & _words(other)) - ENGLISH_STOP_WORDS)
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[a-z][a-z']{2,}", " ".join(paragraphs(text)).lower()))
-
-
-def strip_layer_names(names: Iterable[str]) -> list[str]:
-    """Layer or parameter names without the parts that all share, so that a plot has room for them."""
-    return [name.removeprefix("model.").removeprefix("distilbert.transformer.") for name in names]

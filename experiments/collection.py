@@ -252,7 +252,7 @@ def index_of(seconds: Mapping[str, float], parameters: Mapping[str, object]) -> 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m support.collection", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m experiments.collection", description=__doc__)
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all of notebooks/")
     parser.add_argument("--ci", action="store_true", help="reduced sizes")
     parser.add_argument("--source", choices=["packaged", "hub"], default="packaged")

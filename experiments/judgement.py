@@ -5,7 +5,6 @@ on where it was.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,22 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from support.curvature_cache import cache_folder
-from support.ekfac import Checkpoint
-from support.ekfac.curvature import Regularization
-from support.fidelity.agreement import linear_datamodeling_score
-from support.fidelity.bank import Bank
-from support.fidelity.experiments import (
-    COMMITTED,
-    EXPERIMENTS,
-    SHARES,
-    halves,
-    make,
-    queries,
-    retraining,
-)
-from support.fidelity.retraining import Retraining
-from support.fidelity.scorers import (
+from experiments.bank_making import EXPERIMENTS, SHARES, make, queries, retraining
+from experiments.scorers import (
     SIMILARITIES,
     Normalised,
     Question,
@@ -42,6 +27,11 @@ from support.fidelity.scorers import (
     gradient_products,
     residual_sizes,
 )
+from support.cache import cache_folder
+from support.ekfac.curvature import Regularization
+from support.ekfac.storage import replacing
+from support.judge import Bank, halves, linear_datamodeling_score
+from support.retraining import Checkpoint, Retraining
 
 JUDGEMENT = Path(__file__).parent / "judgement.csv"
 REGULARIZATIONS: tuple[Regularization, ...] = (1e-5, 1e-3, 1e-2, 1e-1, "auto")
@@ -82,23 +72,6 @@ ELSEWHERE = (
     Asked("exact, per layer", NUMBERS),
     Asked("exact, joint", NUMBERS, ("20%", "100%")),
 )
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """What the collection recommends: EK-FAC a fifth of the way through training, as it is.
-
-    Of all places, λ and normalisations it has the largest share of the noise ceiling, mean over the
-    experiments, on the queries that are there to choose by.
-    """
-
-    scorer: str = "EK-FAC"
-    where: str = "20%"
-    regularization: str = "0.01"
-    normalisation: str = "plain"
-
-
-RECOMMENDED = Recommendation()
 
 
 class Judge:
@@ -183,18 +156,16 @@ def judge_all(progress: bool = False) -> pd.DataFrame:
     return pd.concat(
         [
             Judge(name, progress).table(ON_MAIN if name == "main" else ELSEWHERE)
-            for name in COMMITTED
+            for name in EXPERIMENTS
         ],
         ignore_index=True,
     )
 
 
 def _keep(file: Path, result: Normalised) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_suffix(f".{os.getpid()}")
     tensors = {"influences": result.influences, "self_influences": result.self_influences}
-    save_file({name: tensor.float() for name, tensor in tensors.items()}, fresh)
-    fresh.replace(file)
+    with replacing(file) as fresh:
+        save_file({name: tensor.float() for name, tensor in tensors.items()}, fresh)
 
 
 def _kept(file: Path, residuals: Tensor) -> Normalised:

@@ -1,4 +1,4 @@
-"""`python -m support.finetune`: teach the packaged encoder sentiment, on the packaged train split.
+"""`python -m experiments.finetune`: teach the packaged encoder sentiment, on the packaged train split.
 
 LoRA (Hu et al. 2021) on every attention and feed-forward projection; the two layers of the head are
 trained in full. Batches hold reviews of similar length. Products run in bfloat16 (autocast), weights
@@ -7,20 +7,23 @@ most of the time on a CPU with bfloat16 instructions.
 
 Leaves in the output folder one adapter per snapshot and the `final` one (float16, safetensors), the
 training record `record.json`, and `held_out.csv`: what the final model says about each held-out
-review. A run that was killed goes on from its last checkpoint and ends with the same numbers:
-the order of the reviews and the dropout depend on the seed and the step, not on the process.
+review. They are written beside that folder, in one that ends in `.unfinished`, and take its place when
+all is done; `--output support/adapter` replaces the committed ones. A run that was killed goes on from
+its last checkpoint and ends with the same numbers: the order of the reviews and the dropout depend on
+the seed and the step, not on the process.
 """
 
 import argparse
 import hashlib
 import json
-import pickle
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pandas as pd
 import torch
 from peft import LoraConfig, PeftModel
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 from torch import nn
@@ -28,16 +31,18 @@ from tqdm.auto import tqdm
 from transformers import DistilBertForSequenceClassification, get_linear_schedule_with_warmup
 
 from support import assets
+from support.ekfac.storage import replacing
 from support.imdb import ImdbDataset, batches_by_length, load_imdb
 from support.model import (
-    ADAPTER_FOLDER,
     ModelLogitsWrapper,
+    class_probabilities,
     load_tokenizer,
     merge_adapter,
     packaged_encoder,
     with_adapter,
 )
-from support.prediction import class_probabilities
+
+CHECKPOINT = "checkpoint.safetensors"
 
 
 class CheckpointMismatch(ValueError):
@@ -133,17 +138,18 @@ class Finetuning:
 
     def save_checkpoint(self, path: Path) -> None:
         """Everything a later process needs to go on, written whole or not at all."""
-        state = {
+        tensors = {f"trained/{name}": tensor.detach() for name, tensor in self.trained.items()}
+        for number, moments in self.optimizer.state_dict()["state"].items():
+            for name, tensor in moments.items():
+                tensors[f"optimizer/{number}/{name}"] = tensor
+        told = {
             "identity": self.identity(),
-            "trained": {name: parameter.detach() for name, parameter in self.trained.items()},
-            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "losses": self.losses,
             "learning_rates": self.learning_rates,
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        with replacing(path) as fresh:
+            save_file(tensors, fresh, {"told": json.dumps(told)})
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint.
@@ -152,25 +158,36 @@ class Finetuning:
         `CheckpointDamaged` when it cannot be read.
         """
         try:
-            state = torch.load(path, weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            with safe_open(path, "pt") as file:
+                told = json.loads((file.metadata() or {})["told"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError) as error:
             raise CheckpointDamaged(
                 f"{path} cannot be read ({type(error).__name__}). "
                 "Delete it to train from the start."
             ) from error
-        theirs, ours = state.get("identity", {}), self.identity()
-        for setting, value in ours.items():
-            if theirs.get(setting) != value:
+        for setting, value in self.identity().items():
+            if told["identity"].get(setting) != value:
                 raise CheckpointMismatch(
-                    f"{path} belongs to another run: its {setting} is {theirs.get(setting)!r}, "
-                    f"this run's is {value!r}. Delete it, or use its settings."
+                    f"{path} belongs to another run: its {setting} is "
+                    f"{told['identity'].get(setting)!r}, this run's is {value!r}. "
+                    "Delete it, or use its settings."
                 )
-        with torch.no_grad():
-            for name, parameter in self.trained.items():
-                parameter.copy_(state["trained"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.losses, self.learning_rates = state["losses"], state["learning_rates"]
+        state = self.optimizer.state_dict()
+        for name, tensor in tensors.items():
+            kind, _, name = name.partition("/")
+            if kind == "trained":
+                self.trained[name].data.copy_(tensor)
+            else:
+                number, _, moment = name.partition("/")
+                state["state"].setdefault(int(number), {})[moment] = tensor
+        self.optimizer.load_state_dict(state)
+        self.schedule.load_state_dict(told["schedule"])
+        for group, rate in zip(
+            self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
+        self.losses, self.learning_rates = told["losses"], told["learning_rates"]
 
     def save_adapter(self, folder: Path) -> None:
         """The adapter as it is now, float16."""
@@ -186,7 +203,7 @@ def train(run: Finetuning, output: Path, checkpoint_every: int = 50) -> dict[str
     Raises `ValueError` when there are too few steps to tell the snapshots apart.
     """
     output.mkdir(parents=True, exist_ok=True)
-    checkpoint = output / "checkpoint.pt"
+    checkpoint = output / CHECKPOINT
     if checkpoint.exists():
         run.resume(checkpoint)
     total = len(run.batches)
@@ -237,10 +254,20 @@ def held_out_scores(predictions: pd.DataFrame) -> dict:
     }
 
 
+def put_in_place(finished: Path, output: Path) -> None:
+    """`finished` as `output`, whole: adapters of two trainings never lie side by side."""
+    (finished / CHECKPOINT).unlink(missing_ok=True)
+    replaced = output.with_name(f"{output.name}.replaced")
+    if output.exists():
+        output.replace(replaced)
+    finished.replace(output)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
 def main() -> None:
     defaults = Recipe()
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--output", type=Path, default=ADAPTER_FOLDER)
+    parser.add_argument("--output", type=Path, default=Path("build/adapter"))
     parser.add_argument("--rows", type=int, help="train on that many reviews only (default: all)")
     parser.add_argument("--test-rows", type=int, help="evaluate on that many only (default: all)")
     parser.add_argument("--epochs", type=int, default=defaults.epochs)
@@ -256,10 +283,11 @@ def main() -> None:
     )
     dataset = ImdbDataset(train_reviews, tokenizer, recipe.max_tokens)
     run = Finetuning(packaged_encoder(recipe.seed), dataset, recipe)
-    snapshots = train(run, arguments.output)
+    unfinished = arguments.output.with_name(f"{arguments.output.name}.unfinished")
+    snapshots = train(run, unfinished)
 
-    held_out = evaluate(arguments.output / "final", ImdbDataset(test_reviews, tokenizer))
-    held_out.to_csv(arguments.output / "held_out.csv", index=False)
+    held_out = evaluate(unfinished / "final", ImdbDataset(test_reviews, tokenizer))
+    held_out.to_csv(unfinished / "held_out.csv", index=False)
     record = {
         "encoder_sha256": assets.ENCODER_WEIGHTS.sha256,
         "reviews_sha256": assets.REVIEWS.sha256,
@@ -274,7 +302,7 @@ def main() -> None:
         "versions": {"torch": torch.__version__},
     }
     (arguments.output / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    (arguments.output / "checkpoint.pt").unlink(missing_ok=True)
+    (arguments.output / CHECKPOINT).unlink(missing_ok=True)
     print(json.dumps(record["held_out"], indent=1))
 
 

@@ -4,7 +4,6 @@ If the scorer is right, the query's loss rises, and more than after removing as 
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,12 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from support.curvature_cache import cache_folder
-from support.fidelity.experiments import QUERIES, halves
-from support.fidelity.judgement import RECOMMENDED, Asked, Judge
-from support.fidelity.retraining import Retraining, losses, margins
-from support.fidelity.scorers import SIMILARITIES, Question, Scores, gradient_products
-from support.fidelity.tail import Reviews
+from experiments.bank_making import QUERIES
+from experiments.judgement import Asked, Judge
+from experiments.scorers import SIMILARITIES, Question, Scores, gradient_products
+from support.cache import cache_folder
+from support.chapters.fidelity import RECOMMENDED
+from support.ekfac.storage import replacing
+from support.judge import halves
+from support.retraining import Retraining, Reviews, losses, margins
 
 REMOVAL = Path(__file__).parent / "removal.csv"
 COUNTS = (10, 30, 100)
@@ -120,8 +121,6 @@ def _cached_curve(judge: Judge, scores: Scores) -> pd.DataFrame:
         curve = removal_curve(
             judge.retraining, judge.queries, scores, REMOVED_FOR, COUNTS, range(1, SEEDS + 1)
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(f".{os.getpid()}")
-        curve.to_csv(fresh, index=False)
-        fresh.replace(path)
+        with replacing(path) as fresh:
+            curve.to_csv(fresh, index=False)
     return pd.read_csv(path)

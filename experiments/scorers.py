@@ -12,14 +12,11 @@ import torch
 from jaxtyping import Float
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
-from support.ekfac import Checkpoint, EkfacInfluence, ExactInfluence
-from support.ekfac.curvature import Regularization, damped_inverse, rotated_rows
+from support.ekfac import EkfacInfluence, ExactInfluence
+from support.ekfac.curvature import Regularization
 from support.ekfac.exact import InnerProducts, exact_influences
-from support.ekfac.gauss_newton import GaussNewton
-from support.fidelity.retraining import losses, margins
-from support.fidelity.tail import Reviews
+from support.retraining import Checkpoint, Reviews, batches, losses, margins
 
 Scores = Float[Tensor, "queries train"]
 
@@ -99,11 +96,6 @@ SIMILARITIES = {
 }
 
 
-def batches(reviews: Reviews, rows: slice = slice(None)) -> DataLoader:
-    """The reviews, or some of them, as the engine takes them."""
-    return DataLoader(TensorDataset(reviews.vectors[rows], reviews.labels[rows]), batch_size=250)
-
-
 @dataclass(frozen=True)
 class Normalised:
     """Influences and what divides them.
@@ -118,12 +110,16 @@ class Normalised:
     residuals: Float[Tensor, " train"]
 
     def all(self) -> dict[str, Scores]:
-        """The three, by name."""
+        """The three, by name; 0 where a training review has nothing to divide by, so no say."""
         return {
             "plain": self.influences,
-            "relative": self.influences / self.self_influences.sqrt(),
-            "unit residual": self.influences / self.residuals,
+            "relative": _quotient(self.influences, self.self_influences.sqrt()),
+            "unit residual": _quotient(self.influences, self.residuals),
         }
+
+
+def _quotient(scores: Scores, sizes: Float[Tensor, " train"]) -> Scores:
+    return torch.where(sizes > 0, scores / sizes, 0)
 
 
 def residual_sizes(model: nn.Module, reviews: Reviews) -> Float[Tensor, " reviews"]:
@@ -140,60 +136,19 @@ def ekfac_at(
     """EK-FAC (or K-FAC) influences at one checkpoint, both sides there, for one λ after the other."""
     model = checkpoint.model()
     engine = EkfacInfluence(model, update_diagonal).fit(batches(question.train))
-    rotated = [_rotated(engine, side) for side in (question.queries, question.train)]
     residuals = residual_sizes(model, question.train)
+    train = question.train
     for regularization in regularizations:
-        influences, self_influences = 0, 0
-        for name, curvature in engine.curvature.items():
-            inverse = damped_inverse(curvature.eigenvalues, regularization)
-            queries, train = (side[name] for side in rotated)
-            influences = influences + rank_one_influences(*queries, *train, inverse)
-            self_influences = self_influences + rank_one_norms(*train, inverse)
+        engine.hessian_regularization = regularization
+        influences = engine.score(batches(question.queries), batches(train))
+        self_influences = engine.self_influences(train.vectors, train.labels)
         yield regularization, Normalised(influences, self_influences, residuals)
-
-
-def _rotated(engine: EkfacInfluence, reviews: Reviews) -> dict[str, tuple[Tensor, Tensor]]:
-    """Activations and output gradients of every layer in its eigenbasis, one row per review."""
-    gauss_newton = GaussNewton(engine.model, engine.layers, engine.likelihood)
-    (gradients,) = gauss_newton.losses([(reviews.vectors, reviews.labels)])
-    return {
-        name: rotated_rows(layer, engine.curvature[name].basis) for name, layer in gradients.items()
-    }
-
-
-def rank_one_influences(
-    query_activations: Float[Tensor, "queries d_in"],
-    query_gradients: Float[Tensor, "queries d_out"],
-    activations: Float[Tensor, "train d_in"],
-    gradients: Float[Tensor, "train d_out"],
-    inverse: Float[Tensor, "d_out d_in"],
-) -> Scores:
-    """Σ_oi g_qo a_qi inverse_oi g_no a_ni: influences of gradients g aᵀ that are in the eigenbasis.
-
-    A third of the multiplications of preconditioning every query first, as the engine does: each review
-    is one vector here, so that no gradient need be formed.
-    """
-    return torch.stack(
-        [
-            (((gradients * g) @ inverse) * (activations * a)).sum(dim=1)
-            for a, g in zip(query_activations, query_gradients, strict=True)
-        ]
-    )
-
-
-def rank_one_norms(
-    activations: Float[Tensor, "train d_in"],
-    gradients: Float[Tensor, "train d_out"],
-    inverse: Float[Tensor, "d_out d_in"],
-) -> Float[Tensor, " train"]:
-    """The same of each training example with itself."""
-    return ((gradients.square() @ inverse) * activations.square()).sum(dim=1)
 
 
 def gradient_products(checkpoint: Checkpoint, question: Question) -> dict[str, Scores]:
     """Inner product and cosine of the loss gradients at one checkpoint."""
     products = _inner_products(checkpoint, question, joint=True)[0]
-    cosine = products.test_train / products.train_squared.sqrt()
+    cosine = _quotient(products.test_train, products.train_squared.sqrt())
     return {"gradient dot product": products.test_train, "gradient cosine": cosine}
 
 

@@ -1,14 +1,124 @@
-"""One function per figure of the fidelity chapter. They know arrays, strings and tables only."""
+"""09: the tables of what scorers reached before the judge, and figures of them.
+
+Tables and banks lie in the repository's folder `experiments`, whose commands made them; an installed
+package has none.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
+from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+END = "100%"
+ON_THE_WAY = ("0%", "5%", "10%", "35%", "50%", "75%")
+CUSTOMARY = ("1e-05", "auto", "heuristic", "1e-08 (default)")
 RANDOM = "random"
+
+
+class OutsideTheRepository(FileNotFoundError):
+    """Committed results are asked for where there is no repository."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What the collection recommends: EK-FAC a fifth of the way through training, as it is.
+
+    Of all places, λ and normalisations it has the largest share of the noise ceiling, mean over the
+    experiments, on the queries that are there to choose by.
+    """
+
+    scorer: str = "EK-FAC"
+    where: str = "20%"
+    regularization: str = "0.01"
+    normalisation: str = "plain"
+
+
+RECOMMENDED = Recommendation()
+
+
+def committed(name: str) -> Path:
+    """A file of the repository's folder `experiments`. Raises `OutsideTheRepository`."""
+    path = EXPERIMENTS / name
+    if not path.is_file():
+        raise OutsideTheRepository(
+            f"{path} is missing. Chapter 09 needs the repository with its folder `experiments`, which "
+            "the installed package leaves out: run it in a clone."
+        )
+    return path
+
+
+def read_table(name: str) -> pd.DataFrame:
+    """A committed table; settings that a scorer doesn't have are empty. Raises as `committed`."""
+    path = committed(f"{name}.csv")
+    return pd.read_csv(path, keep_default_na=False, dtype={"regularization": str})
+
+
+def judgement(experiment: str) -> pd.DataFrame:
+    """What the scorers reached on one experiment's bank, Kronfluence included."""
+    rows = pd.concat([read_table("judgement"), read_table("kronfluence")], ignore_index=True)
+    return rows[rows["experiment"] == experiment].reset_index(drop=True)
+
+
+def rows_of(table: pd.DataFrame, chosen: Recommendation) -> pd.DataFrame:
+    """The rows with these settings, one per experiment."""
+    for setting, value in vars(chosen).items():
+        table = table[table[setting] == value]
+    return table
+
+
+def one_row_for_each(table: pd.DataFrame) -> pd.DataFrame:
+    """For every scorer, place and normalisation the λ that is best on the queries to choose by; and
+    what is customary, whatever it reaches.
+
+    The columns of the table, and `name`. Of the places, the end, a fifth, and the means.
+    """
+    exact = table["scorer"].str.startswith(("exact", "K-FAC"))
+    skipped = table["where"].isin(ON_THE_WAY) | (exact & (table["where"] != END))
+    skipped |= (table["normalisation"] == "relative") & (table["where"] != END)
+    rows = []
+    for _, group in table[~skipped].groupby(["scorer", "where", "normalisation"], sort=False):
+        rows.append(group.loc[group["choice"].idxmax()])
+        at_the_end = (group["normalisation"] == "plain") & (group["where"] == END)
+        customary = group["regularization"].isin(CUSTOMARY) & at_the_end
+        rows += [row for _, row in group[customary].iterrows()]
+    found = pd.DataFrame(rows)
+    return found.assign(name=found.apply(_name, axis=1)).drop_duplicates("name", ignore_index=True)
+
+
+def _name(row: pd.Series) -> str:
+    if not row["normalisation"]:
+        return row["scorer"]
+    place = "at the end" if row["where"] == END else f"at {row['where']}"
+    parts = [f"{row['scorer']} {place}", f"λ = {row['regularization']}"]
+    return ", ".join(parts if row["normalisation"] == "plain" else [*parts, row["normalisation"]])
+
+
+def scores_along_the_path(experiment: str, scorer: str, regularization: str) -> pd.DataFrame:
+    """LDS by checkpoint (a share of training) and normalisation."""
+    rows = read_table("judgement").query(
+        "experiment == @experiment and scorer == @scorer and regularization == @regularization"
+    )
+    rows = rows[rows["where"].str.endswith("%")]
+    shares = rows["where"].str.rstrip("%").astype(int) / 100
+    return rows.assign(share=shares).pivot_table(
+        index="share", columns="normalisation", values="report", sort=False
+    )
+
+
+def rises() -> pd.DataFrame:
+    """Columns scorer, removed, rise: how far the loss rose above that with all reviews, mean over the
+    queries whose most helpful reviews were removed."""
+    table = read_table("removal")
+    whole = table[table["removed"] == 0].set_index(["scorer", "query"])["loss"]
+    before = table.set_index(["scorer", "query"]).index.map(whole)
+    rise = table.assign(rise=table["loss"] - before)
+    return rise.groupby(["scorer", "removed"], sort=False)["rise"].mean().reset_index()
 
 
 def predicted_and_retrained(

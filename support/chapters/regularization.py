@@ -1,4 +1,4 @@
-"""Figures of the appendix on regularization: how rankings agree, and where λ lies in the spectrum."""
+"""Appendix: how rankings at neighbouring λ agree, and where λ lies in the spectrum. Figures only."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
+from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, name_beside, new_axes, show
 
 MOST_POINTS = 400
 
@@ -47,10 +47,7 @@ def spectra(
         color = (NEGATIVE, NEUTRAL, POSITIVE)[place % 3]
         axes.axhline(value, color=color, linestyle="--", linewidth=1)
         # The lowest name hangs below its line, so that the next has room above it.
-        axes.annotate(
-            name, (1, value), (4, 0), xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points", color=color, fontsize=8, va="bottom" if place else "top",
-        )  # fmt: skip
+        name_beside(axes, name, value, color=color, fontsize=8, va="bottom" if place else "top")
     axes.set(xscale="log", yscale="log", ylim=(1e-16, None))
     axes.set(xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ", title=title)
     axes.figure.legend(frameon=False, fontsize=7, ncols=5, loc="outside lower center")

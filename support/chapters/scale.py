@@ -1,4 +1,4 @@
-"""How the influence on a prediction is spread over many training examples: numbers and figures.
+"""08: how the influence on a prediction is spread over many training examples.
 
 `scores` is `(queries, training)`. Shares are those of sizes, signs left out, in the sum over all
 training examples.
@@ -12,13 +12,26 @@ from scipy.sparse import csr_matrix
 from scipy.spatial.distance import cdist
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
+from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
+
+
+class NoInfluence(ValueError):
+    """A query on which no training example has any influence."""
 
 
 def cumulative_shares(scores: np.ndarray) -> np.ndarray:
-    """`(queries, training)`: at column k − 1 the share of the k strongest training examples."""
+    """`(queries, training)`: at column k − 1 the share of the k strongest training examples.
+
+    Raises `NoInfluence` for a query that nothing acts on: there is no whole to have a share of.
+    """
     sizes = -np.sort(-np.abs(scores), axis=1)
-    shares = np.cumsum(sizes, axis=1) / sizes.sum(axis=1, keepdims=True)
+    whole = sizes.sum(axis=1, keepdims=True)
+    if not whole.all():
+        raise NoInfluence(
+            f"All influences on query {int(np.argmin(whole != 0))} are zero, so that no training "
+            "example has a share of them. Leave this query out."
+        )
+    shares = np.cumsum(sizes, axis=1) / whole
     shares[:, -1] = 1  # to rounding it may be less
     return shares
 
@@ -74,15 +87,9 @@ def nearest(scores: np.ndarray) -> pd.DataFrame:
     """
     apart = distances(scores)
     np.fill_diagonal(apart, np.inf)
-    others = apart.argmin(axis=1)
-    ones = np.arange(len(apart))
-    frame = pd.DataFrame(
-        {
-            "one": np.minimum(ones, others),
-            "other": np.maximum(ones, others),
-            "distance": apart[ones, others],
-        }
-    )
+    pairs = np.stack([np.arange(len(apart)), apart.argmin(axis=1)])
+    frame = pd.DataFrame(np.sort(pairs, axis=0).T, columns=["one", "other"])
+    frame["distance"] = apart.min(axis=1)
     return frame.drop_duplicates(["one", "other"]).sort_values("distance", ignore_index=True)
 
 
@@ -101,12 +108,8 @@ def concentration(scores: np.ndarray, marked: Sequence[float], title: str) -> No
     for share in marked:
         place = int((median < 100 * share).sum())
         axes.plot(counts[place], median[place], "o", color=POSITIVE)
-        axes.annotate(
-            f"{share:.0%}: {counts[place]:,}",
-            (counts[place], median[place]),
-            xytext=(8, -10),
-            textcoords="offset points",
-        )
+        said, here = f"{share:.0%}: {counts[place]:,}", (counts[place], median[place])
+        axes.annotate(said, here, xytext=(8, -10), textcoords="offset points")
     axes.set(xscale="log", xlim=(1, len(counts)), ylim=(0, 100), title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set(xlabel="strongest training reviews", ylabel="share of the influence, %")

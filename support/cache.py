@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
+from support.ekfac import EkfacInfluence
 from support.ekfac.errors import DamagedFile
-from support.ekfac.influence import EkfacInfluence
 
 CACHE_VARIABLE = "SUPPORT_CACHE"
 """Environment variable that names the folder to use instead of the user's cache folder."""
@@ -43,8 +43,7 @@ def fit_or_load(
             return engine.load_curvature(path)
         except DamagedFile as error:
             warnings.warn(CacheDamaged(f"{error} Computing it again."), stacklevel=2)
-    engine.fit(loader)
-    engine.save(path)
+    engine.fit(loader).save(path)
     return engine
 
 

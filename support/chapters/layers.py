@@ -1,10 +1,10 @@
-"""Figures of an influence spread over layers. They know arrays and strings only."""
+"""06: an influence spread over layers. Figures know arrays and strings only."""
 
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from support.drawing import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
+from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 
 MARKERS = "osD^vPX*"
 
@@ -20,14 +20,10 @@ def along_layers(
     axes = new_axes(8, 3.8)
     for column, (name, label) in enumerate(train_labels.items()):
         axes.plot(
-            by_layer[:, column],
-            color=POSITIVE if label else NEGATIVE,
-            linestyle="-" if label else "--",
-            marker=MARKERS[column % len(MARKERS)],
-            markersize=4,
-            linewidth=1.2,
+            by_layer[:, column], "-" if label else "--", color=POSITIVE if label else NEGATIVE,
+            marker=MARKERS[column % len(MARKERS)], markersize=4, linewidth=1.2,
             label=f"{name} ({'pos' if label else 'neg'})",
-        )
+        )  # fmt: skip
     axes.axhline(0, color=NEUTRAL, linewidth=0.8)
     axes.set(title=title, xlabel="layer, from input to output", ylabel="influence")
     axes.yaxis.set_major_formatter("{x:,.6g}")
@@ -47,14 +43,10 @@ def layer_shares(
     tests, count = of_sizes.shape
     beside = np.random.default_rng(0).uniform(-0.25, 0.25, size=tests)
     for layer in range(count):
+        name = None if layer else "one test review"
+        shares = 100 * of_sizes[:, layer]
         axes.scatter(
-            layer + beside,
-            100 * of_sizes[:, layer],
-            s=7,
-            color=NEUTRAL,
-            alpha=0.45,
-            linewidths=0,
-            label="one test review" if layer == 0 else None,
+            layer + beside, shares, s=7, color=NEUTRAL, alpha=0.45, linewidths=0, label=name
         )
     places = np.arange(count)
     axes.hlines(
