@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("support.collection", "support.finetune")
+COMMANDS = ("experiments.collection", "support.finetune")
 """Their reference is `--help`."""
 
 

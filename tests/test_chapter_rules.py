@@ -5,7 +5,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from support.collection import EXECUTED, code_digest, reading_order
+from experiments.collection import EXECUTED, code_digest, reading_order
 from tests import chapter_rules as rules
 
 OPENING, PARAMETERS, SIZES, PLOT, LEARNED, VERSIONS = range(6)

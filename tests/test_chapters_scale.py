@@ -6,15 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from support.concentration import (
+from support.chapters.scale import (
+    NoInfluence,
     alike_in_words,
-    concentration,
     cumulative_shares,
     distances,
     examples_for,
     nearest,
     told,
-    twins,
     word_similarity,
 )
 
@@ -101,20 +100,6 @@ def test_every_pair_alike_in_words_is_found_once_and_no_other():
     assert found.equals(every[similar].reset_index(drop=True))
 
 
-def test_the_figure_has_a_line_for_each_query_a_median_and_equality(figure):
-    (axes,) = figure(concentration, SCORES, [0.5], "How it is spread").axes
-    assert axes.get_title(loc="left") == "How it is spread"
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names == ["each query", "median of the queries", "if all were equal"]
-    curves = [line.get_ydata() for line in axes.lines if len(line.get_xdata()) == 4]
-    np.testing.assert_allclose(curves[:3], 100 * cumulative_shares(SCORES))
-    np.testing.assert_allclose(curves[3], np.median(100 * cumulative_shares(SCORES), axis=0))
-    assert "50%: 2" in [text.get_text() for text in axes.texts]
-
-
-def test_every_pair_is_a_point_of_the_figure(figure):
-    distance, similarity = pd.Series([0.0, 0.02, 0.7]), pd.Series([1.0, 0.1, 0.05])
-    (axes,) = figure(twins, distance, similarity, "Twins").axes
-    np.testing.assert_allclose(
-        axes.collections[0].get_offsets(), [[0, 1], [0.02, 0.1], [0.7, 0.05]]
-    )
+def test_a_query_that_nothing_acts_on_is_refused_by_its_number():
+    with pytest.raises(NoInfluence, match="All influences on query 1 are zero"):
+        examples_for(0.5, np.array([[1.0, 2.0], [0.0, 0.0]]))

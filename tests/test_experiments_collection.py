@@ -1,10 +1,10 @@
-"""What `python -m support.collection` does to a folder of notebooks, with real kernels."""
+"""What `python -m experiments.collection` does to a folder of notebooks, with real kernels."""
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from support.collection import EXECUTED, code_digest, main, reading_order
+from experiments.collection import EXECUTED, code_digest, main, reading_order
 
 PARAMETERS = 'ci = False\nsource = "packaged"\nseed = 0'
 SAY_PARAMETERS = "import os\n\nprint(ci, source, seed, os.path.basename(os.getcwd()))"

@@ -1,22 +1,28 @@
-"""The linear datamodeling score and the noise ceiling, on banks whose truth is known."""
+"""The linear datamodeling score and the noise ceiling, on banks whose truth is known; banks made."""
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
 
-from support.fidelity.agreement import (
+from support.judge import (
     Agreement,
+    Bank,
+    BankDamaged,
+    Design,
+    TooFewSeeds,
+    halves,
     linear_datamodeling_score,
+    load_bank,
+    make_bank,
     noise_ceiling,
     rank_correlations,
+    rank_stability,
     reliability,
     subset_scores,
 )
-from support.fidelity.bank import (
-    Bank,
-    Design,
-)
+from support.retraining import Recipe, Retraining, losses, margins, untrained_tail
+from tests.made_up import reviews
 
 
 def linear_bank(effects, subsets=40, noise=0.0, seeds=3):
@@ -106,3 +112,63 @@ def test_the_interval_holds_the_mean_and_narrows_with_queries():
         assert low < agreement.mean < high
     assert np.diff(many.interval()) < 0.5 * np.diff(few.interval())
     assert Agreement(np.full(5, 0.3)).interval() == (pytest.approx(0.3), pytest.approx(0.3))
+
+
+@pytest.mark.parametrize("measure", [reliability, noise_ceiling])
+def test_one_seed_tells_nothing_of_noise_and_is_refused(effects, measure):
+    with pytest.raises(TooFewSeeds, match=r"has one seed .* Make it with more: Design\(seeds=2\)"):
+        measure(linear_bank(effects, seeds=1))
+
+
+def test_where_all_is_noise_the_ceiling_is_nothing(effects):
+    opposite = torch.arange(8.0)[:, None, None] * torch.tensor([1.0, -1.0])[None, :, None]
+    assert noise_ceiling(Bank(torch.ones(8, 3, dtype=torch.bool), opposite)) == 0
+
+
+def test_a_ranking_is_as_stable_as_it_is_alike():
+    scores = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    assert rank_stability(scores, scores.exp()) == pytest.approx(1)
+    assert rank_stability(scores, -scores) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_subsets_hold_their_share_of_the_reviews(share):
+    labels = reviews(30).labels
+    member = Design(subsets=7, share=share).membership(labels)
+    assert member.shape == (7, 30)
+    assert (member.sum(dim=1) == round(share * 30)).all()
+    assert len({tuple(row.tolist()) for row in member}) == 7
+
+
+def test_balanced_subsets_hold_the_share_of_either_label():
+    labels = torch.tensor([0] * 12 + [1] * 20)
+    member = Design(subsets=5, balanced=True).membership(labels)
+    assert (member[:, labels == 0].sum(dim=1) == 6).all()
+    assert (member[:, labels == 1].sum(dim=1) == 10).all()
+
+
+def test_another_draw_makes_other_subsets():
+    labels = reviews(30).labels
+    one, other = (Design(subsets=3, draw=draw).membership(labels) for draw in (0, 1))
+    assert not torch.equal(one, other)
+
+
+def test_a_bank_holds_what_retraining_says():
+    queries = reviews(5, seed=1)
+    retraining = Retraining(untrained_tail(), reviews(24), Recipe(1, 1e-3, batch_size=8))
+    bank = make_bank(retraining, queries, Design(subsets=4, seeds=2))
+    rows = bank.membership[3].nonzero()[:, 0]
+    expected = margins(retraining.run(rows, seed=2), queries)
+    torch.testing.assert_close(bank.margins[3, 1], expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(bank.outcomes[3], losses(bank.margins[3]).mean(dim=0))
+
+
+def test_a_damaged_bank_is_told(tmp_path):
+    path = tmp_path / "bank.safetensors"
+    path.write_bytes(b"not a bank")
+    with pytest.raises(BankDamaged, match="cannot be read .* make it again"):
+        load_bank(path)
+
+
+def test_the_halves_of_the_queries_have_none_in_common():
+    assert halves(7) == (slice(0, 3), slice(3, 7))

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from support import words
-from support.words import (
+from support.chapters import words
+from support.chapters.words import (
     Word,
     loudness,
     merge,

@@ -9,8 +9,6 @@ import pytest
 import torch
 from datasets import concatenate_datasets
 from safetensors.torch import load_file
-
-from support import finetune, model
 from support.finetune import (
     CheckpointDamaged,
     CheckpointMismatch,
@@ -19,6 +17,8 @@ from support.finetune import (
     held_out_scores,
     train,
 )
+
+from support import finetune
 from support.imdb import ImdbDataset
 from support.model import merge_adapter
 from tests.stand_in_hub import tiny_distilbert
@@ -91,23 +91,23 @@ def test_a_resumed_run_ends_with_the_very_numbers_of_an_uninterrupted_one(
 
 def test_a_resumed_run_repeats_only_the_steps_since_the_checkpoint(reviews, interrupted):
     resumed = new_run(reviews)
-    resumed.resume(interrupted / "checkpoint.pt")
+    resumed.resume(interrupted / CHECKPOINT)
     assert resumed.steps_done == 4
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_previous_one(
     reviews, interrupted, monkeypatch
 ):
-    def torn(state, path):
+    def torn(tensors, path, metadata):
         path.write_bytes(b"half a check")
         raise KeyboardInterrupt
 
     resumed = new_run(reviews)
-    monkeypatch.setattr(torch, "save", torn)
+    monkeypatch.setattr(finetune, "save_file", torn)
     with pytest.raises(KeyboardInterrupt):
         train(resumed, interrupted, checkpoint_every=2)
     again = new_run(reviews)
-    again.resume(interrupted / "checkpoint.pt")
+    again.resume(interrupted / CHECKPOINT)
     assert again.steps_done == 4
 
 
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_other_reviews_is_refused(imdb, tokenizer, interrupted):
 
 @pytest.mark.parametrize("bytes_left", [0, 12, -2_000])
 def test_a_damaged_checkpoint_is_an_error_that_says_to_delete_it(reviews, interrupted, bytes_left):
-    checkpoint = interrupted / "checkpoint.pt"
+    checkpoint = interrupted / CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:bytes_left])
     with pytest.raises(
         CheckpointDamaged,
@@ -200,15 +200,32 @@ def test_scores_are_those_of_a_table_worked_out_by_hand():
     }
 
 
+def command(folder, *options):
+    """Run the command for the packaged encoder and twelve reviews."""
+    given = ["--output", str(folder), "--rows", "12", "--test-rows", "4", "--max-tokens", "12"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["finetune", *given, *options])
+        finetune.main()
+
+
 @pytest.fixture(scope="module")
 def command_output(tmp_path_factory):
-    """Folder written by the command for the packaged encoder and twelve reviews, read 20 times."""
-    folder = tmp_path_factory.mktemp("command")
-    options = ["--rows", "12", "--test-rows", "4", "--epochs", "20", "--max-tokens", "12"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["finetune", "--output", str(folder), *options])
-        finetune.main()
+    """Folder written by the command in place of an older one; the reviews are read 20 times."""
+    folder = tmp_path_factory.mktemp("command") / "adapter"
+    folder.mkdir()
+    (folder / "of-an-older-training").touch()
+    command(folder, "--epochs", "20")
     return folder
+
+
+def test_a_kill_leaves_the_adapters_of_an_older_training_as_they_were(tmp_path, monkeypatch):
+    output = tmp_path / "adapter"
+    (output / "final").mkdir(parents=True)
+    monkeypatch.setattr(finetune, "evaluate", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit, match="killed"):
+        command(output, "--epochs", "10")
+    assert [path.name for path in output.iterdir()] == ["final"]
+    assert not list((output / "final").iterdir())
 
 
 @pytest.fixture
@@ -216,13 +233,16 @@ def record(command_output):
     return json.loads((command_output / "record.json").read_text())
 
 
-def test_the_command_leaves_adapters_a_record_and_predictions(command_output, record, monkeypatch):
-    monkeypatch.setattr(model, "ADAPTER_FOLDER", command_output)
+def test_the_command_leaves_adapters_a_record_and_predictions_and_nothing_else(
+    command_output, record
+):
     assert {path.name for path in command_output.iterdir()} == {
-        *model.adapter_names(),
+        *record["snapshots"],
+        "final",
         "record.json",
         "held_out.csv",
     }
+    assert [path.name for path in command_output.parent.iterdir()] == ["adapter"]
     assert record["train_reviews"] == 12
     assert record["steps"] == len(record["loss"]) == 20
 

@@ -2,23 +2,18 @@
 
 import json
 
-import matplotlib as mpl
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
 
-mpl.use("Agg")
-
-
-from support.fidelity import plots, tables
-from support.fidelity.agreement import linear_datamodeling_score, rank_stability
-from support.fidelity.bank import load_bank
-from support.fidelity.experiments import COMMITTED, EXPERIMENTS, bank_path
-from support.fidelity.judgement import RECOMMENDED
-from support.fidelity.removal import COUNTS
-from support.fidelity.tail import Reviews
+from experiments.bank_making import EXPERIMENTS, bank_path
+from experiments.removal import COUNTS
+from experiments.tables import HALVES, across_experiments, ceiling, shares_of_ceiling
+from support.chapters import fidelity
+from support.chapters.fidelity import RECOMMENDED, OutsideTheRepository
+from support.judge import linear_datamodeling_score, load_bank
+from support.retraining import Reviews
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +29,7 @@ def drawn(imdb):
     return draw
 
 
-@pytest.fixture(params=COMMITTED)
+@pytest.fixture(params=EXPERIMENTS)
 def experiment(request):
     return request.param
 
@@ -70,32 +65,41 @@ def test_the_table_s_scores_are_those_of_the_bank(experiment, drawn):
     """Told by the one scorer that needs no model."""
     queries = drawn("test", range(EXPERIMENTS[experiment].queries)).labels
     train = training_reviews(drawn, experiment).labels
-    bank = load_bank(bank_path(experiment)).of_queries(tables.REPORT)
-    same = 2.0 * (queries[tables.REPORT, None] == train[None]) - 1
+    bank = load_bank(bank_path(experiment)).of_queries(HALVES["report"])
+    same = 2.0 * (queries[HALVES["report"], None] == train[None]) - 1
     expected = linear_datamodeling_score(same, bank)
-    row = tables.judgement(experiment).query("scorer == 'same label'").iloc[0]
+    row = fidelity.judgement(experiment).query("scorer == 'same label'").iloc[0]
     assert row["report"] == pytest.approx(expected.mean, abs=2e-5)
     assert (row["low"], row["high"]) == pytest.approx(expected.interval(), abs=2e-5)
 
 
+SETTINGS = ["where", "regularization", "normalisation"]
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_the_committed_shares_are_those_of_the_scores_and_the_banks(half):
+    committed = fidelity.read_table(f"shares_{half}").set_index(SETTINGS)
+    pd.testing.assert_frame_equal(committed, shares_of_ceiling(half), atol=1e-5, check_names=False)
+
+
 def test_the_recommended_scorer_has_the_best_mean_share_on_the_queries_to_choose_by():
-    best = tables.shares_of_ceiling("choice").index[0]
-    assert best == (RECOMMENDED.where, RECOMMENDED.regularization, RECOMMENDED.normalisation)
+    best = shares_of_ceiling("choice").index[0]
+    assert best == tuple(getattr(RECOMMENDED, setting) for setting in SETTINGS)
 
 
 def test_the_recommended_scorer_is_above_every_other_kind_with_separated_intervals():
-    table = tables.judgement("main")
-    ours = tables.rows_of(table, RECOMMENDED).iloc[0]
+    table = fidelity.judgement("main")
+    ours = fidelity.rows_of(table, RECOMMENDED).iloc[0]
     others = table[~table["scorer"].str.startswith(("EK-FAC", "exact"))]
     assert "Kronfluence" in set(others["scorer"])
     assert ours["low"] > others["high"].max()
     assert ours["report"] >= 0.68
-    assert ours["report"] >= 0.85 * tables.ceiling("main")
+    assert ours["report"] >= 0.85 * ceiling("main")
 
 
 def test_each_row_of_the_figure_is_the_best_of_its_kind_or_customary():
-    table = tables.judgement("main")
-    shown = tables.one_row_for_each(table)
+    table = fidelity.judgement("main")
+    shown = fidelity.one_row_for_each(table)
     assert shown["name"].is_unique
     for _, row in shown.iterrows():
         kind = table[
@@ -107,63 +111,20 @@ def test_each_row_of_the_figure_is_the_best_of_its_kind_or_customary():
         assert customary or row["choice"] == kind["choice"].max()
 
 
-def test_every_experiment_has_a_row_below_its_ceiling():
-    frame = tables.across_experiments()
-    assert [name.split(":")[0] for name in frame.index] == COMMITTED
-    assert frame.notna().all(axis=None)
+def test_every_experiment_has_a_committed_row_below_its_ceiling():
+    frame = fidelity.read_table("across").set_index("bank")
+    pd.testing.assert_frame_equal(frame, across_experiments(), atol=1e-5)
+    assert [name.split(":")[0] for name in frame.index] == list(EXPERIMENTS)
     assert (frame.drop(columns="noise ceiling").max(axis=1) < frame["noise ceiling"]).all()
 
 
 def test_rises_begin_at_nothing_removed():
-    rises = tables.rises()
+    rises = fidelity.rises()
     assert (rises[rises["removed"] == 0]["rise"] == 0).all()
     assert set(rises["removed"]) == {0, *COUNTS}
 
 
-def test_a_ranking_is_as_stable_as_it_is_alike():
-    scores = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
-    assert rank_stability(scores, scores.exp()) == pytest.approx(1)
-    assert rank_stability(scores, -scores) == pytest.approx(-1)
-
-
-INTERVALS = pd.DataFrame(
-    {"name": ["a", "b"], "report": [0.2, 0.7], "low": [0.1, 0.6], "high": [0.3, 0.8]}
-)
-RISES = pd.DataFrame(
-    {"scorer": ["a", "a", "random", "random"], "removed": [0, 9] * 2, "rise": [0, 1.0, 0, 0.1]}
-)
-FIGURES = {
-    "predicted_and_retrained": lambda: plots.predicted_and_retrained(
-        {"a": (np.array([1.0, 2.0]), 0.5)}, np.array([2.0, 1.0]), "A title"
-    ),
-    "scores_with_intervals": lambda: plots.scores_with_intervals(INTERVALS, 0.9, ["b"], "A title"),
-    "score_and_stability": lambda: plots.score_and_stability(
-        [0.1, 1.0], {"a": [0.2, 0.3]}, [0.9], "A title"
-    ),
-    "along_the_path": lambda: plots.along_the_path(
-        pd.DataFrame({"plain": [0.1, 0.2]}, index=[0.0, 1.0]), "A title"
-    ),
-    "removals": lambda: plots.removals(RISES, "A title"),
-}
-
-
-def test_every_figure_is_tried_here():
-    public = {
-        name
-        for name, value in vars(plots).items()
-        if callable(value) and getattr(value, "__module__", "") == plots.__name__
-    }
-    assert {name for name in public if not name.startswith("_")} == set(FIGURES)
-
-
-@pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_has_its_title_and_says_what_it_measures(name, figure):
-    shown = figure(FIGURES[name])
-    titles = {shown.get_suptitle(), *(axes.get_title(loc="left") for axes in shown.axes)}
-    assert "A title" in titles
-    assert shown.axes[0].get_xlabel()
-
-
-def test_labels_at_the_ends_of_lines_keep_their_distance():
-    places = plots._apart(pd.Series({"a": 1.0, "b": 1.01, "c": 5.0}), 0.5)
-    assert places == {"a": 1.0, "b": 1.5, "c": 5.0}
+def test_outside_the_repository_the_chapter_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setattr(fidelity, "EXPERIMENTS", tmp_path)
+    with pytest.raises(OutsideTheRepository, match="Chapter 09 needs the repository"):
+        fidelity.judgement("main")
