@@ -126,7 +126,7 @@ def make_or_load(
     for number, margins in enumerate(bar, start=done):
         found[number] = margins
         if number % SAVE_EVERY == 0:
-            _save(unfinished, member, found[: number + 1], wanted)
+            _save(unfinished, member[: number + 1], found[: number + 1], wanted)
     _save(path, member, found, wanted)
     unfinished.unlink(missing_ok=True)
     return Bank(member, found.float())

@@ -9,7 +9,10 @@ import pytest
 import torch
 from datasets import concatenate_datasets
 from safetensors.torch import load_file
-from support.finetune import (
+
+from experiments import finetune
+from experiments.finetune import (
+    CHECKPOINT,
     CheckpointDamaged,
     CheckpointMismatch,
     Finetuning,
@@ -17,8 +20,6 @@ from support.finetune import (
     held_out_scores,
     train,
 )
-
-from support import finetune
 from support.imdb import ImdbDataset
 from support.model import merge_adapter
 from tests.stand_in_hub import tiny_distilbert

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from experiments import tables
 from experiments.bank_making import EXPERIMENTS, bank_path
 from experiments.removal import COUNTS
 from experiments.tables import HALVES, across_experiments, ceiling, shares_of_ceiling
@@ -68,7 +69,7 @@ def test_the_table_s_scores_are_those_of_the_bank(experiment, drawn):
     bank = load_bank(bank_path(experiment)).of_queries(HALVES["report"])
     same = 2.0 * (queries[HALVES["report"], None] == train[None]) - 1
     expected = linear_datamodeling_score(same, bank)
-    row = fidelity.judgement(experiment).query("scorer == 'same label'").iloc[0]
+    row = tables.judgement(experiment).query("scorer == 'same label'").iloc[0]
     assert row["report"] == pytest.approx(expected.mean, abs=2e-5)
     assert (row["low"], row["high"]) == pytest.approx(expected.interval(), abs=2e-5)
 
@@ -88,7 +89,7 @@ def test_the_recommended_scorer_has_the_best_mean_share_on_the_queries_to_choose
 
 
 def test_the_recommended_scorer_is_above_every_other_kind_with_separated_intervals():
-    table = fidelity.judgement("main")
+    table = tables.judgement("main")
     ours = fidelity.rows_of(table, RECOMMENDED).iloc[0]
     others = table[~table["scorer"].str.startswith(("EK-FAC", "exact"))]
     assert "Kronfluence" in set(others["scorer"])
@@ -98,8 +99,8 @@ def test_the_recommended_scorer_is_above_every_other_kind_with_separated_interva
 
 
 def test_each_row_of_the_figure_is_the_best_of_its_kind_or_customary():
-    table = fidelity.judgement("main")
-    shown = fidelity.one_row_for_each(table)
+    table = tables.judgement("main")
+    shown = tables.one_row_for_each(table)
     assert shown["name"].is_unique
     for _, row in shown.iterrows():
         kind = table[
@@ -118,8 +119,18 @@ def test_every_experiment_has_a_committed_row_below_its_ceiling():
     assert (frame.drop(columns="noise ceiling").max(axis=1) < frame["noise ceiling"]).all()
 
 
+def test_what_the_chapter_shows_is_what_the_tables_say():
+    committed = {name: fidelity.read_table(name) for name in ("shown", "rises", "along_the_path")}
+    shown = tables.one_row_for_each(tables.judgement("main"))
+    pd.testing.assert_frame_equal(committed["shown"], shown, atol=1e-5)
+    pd.testing.assert_frame_equal(committed["rises"], tables.rises(), atol=1e-5)
+    path = tables.scores_along_the_path("main", "EK-FAC", "0.01")
+    along = committed["along_the_path"].set_index("share")
+    pd.testing.assert_frame_equal(along, path, check_names=False)
+
+
 def test_rises_begin_at_nothing_removed():
-    rises = fidelity.rises()
+    rises = tables.rises()
     assert (rises[rises["removed"] == 0]["rise"] == 0).all()
     assert set(rises["removed"]) == {0, *COUNTS}
 
@@ -127,4 +138,4 @@ def test_rises_begin_at_nothing_removed():
 def test_outside_the_repository_the_chapter_says_what_it_needs(monkeypatch, tmp_path):
     monkeypatch.setattr(fidelity, "EXPERIMENTS", tmp_path)
     with pytest.raises(OutsideTheRepository, match="Chapter 09 needs the repository"):
-        fidelity.judgement("main")
+        fidelity.read_table("shown")

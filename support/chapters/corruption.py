@@ -15,38 +15,21 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from support import retraining
 from support.chapters import figures
 from support.ekfac import EkfacInfluence
-from support.retraining import (
-    Head,
-    Recipe,
-    Retraining,
-    Reviews,
-    accuracy,
-    batches,
-    joined,
-    losses,
-    margins,
-)
+from support.retraining import Retraining, Reviews, accuracy
 
-LINES = [
-    ("#4c72b0", "-"),
-    ("#c44e52", "--"),
-    ("#2f8f5b", "-."),
-    ("#8172b3", (0, (4, 1, 1, 1, 1, 1))),
-    ("#8c8c8c", ":"),
-    ("#000000", "-"),
-]
-"""Colour and dashes of lines that are told apart without colour, too."""
+# Lines are told apart without colour, too.
+COLORS = ("#4c72b0", "#c44e52", "#2f8f5b", "#8172b3", "#8c8c8c", "#000000")
+LINES = list(zip(COLORS, ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":", "-"), strict=True))
 
 
 def flip_labels(
     labels: Int[Tensor, " reviews"], share: float, seed: int
 ) -> tuple[Int[Tensor, " reviews"], Bool[Tensor, " reviews"]]:
-    """Labels 0 and 1 with this share of them, drawn from `seed`, turned round; and which those are.
-
-    round(share · reviews) labels are flipped. Raises `ValueError` when `share` is not in [0, 1].
-    """
+    """Labels 0 and 1 with round(share · reviews) of them, drawn from `seed`, turned round; and which
+    those are. Raises `ValueError` when `share` is not in [0, 1]."""
     if not 0 <= share <= 1:
         raise ValueError(f"The share of labels to flip must be from 0 to 1, not {share}.")
     generator = torch.Generator().manual_seed(seed)
@@ -70,9 +53,7 @@ def finding_curve(
     suspicion: Shaped[Tensor, " reviews"], flipped: Bool[Tensor, " reviews"]
 ) -> Float[Tensor, " inspected"]:
     """Share of the flipped labels among the first 0, 1, …, `reviews` inspected; from 0 to 1.
-
-    Raises `ValueError` when no label is flipped: there is nothing to find.
-    """
+    Raises `ValueError` when no label is flipped."""
     if not flipped.any():
         raise ValueError("No label is flipped, so there is nothing to find.")
     found = flipped[most_suspicious(suspicion)].cumsum(0) / flipped.sum()
@@ -80,10 +61,8 @@ def finding_curve(
 
 
 def area_under(curve: Float[np.ndarray, " inspected"]) -> float:
-    """Area under a finding curve over the share inspected.
-
-    0.5 by chance; 1 − share/2 when every flipped label comes first, share/2 when all come last.
-    """
+    """Area under a finding curve over the share inspected: 0.5 by chance, 1 − share/2 when every
+    flipped label comes first, share/2 when all come last."""
     return float(np.trapezoid(curve.astype(np.float64), dx=1 / (len(curve) - 1)))
 
 
@@ -108,30 +87,30 @@ def rankings(
     so are reviews that pull hard on themselves, and reviews the head does not agree with. `seed`
     draws the ranking by chance.
     """
-    engine = EkfacInfluence(head, hessian_regularization=regularization).fit(batches(train))
+    engine = EkfacInfluence(head, hessian_regularization=regularization).fit(
+        retraining.batches(train)
+    )
     self_influences = engine.self_influences(train.vectors, train.labels)
     harm = -influence_on_all(engine, validation, train)
-    generator = torch.Generator().manual_seed(seed)
+    chance = torch.rand(len(train), generator=torch.Generator().manual_seed(seed))
     return {
-        "training loss": losses(margins(head, train)),
+        "training loss": retraining.losses(retraining.margins(head, train)),
         "self-influence": self_influences,
         "harm to validation": harm,
         "relative harm": torch.where(self_influences > 0, harm / self_influences.sqrt(), 0),
-        "chance": torch.rand(len(train), generator=generator),
+        "chance": chance,
     }
 
 
 def head_training(reviews: Reviews, epochs: int) -> Retraining:
     """Training of a classification head alone on these reviews, for so many epochs."""
-    return Retraining(Head(reviews.vectors.shape[1]), reviews, Recipe(epochs, learning_rate=1e-3))
+    head = retraining.Head(reviews.vectors.shape[1])
+    return Retraining(head, reviews, retraining.Recipe(epochs, learning_rate=1e-3))
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One draw of flipped labels: the reviews as they are, which flip, and how reviews then rank.
-
-    `training` is on the flipped labels.
-    """
+    """One draw: the reviews as they are, the training on the flipped labels, and how they rank."""
 
     clean: Reviews
     training: Retraining
@@ -140,14 +119,12 @@ class Trial:
     seed: int
 
     def references(self, validation: Reviews, held_out: Reviews) -> dict[str, float]:
-        """Accuracy of heads for which no review was dropped.
-
-        Trained on the flipped labels; on those and the trusted reviews; on the right labels.
-        """
+        """Accuracy of heads for which no review was dropped: trained on the flipped labels, on those
+        and the trusted reviews, on the right labels."""
         noisy, epochs = self.training.reviews, self.training.recipe.epochs
         kept = {
             "all kept": noisy,
-            "all kept, validation added": joined(noisy, validation),
+            "all kept, validation added": retraining.joined(noisy, validation),
             "no label flipped": self.clean,
         }
         return {
@@ -214,10 +191,8 @@ def influences_side_by_side(
     train_labels: Sequence[Iterable],
     titles: Sequence[str],
 ) -> None:
-    """Influences of the same reviews under several labellings, one panel each, on one colour scale.
-
-    The scale ends at the largest absolute value of all panels; thousands are written as k.
-    """
+    """Influences of the same reviews under several labellings, one panel each, on one colour scale,
+    which ends at the largest absolute value of all; thousands are written as k."""
     tests, trains = influences[0].shape
     width = min(7.6, 1.2 + 0.5 * trains * len(influences))
     panels = figures.new_axes(width, 1.9 + 0.36 * tests, len(influences))
@@ -233,10 +208,9 @@ def influences_side_by_side(
             panel.set_yticks([])
     panels[0].set_ylabel("test review")
     ends = np.array([-limit, 0, limit])
-    colour_bar = panels[0].figure.colorbar(
-        panels[0].collections[0], ax=list(panels), location="bottom", aspect=40, shrink=0.6,
-        label=figures.MEANING, ticks=ends,
-    )  # fmt: skip
+    place = {"ax": list(panels), "location": "bottom", "aspect": 40, "shrink": 0.6}
+    mesh = panels[0].collections[0]
+    colour_bar = panels[0].figure.colorbar(mesh, label=figures.MEANING, ticks=ends, **place)
     colour_bar.ax.set_xticklabels(short(ends))
     colour_bar.outline.set_visible(False)
     plt.show()
@@ -261,9 +235,8 @@ def finding_curves(
         perfect = [0, 100 * share_flipped, 100]
         axes.plot(perfect, [0, 100, 100], color="black", linewidth=0.7, label="flips known")
         axes.set(xlim=(0, 100), ylim=(0, 102), title=title, xlabel="reviews inspected, %")
-    panels[0].set(ylabel="flipped labels found, %")
     panels[-1].legend(frameon=False, loc="lower right")
-    figures.show(panels)
+    figures.show(panels, ylabel="flipped labels found, %")
 
 
 def accuracy_after_dropping(
@@ -274,22 +247,19 @@ def accuracy_after_dropping(
 ) -> None:
     """Accuracy of the model trained again without the most suspicious share, one line per ranking.
 
-    `accuracies`: ranking → (draws, shares), bars are standard errors of the mean over draws;
-    `references` are drawn across and named beside the axes.
+    `accuracies`: ranking → (draws, shares), bars are standard errors of the mean over draws.
     """
     axes = figures.new_axes(7.5, 4)
     for number, (name, draws) in enumerate(accuracies.items()):
         color, line = LINES[number % len(LINES)]
         dodged = 100 * np.asarray(shares) + 0.12 * (number - (len(accuracies) - 1) / 2)
         mean, error = draws.mean(axis=0), draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
-        axes.errorbar(
-            dodged, 100 * mean, 100 * error, color=color, linestyle=line, fmt="o", ms=3, label=name
-        )
+        style = {"color": color, "linestyle": line, "fmt": "o", "ms": 3}
+        axes.errorbar(dodged, 100 * mean, 100 * error, label=name, **style)
     for name, value in references.items():
         axes.axhline(100 * value, color=figures.NEUTRAL, linewidth=0.7)
         figures.name_beside(axes, name, 100 * value, fontsize=8)
     ticks = [100 * share for share in shares]
-    axes.set(title=title, xlabel="most suspicious reviews dropped, %", xticks=ticks)
-    axes.set(ylabel="held-out accuracy, %")
+    axes.set(title=title, xticks=ticks, xlabel="most suspicious reviews dropped, %")
     axes.figure.legend(frameon=False, loc="outside lower center", ncols=3)
-    figures.show(axes)
+    figures.show(axes, ylabel="held-out accuracy, %")

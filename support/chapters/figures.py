@@ -24,8 +24,9 @@ def new_axes(width: float | int, height: float | int, panels: int = 1) -> Axes |
     return axes
 
 
-def show(axes: Axes | np.ndarray) -> None:
-    """Show the figure, without the frames that say nothing."""
+def show(axes: Axes | np.ndarray, **labels) -> None:
+    """Label the first axes, and show the figure without the frames that say nothing."""
+    np.atleast_1d(axes)[0].set(**labels)
     for one in np.atleast_1d(axes):
         sns.despine(ax=one)
     plt.show()

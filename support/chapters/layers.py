@@ -25,11 +25,10 @@ def along_layers(
             label=f"{name} ({'pos' if label else 'neg'})",
         )  # fmt: skip
     axes.axhline(0, color=NEUTRAL, linewidth=0.8)
-    axes.set(title=title, xlabel="layer, from input to output", ylabel="influence")
     axes.yaxis.set_major_formatter("{x:,.6g}")
     axes.set_xticks(range(len(layers)), layers, rotation=40, ha="right")
     axes.legend(title="training review", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    show(axes)
+    show(axes, title=title, xlabel="layer, from input to output", ylabel="influence")
 
 
 def layer_shares(
@@ -42,13 +41,11 @@ def layer_shares(
     axes = new_axes(8, 3.8)
     tests, count = of_sizes.shape
     beside = np.random.default_rng(0).uniform(-0.25, 0.25, size=tests)
-    for layer in range(count):
-        name = None if layer else "one test review"
-        shares = 100 * of_sizes[:, layer]
-        axes.scatter(
-            layer + beside, shares, s=7, color=NEUTRAL, alpha=0.45, linewidths=0, label=name
-        )
     places = np.arange(count)
+    dots = {"s": 7, "color": NEUTRAL, "alpha": 0.45, "linewidths": 0}
+    for layer in places:
+        name = None if layer else "one test review"
+        axes.scatter(layer + beside, 100 * of_sizes[:, layer], label=name, **dots)
     axes.hlines(
         100 * np.median(of_sizes, axis=0), places - 0.35, places + 0.35,
         color=POSITIVE, linewidth=2.5, label="median test review",
@@ -57,8 +54,7 @@ def layer_shares(
         places, 100 * np.asarray(of_squares), "D", color=NEGATIVE, markersize=4,
         fillstyle="none", label="of all squared influences",
     )  # fmt: skip
-    axes.set(title=title, xlabel="layer, from input to output", ylabel="share of the total, %")
-    axes.set_ylim(0, None)
+    axes.set(title=title, ylim=(0, None))
     axes.set_xticks(places, layers, rotation=40, ha="right")
     axes.legend(frameon=False)
-    show(axes)
+    show(axes, xlabel="layer, from input to output", ylabel="share of the total, %")

@@ -37,9 +37,8 @@ def parameter_shares(frozen: dict[str, int], tracked: dict[str, int], title: str
     above = [tracked.get(part, 0) / 1e6 for part in parts]
     axes.bar(parts, below, color=NEUTRAL, label="frozen")
     axes.bar(parts, above, bottom=below, color=POSITIVE, label="with gradients")
-    axes.set(title=title, ylabel="million parameters")
     axes.legend(frameon=False)
-    show(axes)
+    show(axes, title=title, ylabel="million parameters")
 
 
 def padding(lengths: Sequence[int], batch_size: int, longest: int, title: str) -> None:
@@ -52,13 +51,12 @@ def padding(lengths: Sequence[int], batch_size: int, longest: int, title: str) -
         "real tokens": sum(lengths),
     }
     colors = [NEGATIVE, POSITIVE, POSITIVE, NEUTRAL]
-    bars = axes.barh(list(totals), list(totals.values()), color=colors)
+    bars = axes.barh(*zip(*totals.items(), strict=True), color=colors)
     axes.bar_label(bars, fmt="{:,.0f}", padding=3)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set(title=title, xlabel=f"tokens read for {len(lengths)} reviews")
     axes.margins(x=0.12)
-    show(axes)
+    show(axes, title=title, xlabel=f"tokens read for {len(lengths)} reviews")
 
 
 def _tokens_read(lengths: Sequence[int], batch_size: int) -> int:

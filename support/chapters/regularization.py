@@ -24,9 +24,8 @@ def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> No
         )  # fmt: skip
         axes.set(title=name.capitalize(), xlabel="a value of λ → the next", ylabel="")
         axes.tick_params(axis="x", rotation=90)
-    panels[0].set_ylabel("layer, from input to output")
     panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
-    show(panels)
+    show(panels, ylabel="layer, from input to output")
 
 
 def spectra(
@@ -48,7 +47,6 @@ def spectra(
         axes.axhline(value, color=color, linestyle="--", linewidth=1)
         # The lowest name hangs below its line, so that the next has room above it.
         name_beside(axes, name, value, color=color, fontsize=8, va="bottom" if place else "top")
-    axes.set(xscale="log", yscale="log", ylim=(1e-16, None))
-    axes.set(xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ", title=title)
+    axes.set(xscale="log", yscale="log", ylim=(1e-16, None), title=title)
     axes.figure.legend(frameon=False, fontsize=7, ncols=5, loc="outside lower center")
-    show(axes)
+    show(axes, xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ")

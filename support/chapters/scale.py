@@ -43,8 +43,7 @@ def examples_for(share: float, scores: np.ndarray) -> np.ndarray:
 
 def told(scores: np.ndarray) -> str:
     """How concentrated the influence is, in three lines: from the least to the most of all queries."""
-    half, shares = examples_for(0.5, scores), cumulative_shares(scores)
-    examples = scores.shape[1]
+    half, shares, examples = examples_for(0.5, scores), cumulative_shares(scores), scores.shape[1]
     strongest, weaker = shares[:, 0], 1 - shares[:, examples // 2]
     return (
         f"half of the influence: {half.min()} to {half.max()} of {examples:,} examples\n"
@@ -112,9 +111,8 @@ def concentration(scores: np.ndarray, marked: Sequence[float], title: str) -> No
         axes.annotate(said, here, xytext=(8, -10), textcoords="offset points")
     axes.set(xscale="log", xlim=(1, len(counts)), ylim=(0, 100), title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set(xlabel="strongest training reviews", ylabel="share of the influence, %")
     axes.legend(frameon=False, loc="upper left")
-    show(axes)
+    show(axes, xlabel="strongest training reviews", ylabel="share of the influence, %")
 
 
 def twins(distance: pd.Series, similarity: pd.Series, title: str) -> None:
@@ -126,5 +124,4 @@ def twins(distance: pd.Series, similarity: pd.Series, title: str) -> None:
     axes.scatter(distance, similarity, s=16, color=POSITIVE, alpha=0.6, linewidth=0)
     axes.set_xscale("symlog", linthresh=1e-4)
     axes.set(xlim=(-1e-5, 1.2), ylim=(-0.03, 1.06), title=title)
-    axes.set(xlabel="distance of their influences", ylabel="similarity of their words")
-    show(axes)
+    show(axes, xlabel="distance of their influences", ylabel="similarity of their words")

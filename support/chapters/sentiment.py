@@ -13,18 +13,17 @@ def learning_curve(losses: Sequence[float], snapshots: dict[str, int], title: st
     """Training loss by step, smoothed, with the steps at which a snapshot was kept."""
     axes = new_axes(7, 2.8)
     window = max(1, len(losses) // 40)
-    steps = np.arange(1, len(losses) + 1)
-    axes.plot(steps, losses, color=NEUTRAL, alpha=0.25, linewidth=0.6)
-    smooth = pd.Series(losses).rolling(window, min_periods=1).mean()
-    axes.plot(steps, smooth, color=POSITIVE, label=f"mean of {window} steps")
+    by_step = pd.Series(losses, index=np.arange(1, len(losses) + 1))
+    axes.plot(by_step, color=NEUTRAL, alpha=0.25, linewidth=0.6)
+    smooth = by_step.rolling(window, min_periods=1).mean()
+    axes.plot(smooth, color=POSITIVE, label=f"mean of {window} steps")
     for name, step in snapshots.items():
         axes.axvline(step, color=NEUTRAL, linestyle=":", linewidth=1)
         share = name.replace("-percent", " %")
         axes.annotate(share, (step, axes.get_ylim()[1]), ha="center", va="bottom", fontsize=7)
-    axes.set(xlabel="training step (dotted: a snapshot was kept)", ylabel="cross-entropy")
     axes.set_title(title, pad=18)
     axes.legend(frameon=False)
-    show(axes)
+    show(axes, xlabel="training step (dotted: a snapshot was kept)", ylabel="cross-entropy")
 
 
 def confidence(
@@ -40,7 +39,6 @@ def confidence(
         )  # fmt: skip
     left.axvline(0.5, color=NEUTRAL, linewidth=0.8, linestyle=":")
     left.set(yscale="log", ylim=(1, None), title=title)
-    left.set(xlabel="predicted probability of positive", ylabel="reviews (log)")
     left.legend(loc="lower center", framealpha=1, edgecolor="white")
     frame["wrong"] = (frame["p"] > 0.5) != (frame["label"] == 1)
     names = ["to 128", "129–256", "257–384", "385–511", "cut at 512"]
@@ -49,4 +47,4 @@ def confidence(
     sns.barplot(x=rates.index.astype(str), y=rates.to_numpy(), color=NEUTRAL, ax=right)
     right.set(xlabel="tokens", ylabel="wrong predictions, %", title="Cut reviews are misread most")
     right.tick_params(axis="x", labelsize=7)
-    show(axes)
+    show(axes, xlabel="predicted probability of positive", ylabel="reviews (log)")

@@ -1,4 +1,4 @@
-"""Influence spread over words: word pieces merged, drawn as coloured text, listed in a table.
+"""07: influence spread over words: word pieces merged, drawn as coloured text, listed in a table.
 
 A word is a run of letters and digits with the apostrophes inside it (isn't), a line break, or a single
 other character. `[CLS]` and `[SEP]`, which the tokenizer adds, are words of their own. Text is data from
@@ -14,26 +14,27 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from transformers import PreTrainedTokenizerBase
 
-WORD = re.compile(r"<br\s*/?>|[^\W_]+(?:['’][^\W_]+)*|\S", re.IGNORECASE)
+from support.chapters.figures import readable
 
+WORD = re.compile(r"<br\s*/?>|[^\W_]+(?:['’][^\W_]+)*|\S", re.IGNORECASE)
 HELPS, HARMS = (76, 114, 176), (196, 78, 82)
-DEEPEST = 0.45
-"""Opacity of the strongest word's veil."""
-FAINTEST = 0.1
-"""Words below this share of the strongest are left without a mark."""
+DEEPEST = 0.45  # opacity of the strongest word's veil
+FAINTEST = 0.1  # words below this share of the strongest are left without a mark
 
 
 @dataclass(frozen=True)
 class Word:
     """A word of a review and its part of an influence.
 
-    `start` and `end` are where it stands in the text; a special token stands nowhere, both are 0.
+    `start` and `end` are where it stands in the text; a special token, which the tokenizer added,
+    stands nowhere, both are 0.
     """
 
     text: str
@@ -43,18 +44,11 @@ class Word:
 
     @property
     def is_special(self) -> bool:
-        """Whether the tokenizer added it."""
         return self.start == self.end
 
     @property
     def is_line_break(self) -> bool:
-        """Whether it is markup for a new line."""
         return self.text.startswith("<") and len(self.text) > 1
-
-    @property
-    def is_spoken(self) -> bool:
-        """Whether it is made of letters or digits, as someone would say it."""
-        return not self.is_special and self.text[0].isalnum()
 
     @property
     def name(self) -> str:
@@ -121,12 +115,11 @@ def strongest_words(words: Sequence[Word], count: int) -> pd.DataFrame:
     that of the whole review: negative for a word that speaks against the sum.
     """
     frame = pd.DataFrame({"word": word.name, "influence": word.influence} for word in words)
-    by_word = frame.groupby("word", as_index=False, sort=False)["influence"].agg(["size", "sum"])
-    by_word = by_word.rename(columns={"size": "times", "sum": "influence"})
+    by_word = frame.groupby("word", sort=False)["influence"].agg(times="size", influence="sum")
     by_word["effect"] = np.where(by_word["influence"] > 0, "helps", "harms")
     by_word["share"] = by_word["influence"] / frame["influence"].sum()
     order = by_word["influence"].abs().sort_values(ascending=False, kind="stable").index
-    return by_word.loc[order[:count]].reset_index(drop=True)
+    return by_word.loc[order[:count]].reset_index()
 
 
 def loudness(words: Sequence[Word]) -> pd.Series:
@@ -134,10 +127,9 @@ def loudness(words: Sequence[Word]) -> pd.Series:
 
     The shares of all occurrences add up to one before repetitions of a word are averaged.
     """
-    sizes = pd.DataFrame(
-        {"word": word.name, "size": abs(word.influence)} for word in words if word.is_spoken
-    )
-    return (sizes["size"] / sizes["size"].sum()).groupby(sizes["word"]).mean()
+    spoken = [word for word in words if not word.is_special and word.text[0].isalnum()]
+    sizes = pd.Series([abs(word.influence) for word in spoken], [word.name for word in spoken])
+    return (sizes / sizes.sum()).groupby(level=0).mean().rename_axis("word").rename("size")
 
 
 def without(text: str, name: str) -> str:
@@ -157,7 +149,7 @@ def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
     written = [word for word in words if not word.is_special]
     largest = max((abs(word.influence) for word in written), default=0.0) or 1.0
     body, end = [], 0
-    for word, following in zip(written, [*written[1:], None], strict=True):
+    for word, following in pairwise([*written, None]):
         body += [html.escape(text[end : word.start]), _veiled(word, largest)]
         if word.is_line_break and not (following and following.is_line_break):
             body.append("<br>")
@@ -165,22 +157,17 @@ def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
     added = " ".join(
         f"{_veiled(word, largest)} <small>{_signed(word.influence)}</small>" for word in special
     )
+    helps = _veiled(Word("helps", 0, 0, largest), largest)
+    harms = _veiled(Word("harms", 0, 0, -largest), largest)
+    legend = (
+        f"{helps} blue, underlined · {harms} red, dotted · deepest colour {readable(largest)} · "
+        f"no mark below {readable(FAINTEST * largest)} · ⏎ a line break · point at a word for its number"
+    )
     return HTML(
         f'<figure role="group" aria-label="{html.escape(caption)}: words marked by influence">'
         f"<figcaption><strong>{html.escape(caption)}</strong></figcaption>"
-        f"<p><small>{_legend(largest)}</small><br>Added by the tokenizer: {added}</p>"
+        f"<p><small>{legend}</small><br>Added by the tokenizer: {added}</p>"
         f'<blockquote style="line-height: 1.9">{"".join(body)}</blockquote></figure>'
-    )
-
-
-def _legend(largest: float) -> str:
-    helps, harms = (
-        _veiled(Word(name, 0, 0, sign * largest), largest)
-        for name, sign in [("helps", 1), ("harms", -1)]
-    )
-    return (
-        f"{helps} blue, underlined · {harms} red, dotted · deepest colour {_readable(largest)} · "
-        f"no mark below {_readable(FAINTEST * largest)} · ⏎ a line break · point at a word for its number"
     )
 
 
@@ -203,9 +190,4 @@ def _veiled(word: Word, largest: float) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{'−' if value < 0 else '+'}{_readable(abs(value))}"
-
-
-def _readable(size: float) -> str:
-    """A size as people write it: 20,100, 4.2, 0.061."""
-    return f"{size:,.0f}" if size >= 10 else f"{size:.2g}"
+    return f"{'−' if value < 0 else '+'}{readable(abs(value))}"
