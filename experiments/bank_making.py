@@ -134,7 +134,7 @@ def make_or_load(
 
 def identity(retraining: Retraining, queries: Reviews, design: Design) -> dict[str, str]:
     """Everything that decides a bank, by name."""
-    settings = {**retraining.recipe.settings(), **asdict(design)}
+    settings = {**asdict(retraining.recipe), **asdict(design)}
     return {
         "train_reviews": retraining.reviews.digest(),
         "queries": queries.digest(),

@@ -301,8 +301,8 @@ def main() -> None:
         "held_out": held_out_scores(held_out),
         "versions": {"torch": torch.__version__},
     }
-    (arguments.output / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    (arguments.output / CHECKPOINT).unlink(missing_ok=True)
+    (unfinished / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+    put_in_place(unfinished, arguments.output)
     print(json.dumps(record["held_out"], indent=1))
 
 

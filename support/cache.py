@@ -1,8 +1,7 @@
 """Fitted curvature kept under a key of its content, so that the next notebook waits seconds.
 
-The key covers the model's weights, the tracked layers, every input row and the settings of the fit:
-whatever changes any of them changes the key, so a cached file is never stale. λ is not part of it,
-the curvature doesn't depend on it.
+The key covers the model's weights, the tracked layers, every input row and the settings of the fit, so
+a cached file is never stale. λ is not part of it, the curvature doesn't depend on it.
 """
 
 import hashlib
@@ -17,7 +16,6 @@ from support.ekfac import EkfacInfluence
 from support.ekfac.errors import DamagedFile
 
 CACHE_VARIABLE = "SUPPORT_CACHE"
-"""Environment variable that names the folder to use instead of the user's cache folder."""
 
 
 class CacheDamaged(UserWarning):

@@ -20,8 +20,6 @@ from tqdm.auto import tqdm
 
 from support.retraining import Retraining, Reviews, losses, margins
 
-LEVEL = 0.95
-
 
 class BankDamaged(ValueError):
     """A file of a bank cannot be read."""
@@ -33,10 +31,9 @@ class TooFewSeeds(ValueError):
 
 @dataclass(frozen=True)
 class Design:
-    """`subsets` random subsets holding `share` of the reviews, each trained on with `seeds` seeds.
+    """`subsets` random subsets, drawn from `draw`, each trained on with `seeds` seeds.
 
-    `balanced` subsets hold as many reviews of either label as `share` of that label. `draw` is the
-    seed of the subsets.
+    They hold `share` of the reviews, `balanced` ones that share of either label.
     """
 
     subsets: int = 100
@@ -126,10 +123,8 @@ class Agreement:
         """The 95 % percentile interval of the mean over resampled queries."""
         if np.ptp(self.per_query) == 0:
             return self.mean, self.mean
-        found = stats.bootstrap(
-            (self.per_query,), np.mean, confidence_level=LEVEL, method="percentile", rng=seed
-        ).confidence_interval
-        return float(found.low), float(found.high)
+        found = stats.bootstrap((self.per_query,), np.mean, method="percentile", rng=seed)
+        return tuple(map(float, found.confidence_interval))
 
 
 def subset_scores(
@@ -141,10 +136,7 @@ def subset_scores(
 
 def linear_datamodeling_score(scores: Float[Tensor, "queries train"], bank: Bank) -> Agreement:
     """For each query, Spearman's correlation over the subsets between the summed influence of a
-    subset and how low the loss came out after training on it (Ilyas et al. 2022; Park et al. 2023).
-
-    A scorer that gives every subset the same sum orders nothing: 0.
-    """
+    subset and how low the loss came out after training on it (Ilyas et al. 2022; Park et al. 2023)."""
     predicted = subset_scores(scores.double(), bank.membership)
     return Agreement(rank_correlations(predicted, -bank.outcomes))
 
@@ -166,8 +158,8 @@ def _centred_ranks(values: Tensor) -> Float[np.ndarray, "subsets queries"]:
 
 
 def reliability(bank: Bank) -> Agreement:
-    """Rank correlation over subsets between two halves of a bank's seeds, query by query, mean over
-    the ways of halving them. Raises `TooFewSeeds` for a bank of one seed."""
+    """Rank correlation over subsets between two halves of a bank's seeds, mean over the ways of halving
+    them. Raises `TooFewSeeds` for a bank of one seed."""
     seeds = set(range(bank.margins.shape[1]))
     if len(seeds) < 2:
         raise TooFewSeeds(

@@ -1,4 +1,4 @@
-"""The sentiment classifier: where it comes from, what of it gets gradients, how the engine sees it.
+"""The sentiment classifier: where it comes from, what of it gets gradients, what it says.
 
 Both sources give a `DistilBertForSequenceClassification` with the same layer names. The packaged one
 is all-MiniLM-L6-v2, a six-layer BERT of width 384, whose weights fit a DistilBERT exactly
@@ -13,13 +13,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft import get_peft_model_state_dict as adapter_state
+from peft import set_peft_model_state_dict as set_adapter_state
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -63,15 +59,11 @@ def load_tokenizer(
     assets.check_source(source)
     if source == "hub":
         return _from_hub(AutoTokenizer, revision)
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(assets.find(assets.TOKENIZER)),
-        model_max_length=512,
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        unk_token="[UNK]",
-        mask_token="[MASK]",
-    )
+    special = {
+        f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")
+    }
+    path = str(assets.find(assets.TOKENIZER))
+    return PreTrainedTokenizerFast(tokenizer_file=path, model_max_length=512, **special)
 
 
 def load_model(
@@ -91,13 +83,8 @@ def load_model(
             raise ValueError(
                 f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".'
             )
-        model = _from_hub(
-            AutoModelForSequenceClassification,
-            revision,
-            dtype=torch.float32,
-            use_safetensors=True,  # a pickled checkpoint could run code
-        )
-        return model.eval()
+        safe = {"dtype": torch.float32, "use_safetensors": True}  # a pickle could run code
+        return _from_hub(AutoModelForSequenceClassification, revision, **safe).eval()
     return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
 
 
@@ -110,15 +97,9 @@ def _from_hub(auto_class: type, revision: str | None, **options):
 
 def packaged_encoder(head_seed: int = 0) -> DistilBertForSequenceClassification:
     """all-MiniLM-L6-v2 as a DistilBERT under an untrained two-class head drawn from `head_seed`."""
-    config = DistilBertConfig(
-        dim=384,
-        hidden_dim=1536,
-        n_layers=6,
-        n_heads=12,
-        num_labels=2,
-        id2label=LABELS,
-        label2id={name: label for label, name in LABELS.items()},
-    )
+    sizes = {"dim": 384, "hidden_dim": 1536, "n_layers": 6, "n_heads": 12, "num_labels": 2}
+    numbers = {name: label for label, name in LABELS.items()}
+    config = DistilBertConfig(**sizes, id2label=LABELS, label2id=numbers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
         model = DistilBertForSequenceClassification(config)
@@ -133,12 +114,10 @@ def distilbert_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
     DistilBERT has no token-type embeddings. A single sentence has type 0 at every position, so that
     embedding is a constant and goes into the position embeddings. BERT's pooler has no counterpart.
     """
-    token_type = bert["embeddings.token_type_embeddings.weight"][0]
-    state = {
-        "embeddings.word_embeddings.weight": bert["embeddings.word_embeddings.weight"],
-        "embeddings.position_embeddings.weight": bert["embeddings.position_embeddings.weight"]
-        + token_type,
-    }
+    words, positions, types = (
+        f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")
+    )
+    state = {words: bert[words], positions: bert[positions] + bert[types][0]}
     renamed = {
         "encoder.layer.": "transformer.layer.",
         "attention.self.query": "attention.q_lin",
@@ -160,16 +139,8 @@ def distilbert_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def training_record() -> dict:
-    """How the committed adapter was trained and what it reached on the held-out reviews.
-
-    Raises `AssetMissing` when there is no training record.
-    """
-    record = ADAPTER_FOLDER / "record.json"
-    if not record.is_file():
-        raise assets.AssetMissing(
-            f"{record} is missing. Train adapters: python -m experiments.finetune"
-        )
-    return json.loads(record.read_text())
+    """How the committed adapter was trained and what it reached on the held-out reviews."""
+    return json.loads((ADAPTER_FOLDER / "record.json").read_text())
 
 
 def merge_adapter(
@@ -177,15 +148,14 @@ def merge_adapter(
 ) -> DistilBertForSequenceClassification:
     """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again.
 
-    Raises `AssetMissing` when there is no adapter in `folder`, `AdapterDamaged` when it cannot be
-    read, and `AdapterMismatch`, naming the first tensor, when the adapter's names or shapes are not
-    those of this model.
+    Raises `AssetMissing` when there is none, `AdapterDamaged` when it cannot be read, and
+    `AdapterMismatch`, naming the first tensor, when names or shapes are not those of this model.
     """
     config, state = _read_adapter(folder)
     with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
         adapted = with_adapter(model, config)
-    _check_adapter(state, get_peft_model_state_dict(adapted), folder)
-    set_peft_model_state_dict(adapted, state)
+    _check_adapter(state, adapter_state(adapted), folder)
+    set_adapter_state(adapted, state)
     return adapted.merge_and_unload().requires_grad_(True)
 
 
@@ -217,13 +187,13 @@ def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 
 def _check_adapter(found: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
     for name in sorted(found.keys() | expected.keys()):
-        shapes = [
+        theirs, ours = (
             tuple(state[name].shape) if name in state else "absent" for state in (found, expected)
-        ]
-        if shapes[0] != shapes[1]:
+        )
+        if theirs != ours:
             raise AdapterMismatch(
-                f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {shapes[0]} "
-                f"in the adapter, {shapes[1]} in the model. Train it again: python -m experiments.finetune"
+                f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {theirs} in the "
+                f"adapter, {ours} in the model. Train it again: python -m experiments.finetune"
             )
 
 
@@ -277,11 +247,9 @@ def class_probabilities(
     Reviews of similar length share a batch, so that little work goes into padding.
     """
     longest_first = torch.tensor(dataset.lengths()).argsort(descending=True, stable=True)
+    bar = tqdm(total=len(dataset), unit="review", disable=not progress)
     probabilities = []
-    with (
-        torch.inference_mode(),
-        tqdm(total=len(dataset), unit="review", disable=not progress) as bar,
-    ):
+    with torch.inference_mode(), bar:
         for rows in longest_first.split(batch_size):
             probabilities.append(model(dataset.batch(rows.tolist())[0]).softmax(dim=1))
             bar.update(len(rows))
@@ -293,7 +261,6 @@ def class_probabilities(
 def held_out_predictions() -> pd.DataFrame:
     """What the packaged model says about each of the 5,000 held-out reviews, in their order.
 
-    Columns `label`, `tokens` (after the cut) and `positive_probability`, as written after training,
-    so that no reader has to wait for them.
+    Columns `label`, `tokens` (after the cut) and `positive_probability`, as written after training.
     """
     return pd.read_csv(ADAPTER_FOLDER / "held_out.csv")

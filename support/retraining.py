@@ -8,7 +8,8 @@ seed, which orders the reviews; nothing else is random.
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -68,10 +69,7 @@ def read_vectors(
 
 
 def read_for_the_tail(dataset: ImdbDataset, progress: bool = False) -> Reviews:
-    """What a `ClassifierTail` on the packaged encoder is given of every review.
-
-    Read once, then from the cache.
-    """
+    """What a `ClassifierTail` of the packaged encoder is given of every review; read once, then cached."""
     digest = hashlib.sha256()
     for ids in dataset.input_ids:
         digest.update(ids.numpy().tobytes() + b".")
@@ -109,11 +107,10 @@ def batches(reviews: Reviews) -> DataLoader:
 
 
 class ClassifierTail(nn.Module):
-    """The last feed-forward layers and the head: `(batch, width)` → logits `(batch, classes)`.
+    """The last feed-forward layers and the head: vectors of [CLS] after the last attention → logits.
 
-    Takes vectors of [CLS] after the last attention, and shares its layers with `classifier`. The
-    linear ones, `ffn.lin1`, `ffn.lin2`, `pre_classifier` and `classifier`, require gradients, the
-    layer norm does not. In `eval()` mode.
+    Shares its layers with `classifier`. The linear ones, `ffn.lin1`, `ffn.lin2`, `pre_classifier` and
+    `classifier`, require gradients, the layer norm does not. In `eval()` mode.
     """
 
     def __init__(self, classifier: DistilBertForSequenceClassification):
@@ -154,10 +151,9 @@ class Head(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with linear warm-up and decay.
+    """AdamW with linear warm-up and decay, from a part whose head was drawn from `head_seed`.
 
-    `trained_for` epochs on all the reviews come first, so that a retraining can start from trained
-    weights. `head_seed` is that of the part before any training, which whoever draws it looks up here.
+    `trained_for` epochs on all the reviews come first: 0 starts from the part as it is.
     """
 
     epochs: int = 3
@@ -168,18 +164,11 @@ class Recipe:
     head_seed: int = 0
     trained_for: int = 0
 
-    def settings(self) -> dict[str, int | float]:
-        """All of it, as plain numbers."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state on the way through training: `model` makes it, `weight` is its share of the way.
-
-    The weight is the sum of the learning rates of the steps nearer to it than to any other
-    checkpoint, as a share of the sum over the run.
-    """
+    """A state on the way through training: `model` makes it, `weight` is its share of the way, as
+    `segment_weights` has it."""
 
     name: str
     model: Callable[[], nn.Module]
@@ -218,17 +207,14 @@ class Retraining:
         states, rates = self._train(rows, seed, self.recipe.epochs, keep_at=kept)
         weights = segment_weights(kept, rates)
         return [
-            Checkpoint(f"step {step} of {steps}", self._part_in(states[step]), weight)
+            Checkpoint(f"step {step} of {steps}", partial(self._part_in, states[step]), weight)
             for step, weight in zip(kept, weights, strict=True)
         ]
 
-    def _part_in(self, state: State) -> Callable[[], nn.Module]:
-        def part() -> nn.Module:
-            fresh = copy.deepcopy(self.part)
-            fresh.load_state_dict(state)
-            return fresh
-
-        return part
+    def _part_in(self, state: State) -> nn.Module:
+        fresh = copy.deepcopy(self.part)
+        fresh.load_state_dict(state)
+        return fresh
 
     def _train(
         self, rows: Tensor, seed: int, epochs: int, keep_at: Sequence[int] = ()
@@ -238,11 +224,9 @@ class Retraining:
             raise ValueError("There are no rows to train on.")
         self.part.load_state_dict(self.start)
         recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
-        optimizer = torch.optim.AdamW(
-            [p for p in self.part.parameters() if p.requires_grad],
-            lr=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-        )
+        trained = [p for p in self.part.parameters() if p.requires_grad]
+        rates = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+        optimizer = torch.optim.AdamW(trained, **rates)
         shuffled = (rows[torch.randperm(len(rows), generator=generator)] for _ in range(epochs))
         batches = [batch for epoch in shuffled for batch in epoch.split(recipe.batch_size)]
         schedule = get_linear_schedule_with_warmup(

@@ -44,7 +44,7 @@ def test_a_committed_bank_is_that_of_its_experiment(experiment, drawn):
     chosen = EXPERIMENTS[experiment]
     with safe_open(bank_path(experiment), "pt") as file:
         metadata = file.metadata()
-    for name, value in {**chosen.recipe.settings(), **vars(chosen.design)}.items():
+    for name, value in {**vars(chosen.recipe), **vars(chosen.design)}.items():
         assert json.loads(metadata[name]) == value, name
     assert metadata["train_reviews"] == training_reviews(drawn, experiment).digest()
     assert metadata["queries"] == drawn("test", range(chosen.queries)).digest()

@@ -216,15 +216,6 @@ def test_a_missing_adapter_is_an_error_that_lists_those_that_are_there(adapter, 
         load_model(snapshot="90-percent")
 
 
-def test_missing_training_records_are_an_error_that_says_how_to_train(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "ADAPTER_FOLDER", tmp_path)
-    expected = (
-        f"{tmp_path / 'record.json'} is missing. Train adapters: python -m experiments.finetune"
-    )
-    with pytest.raises(assets.AssetMissing, match=f"^{re.escape(expected)}$"):
-        model.training_record()
-
-
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
 def test_a_file_missing_from_an_adapter_is_named(adapter, file):
     (adapter / file).unlink()

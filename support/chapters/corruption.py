@@ -69,10 +69,8 @@ def area_under(curve: Float[np.ndarray, " inspected"]) -> float:
 def influence_on_all(
     engine: EkfacInfluence, tests: Reviews, train: Reviews
 ) -> Float[Tensor, " train"]:
-    """Σ over `tests` of the influence of each training review, at the price of one test review.
-
-    Influence is linear in the test gradient, so the factors may be added up before they are used.
-    """
+    """Σ over `tests` of the influence of each training review, at the price of one test review."""
+    # Influence is linear in the test gradient, so the factors may be added up before they are used.
     factors = engine.influence_factors(tests.vectors, tests.labels)
     total = {name: factor.sum(dim=0, keepdim=True) for name, factor in factors.items()}
     return engine.influences_from_factors(total, train.vectors, train.labels)[0]
@@ -83,9 +81,8 @@ def rankings(
 ) -> dict[str, Float[Tensor, " train"]]:
     """Five ways to suspect the labels of reviews that `head` was trained on; higher, more suspicious.
 
-    Reviews that raise the loss of the `validation` reviews, whose labels are trusted, are suspicious;
-    so are reviews that pull hard on themselves, and reviews the head does not agree with. `seed`
-    draws the ranking by chance.
+    Harm is done to the `validation` reviews, whose labels are trusted; `seed` draws the ranking by
+    chance.
     """
     engine = EkfacInfluence(head, hessian_regularization=regularization).fit(
         retraining.batches(train)
@@ -221,8 +218,8 @@ def finding_curves(
 ) -> None:
     """Share of the wrong labels found against the share of reviews inspected; one panel per experiment.
 
-    `curves`: for each panel, ranking → (draws, inspected + 1); the line is the mean over draws, the
-    band one standard deviation to either side. The thin line is the ranking of one who knows.
+    `curves`: for each panel, ranking → (draws, inspected + 1); mean over draws, and a band of one
+    standard deviation to either side. The thin line is the ranking of one who knows.
     """
     panels = np.atleast_1d(figures.new_axes(4.2 * len(curves), 3.8, len(curves)))
     for axes, of_panel, title in zip(panels, curves, titles, strict=True):

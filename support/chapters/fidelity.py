@@ -26,8 +26,8 @@ class OutsideTheRepository(FileNotFoundError):
 class Recommendation:
     """What the collection recommends: EK-FAC a fifth of the way through training, as it is.
 
-    Of all places, λ and normalisations it has the largest share of the noise ceiling, mean over the
-    experiments, on the queries that are there to choose by.
+    No other place, λ and normalisation has a larger mean share of the noise ceilings of all banks, on
+    the queries that are there to choose by.
     """
 
     scorer: str = "EK-FAC"
@@ -66,10 +66,8 @@ def rows_of(table: pd.DataFrame, chosen: Recommendation) -> pd.DataFrame:
 def predicted_and_retrained(
     predictions: Mapping[str, tuple[np.ndarray, float]], outcomes: np.ndarray, title: str
 ) -> None:
-    """For one query: the summed influence of each subset against the loss after training on it.
-
-    `predictions` has sums and LDS by the scorer's name; one panel each.
-    """
+    """For one query: the summed influence of each subset against the loss after training on it; a panel
+    for each scorer of `predictions`, which has sums and LDS by name."""
     panels = np.atleast_1d(new_axes(8, 3, panels=len(predictions)))
     for axes, (name, (sums, score)) in zip(panels, predictions.items(), strict=True):
         axes.scatter(sums, outcomes, s=14, color=POSITIVE, alpha=0.6, linewidths=0)
@@ -82,10 +80,8 @@ def predicted_and_retrained(
 def scores_with_intervals(
     table: pd.DataFrame, ceiling: float, emphasised: Sequence[str], title: str
 ) -> None:
-    """LDS of every scorer with its interval, best on top, and the noise ceiling.
-
-    `table` has columns name, report, low, high.
-    """
+    """LDS of every scorer with its interval, best on top, and the noise ceiling; `table` has columns
+    name, report, low, high."""
     table = table.sort_values("report")
     axes = new_axes(7.5, 0.9 + 0.23 * len(table))
     for place, row in enumerate(table.itertuples()):
@@ -129,10 +125,8 @@ def score_and_stability(
 
 
 def along_the_path(table: pd.DataFrame, title: str) -> None:
-    """LDS by the share of training after which influences were taken, a line per normalisation.
-
-    `table` has a row per share (its index) and a column per normalisation.
-    """
+    """LDS by the share of training after which influences were taken (the table's index), a line per
+    normalisation (its columns)."""
     axes = new_axes(7, 3)
     for name, color in zip(table.columns, (NEUTRAL, POSITIVE, "#55a868"), strict=False):
         axes.plot(100 * table.index, table[name], "o-", color=color, markersize=4, label=name)
@@ -141,10 +135,8 @@ def along_the_path(table: pd.DataFrame, title: str) -> None:
 
 
 def removals(table: pd.DataFrame, title: str) -> None:
-    """Mean rise of the queries' loss against the number of removed reviews, a line per scorer.
-
-    `table` has columns scorer, removed, rise; lines end in the scorer's name.
-    """
+    """Mean rise of the queries' loss against the number of removed reviews, a line per scorer, which ends
+    in its name; `table` has columns scorer, removed, rise."""
     axes = new_axes(7.5, 3.4)
     ends = table[table["removed"] == table["removed"].max()].set_index("scorer")["rise"]
     places = _apart(ends.sort_values(), 0.055 * (ends.max() - min(ends.min(), 0)))

@@ -24,10 +24,8 @@ def words_in_common(one: str, other: str) -> list[str]:
 def influences_by_labels(
     influences: np.ndarray, test_labels: Iterable, train_labels: Iterable, title: str
 ) -> None:
-    """All influences at once, rows and columns sorted by label: each pair of labels is a block.
-
-    Within a label the order is that of the samples; the colour scale ends at the 99th percentile.
-    """
+    """All influences at once, rows and columns sorted by label: each pair of labels is a block. The
+    colour scale ends at the 99th percentile."""
     rows, columns = (np.argsort(labels, kind="stable") for labels in (test_labels, train_labels))
     limit = float(np.quantile(np.abs(influences), 0.99)) or 1.0
     axes = new_axes(6.5, 5)

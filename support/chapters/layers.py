@@ -14,8 +14,8 @@ def along_layers(
 ) -> None:
     """What every layer (row) adds to the influence of a few training reviews (columns), as lines.
 
-    `train_labels` has the label of each training review by its name, in the order of the columns;
-    positive reviews are blue and solid, negative ones red and dashed.
+    `train_labels`: name → label, in the order of the columns; positive reviews are blue and solid,
+    negative ones red and dashed.
     """
     axes = new_axes(8, 3.8)
     for column, (name, label) in enumerate(train_labels.items()):
@@ -34,10 +34,8 @@ def along_layers(
 def layer_shares(
     of_sizes: np.ndarray, of_squares: Iterable, layers: Sequence[str], title: str
 ) -> None:
-    """Each layer's share of all sizes of influence, a dot per test review, with median and squares.
-
-    `of_sizes` is (test reviews, layers), rows adding up to one; `of_squares` has one share per layer.
-    """
+    """Each layer's share of all sizes of influence, a dot per test review, with median and squares:
+    `of_sizes` is (test reviews, layers), rows adding up to one; `of_squares` one share per layer."""
     axes = new_axes(8, 3.8)
     tests, count = of_sizes.shape
     beside = np.random.default_rng(0).uniform(-0.25, 0.25, size=tests)

@@ -1,7 +1,6 @@
 """08: how the influence on a prediction is spread over many training examples.
 
-`scores` is `(queries, training)`. Shares are those of sizes, signs left out, in the sum over all
-training examples.
+`scores` is `(queries, training)`. Shares are of sizes, signs left out, in the sum over all examples.
 """
 
 from collections.abc import Sequence
@@ -21,9 +20,7 @@ class NoInfluence(ValueError):
 
 def cumulative_shares(scores: np.ndarray) -> np.ndarray:
     """`(queries, training)`: at column k − 1 the share of the k strongest training examples.
-
-    Raises `NoInfluence` for a query that nothing acts on: there is no whole to have a share of.
-    """
+    Raises `NoInfluence` for a query that nothing acts on."""
     sizes = -np.sort(-np.abs(scores), axis=1)
     whole = sizes.sum(axis=1, keepdims=True)
     if not whole.all():
@@ -71,8 +68,7 @@ def _word_vectors(texts: Sequence[str]) -> csr_matrix:
 
 def distances(scores: np.ndarray) -> np.ndarray:
     """`(training, training)`: ‖a − b‖ over the larger of ‖a‖ and ‖b‖, with a and b the influences of two
-    training examples on all queries. 0 means the same influence on every query, none on any included.
-    """
+    training examples on all queries. 0 means the same on every query, none on any included."""
     columns = scores.T.astype(np.float64)
     norms = np.linalg.norm(columns, axis=1)
     larger = np.maximum.outer(norms, norms)
@@ -80,10 +76,8 @@ def distances(scores: np.ndarray) -> np.ndarray:
 
 
 def nearest(scores: np.ndarray) -> pd.DataFrame:
-    """For each training example the other one at the least of the `distances`, nearest pairs first.
-
-    Columns `one`, `other`, `distance`; a pair stands once.
-    """
+    """For each training example the other one at the least of the `distances`, nearest pairs first:
+    columns `one`, `other`, `distance`; a pair stands once."""
     apart = distances(scores)
     np.fill_diagonal(apart, np.inf)
     pairs = np.stack([np.arange(len(apart)), apart.argmin(axis=1)])
@@ -116,12 +110,9 @@ def concentration(scores: np.ndarray, marked: Sequence[float], title: str) -> No
 
 
 def twins(distance: pd.Series, similarity: pd.Series, title: str) -> None:
-    """Pairs of training examples by how far apart their influences are, and how alike their texts.
-
-    Distances below 10⁻⁴ share a linear piece of the axis, because those of twins are 0 to rounding.
-    """
+    """Pairs of training examples by how far apart their influences are, and how alike their texts."""
     axes = new_axes(7, 3.2)
     axes.scatter(distance, similarity, s=16, color=POSITIVE, alpha=0.6, linewidth=0)
-    axes.set_xscale("symlog", linthresh=1e-4)
+    axes.set_xscale("symlog", linthresh=1e-4)  # those of twins are 0 to rounding
     axes.set(xlim=(-1e-5, 1.2), ylim=(-0.03, 1.06), title=title)
     show(axes, xlabel="distance of their influences", ylabel="similarity of their words")

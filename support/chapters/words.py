@@ -1,12 +1,9 @@
 """07: influence spread over words: word pieces merged, drawn as coloured text, listed in a table.
 
 A word is a run of letters and digits with the apostrophes inside it (isn't), a line break, or a single
-other character. `[CLS]` and `[SEP]`, which the tokenizer adds, are words of their own. Text is data from
-strangers: it reaches a page escaped, and of its markup only line breaks are kept.
-
-Colour is never the only sign: helping words are underlined, harming words dotted, every word carries
-its number as a title, and `strongest_words` says the same in a table. Colours are veils over whatever
-ground the page has, thin enough that its text stays readable on a light and on a dark one.
+other character. Text is data from strangers: it reaches a page escaped, and of its markup only line
+breaks are kept. Colour is never the only sign: helping words are underlined, harming words dotted, and
+every word carries its number as a title. Colours are veils over whatever ground the page has.
 """
 
 import html
@@ -67,8 +64,7 @@ def word_influences(
     """The words of a review, each with the sum of its pieces' influences.
 
     `token_influences` has one number per token of the review, cut at `max_tokens`, and zeros for the
-    padding behind them. Raises `ValueError` when there are fewer numbers than tokens, or when those
-    behind the tokens are not zero: then they are another review's.
+    padding behind them. Raises `ValueError` when that is not so: then they are another review's.
     """
     encoded = tokenizer(text, truncation=True, max_length=max_tokens, return_offsets_mapping=True)
     pieces = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
@@ -142,8 +138,7 @@ def without(text: str, name: str) -> str:
 def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
     """A review with every word under a veil as deep as its influence, special tokens named first.
 
-    The deepest veil belongs to the strongest word of the text; a special token may be stronger and is
-    no deeper. What the model was not given, because it was cut off, is not shown.
+    The deepest veil belongs to the strongest word of the text. What was cut off is not shown.
     """
     special = [word for word in words if word.is_special]
     written = [word for word in words if not word.is_special]
@@ -174,17 +169,14 @@ def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
 def _veiled(word: Word, largest: float) -> str:
     share = min(abs(word.influence) / largest, 1.0)
     shown = "⏎" if word.is_line_break else html.escape(word.text)
-    effect, color, line = (
-        ("helps", HELPS, "solid") if word.influence > 0 else ("harms", HARMS, "dotted")
+    helps = word.influence > 0
+    effect, color, line = ("helps", HELPS, "solid") if helps else ("harms", HARMS, "dotted")
+    rgb = ",".join(map(str, color))
+    style = (
+        f' style="background: rgba({rgb},{DEEPEST * share:.2f}); text-decoration: underline {line} '
+        f'rgb({rgb}) 2px; text-underline-offset: 3px; color: inherit"'
     )
-    style = ""
-    if share >= FAINTEST:
-        red, green, blue = color
-        style = (
-            f' style="background: rgba({red},{green},{blue},{DEEPEST * share:.2f}); '
-            f"text-decoration: underline {line} rgb({red},{green},{blue}) 2px; "
-            'text-underline-offset: 3px; color: inherit"'
-        )
+    style = style if share >= FAINTEST else ""
     title = f"{html.escape(word.name)}: {_signed(word.influence)}, {effect}"
     return f'<span{style} title="{title}">{shown}</span>'
 
