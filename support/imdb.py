@@ -1,9 +1,8 @@
 """IMDB reviews (Maas et al. 2011): where they come from, how they become batches.
 
 A batch is `(input_ids, labels, texts)`: `input_ids` is `(batch, tokens)`, padded with the tokenizer's
-pad id to the longest review of that batch and no further; `labels` is `(batch,)`, 0 negative and 1
-positive; `texts` is the list of reviews. The mask is not part of a batch, it is derived from the pad
-id (`ModelLogitsWrapper.token_mask`).
+pad id to the longest review of that batch; `labels` is `(batch,)`, 0 negative and 1 positive. The mask
+is derived from the pad id (`ModelLogitsWrapper.token_mask`).
 """
 
 import functools
@@ -32,9 +31,8 @@ HELD_OUT_ROWS = [range(10_000, 12_500), range(22_500, 25_000)]
 def load_imdb(source: Source | str = "packaged", revision: str | None = None) -> DatasetDict:
     """Reviews as a `DatasetDict` with splits `train` and `test`, columns `text` and `label`.
 
-    `packaged`: the 25,000 reviews of the original training split, cut into 19,979 train and 5,000
-    test reviews with no text in both. `hub`: `stanfordnlp/imdb`, 25,000 each, at `revision` (commit,
-    tag or branch; None is the hub's `main`).
+    `packaged`: the original training split, cut into 19,979 train and 5,000 test reviews with no text
+    in both. `hub`: `stanfordnlp/imdb`, 25,000 each, at `revision` (None is the hub's `main`).
     Raises `UnknownSource`, `AssetMissing`, `AssetChanged` or `HubUnreachable`.
     """
     assets.check_source(source)

@@ -185,10 +185,3 @@ def noise_ceiling(bank: Bank) -> float:
     half, seeds = max(reliability(bank).mean, 0.0), bank.margins.shape[1]
     times = seeds / (seeds // 2)
     return float(np.sqrt(times * half / (1 + (times - 1) * half)))
-
-
-def rank_stability(
-    one: Float[Tensor, "queries train"], other: Float[Tensor, "queries train"]
-) -> float:
-    """How alike two scorers order the training reviews: Spearman's correlation, mean over queries."""
-    return float(rank_correlations(one.T, other.T).mean())

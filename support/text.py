@@ -19,22 +19,13 @@ def paragraphs(text: str) -> list[str]:
 
 def show_review(text: str, caption: str = "", longest: int | None = None) -> HTML:
     """A review set as a quotation under a caption; after `longest` words only how many follow."""
-    kept, left_out = _first_words(paragraphs(text), longest)
-    body = "".join(f"<p>{html.escape(paragraph)}</p>" for paragraph in kept)
+    kept, left_out = [paragraph.split() for paragraph in paragraphs(text)], 0
+    if longest is not None:
+        left_out = max(sum(map(len, kept)) - longest, 0)
+        room = [longest - sum(map(len, kept[:number])) for number in range(len(kept))]
+        kept = [words[:left] for words, left in zip(kept, room, strict=True) if left > 0]
+    body = "".join(f"<p>{html.escape(' '.join(words))}</p>" for words in kept)
     if left_out:
         body += f"<p><em>… and {left_out} more words</em></p>"
     head = f"<figcaption><strong>{html.escape(caption)}</strong></figcaption>" if caption else ""
     return HTML(f"<figure>{head}<blockquote>{body}</blockquote></figure>")
-
-
-def _first_words(texts: list[str], longest: int | None) -> tuple[list[str], int]:
-    total = sum(len(text.split()) for text in texts)
-    if longest is None or total <= longest:
-        return texts, 0
-    kept, room = [], longest
-    for text in texts:
-        words = text.split()[:room]
-        room -= len(words)
-        if words:
-            kept.append(" ".join(words))
-    return kept, total - longest

@@ -1,20 +1,15 @@
 """How influence is spread, against sums and distances written out."""
 
-from itertools import combinations
-
 import numpy as np
-import pandas as pd
 import pytest
 
 from support.chapters.scale import (
     NoInfluence,
-    alike_in_words,
     cumulative_shares,
     distances,
     examples_for,
     nearest,
-    told,
-    word_similarity,
+    word_similarities,
 )
 
 SCORES = np.array([[4.0, -3.0, 2.0, 1.0], [0.0, 0.0, -5.0, 5.0], [1.0, 1.0, 1.0, -1.0]])
@@ -77,27 +72,10 @@ def test_examples_without_any_influence_are_twins():
     assert pairs.loc[0].tolist() == [0, 2, 0.0]
 
 
-def test_it_is_told_from_the_least_to_the_most_of_the_queries():
-    assert told(SCORES).splitlines() == [
-        "half of the influence: 1 to 2 of 4 examples",
-        "the strongest example alone: 25.0% to 50.0%",
-        "the weaker half of the examples: 0.0% to 25.0%",
-    ]
-
-
 def test_texts_are_as_alike_as_their_words():
     texts = ["a fine warm film", "a fine warm film", "dull plot"]
-    pairs = pd.DataFrame({"one": [0, 0], "other": [1, 2]})
-    np.testing.assert_allclose(word_similarity(texts, pairs), [1, 0], atol=1e-12)
-
-
-def test_every_pair_alike_in_words_is_found_once_and_no_other():
-    texts = ["dull plot", "a fine warm film", "dull, dull plot", "a fine warm film", "fine plot"]
-    found = alike_in_words(texts, 0.7)
-    assert found.to_numpy().tolist() == [[0, 2], [1, 3]]
-    every = pd.DataFrame(combinations(range(len(texts)), 2), columns=["one", "other"])
-    similar = word_similarity(texts, every) >= 0.7
-    assert found.equals(every[similar].reset_index(drop=True))
+    expected = [[1, 1, 0], [1, 1, 0], [0, 0, 1]]
+    np.testing.assert_allclose(word_similarities(texts), expected, atol=1e-12)
 
 
 def test_a_query_that_nothing_acts_on_is_refused_by_its_number():

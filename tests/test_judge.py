@@ -17,7 +17,6 @@ from support.judge import (
     make_bank,
     noise_ceiling,
     rank_correlations,
-    rank_stability,
     reliability,
     subset_scores,
 )
@@ -123,12 +122,6 @@ def test_one_seed_tells_nothing_of_noise_and_is_refused(effects, measure):
 def test_where_all_is_noise_the_ceiling_is_nothing(effects):
     opposite = torch.arange(8.0)[:, None, None] * torch.tensor([1.0, -1.0])[None, :, None]
     assert noise_ceiling(Bank(torch.ones(8, 3, dtype=torch.bool), opposite)) == 0
-
-
-def test_a_ranking_is_as_stable_as_it_is_alike():
-    scores = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
-    assert rank_stability(scores, scores.exp()) == pytest.approx(1)
-    assert rank_stability(scores, -scores) == pytest.approx(-1)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_matrix
 from scipy.spatial.distance import cdist
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -38,32 +37,10 @@ def examples_for(share: float, scores: np.ndarray) -> np.ndarray:
     return (cumulative_shares(scores) < share).sum(axis=1) + 1
 
 
-def told(scores: np.ndarray) -> str:
-    """How concentrated the influence is, in three lines: from the least to the most of all queries."""
-    half, shares, examples = examples_for(0.5, scores), cumulative_shares(scores), scores.shape[1]
-    strongest, weaker = shares[:, 0], 1 - shares[:, examples // 2]
-    return (
-        f"half of the influence: {half.min()} to {half.max()} of {examples:,} examples\n"
-        f"the strongest example alone: {strongest.min():.1%} to {strongest.max():.1%}\n"
-        f"the weaker half of the examples: {weaker.min():.1%} to {weaker.max():.1%}"
-    )
-
-
-def word_similarity(texts: Sequence[str], pairs: pd.DataFrame) -> np.ndarray:
-    """Cosine of the TF-IDF vectors of the two texts of each pair, from 0 to 1."""
-    words = _word_vectors(texts)
-    return np.asarray(words[pairs["one"]].multiply(words[pairs["other"]]).sum(axis=1)).ravel()
-
-
-def alike_in_words(texts: Sequence[str], at_least: float) -> pd.DataFrame:
-    """All pairs of texts, columns `one` < `other`, whose `word_similarity` is at least so much."""
-    words = _word_vectors(texts)
-    one, other = np.nonzero(np.triu((words @ words.T).toarray() >= at_least, k=1))
-    return pd.DataFrame({"one": one, "other": other})
-
-
-def _word_vectors(texts: Sequence[str]) -> csr_matrix:
-    return TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
+def word_similarities(texts: Sequence[str]) -> np.ndarray:
+    """`(texts, texts)`: cosine of the TF-IDF vectors of every two texts, from 0 to 1."""
+    words = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
+    return (words @ words.T).toarray()
 
 
 def distances(scores: np.ndarray) -> np.ndarray:
