@@ -11,23 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import peft
 import torch
+import transformers
 from jaxtyping import Bool, Float, Int
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft import get_peft_model_state_dict as adapter_state
-from peft import set_peft_model_state_dict as set_adapter_state
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
 
 from support import assets
 from support.assets import Source
@@ -58,12 +50,14 @@ def load_tokenizer(
     """
     assets.check_source(source)
     if source == "hub":
-        return _from_hub(AutoTokenizer, revision)
+        return _from_hub(transformers.AutoTokenizer, revision)
     special = {
         f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")
     }
     path = str(assets.find(assets.TOKENIZER))
-    return PreTrainedTokenizerFast(tokenizer_file=path, model_max_length=512, **special)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_file=path, model_max_length=512, **special
+    )
 
 
 def load_model(
@@ -84,7 +78,7 @@ def load_model(
                 f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".'
             )
         safe = {"dtype": torch.float32, "use_safetensors": True}  # a pickle could run code
-        return _from_hub(AutoModelForSequenceClassification, revision, **safe).eval()
+        return _from_hub(transformers.AutoModelForSequenceClassification, revision, **safe).eval()
     return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
 
 
@@ -99,7 +93,7 @@ def packaged_encoder(head_seed: int = 0) -> DistilBertForSequenceClassification:
     """all-MiniLM-L6-v2 as a DistilBERT under an untrained two-class head drawn from `head_seed`."""
     sizes = {"dim": 384, "hidden_dim": 1536, "n_layers": 6, "n_heads": 12, "num_labels": 2}
     numbers = {name: label for label, name in LABELS.items()}
-    config = DistilBertConfig(**sizes, id2label=LABELS, label2id=numbers)
+    config = transformers.DistilBertConfig(**sizes, id2label=LABELS, label2id=numbers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
         model = DistilBertForSequenceClassification(config)
@@ -154,19 +148,19 @@ def merge_adapter(
     config, state = _read_adapter(folder)
     with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
         adapted = with_adapter(model, config)
-    _check_adapter(state, adapter_state(adapted), folder)
-    set_adapter_state(adapted, state)
+    _check_adapter(state, peft.get_peft_model_state_dict(adapted), folder)
+    peft.set_peft_model_state_dict(adapted, state)
     return adapted.merge_and_unload().requires_grad_(True)
 
 
-def with_adapter(model: nn.Module, config: LoraConfig) -> PeftModel:
+def with_adapter(model: nn.Module, config: peft.LoraConfig) -> peft.PeftModel:
     """`peft.get_peft_model`, without a warning that is about peft's own code."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return get_peft_model(model, config)
+        return peft.get_peft_model(model, config)
 
 
-def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
     settings, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     for path in (settings, weights):
         if not path.is_file():
@@ -176,7 +170,7 @@ def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
                 f"Adapters found: {known or 'none'}. Train one: python -m experiments.finetune"
             )
     try:
-        config = LoraConfig.from_pretrained(str(folder))
+        config = peft.LoraConfig.from_pretrained(str(folder))
         return config, {name: tensor.float() for name, tensor in load_file(weights).items()}
     except (ValueError, TypeError, SafetensorError) as error:
         raise AdapterDamaged(

@@ -9,7 +9,6 @@ from pathlib import Path
 import nbformat
 import pytest
 
-import support
 from support import ekfac
 from support.ekfac import errors
 
@@ -52,7 +51,3 @@ def test_whatever_a_notebook_imports_is_documented(notebook):
 def test_the_engine_s_classes_and_errors_are_documented():
     public = {getattr(ekfac, name).__module__ for name in ekfac.__all__}
     assert public | {errors.__name__} <= documented()
-
-
-def test_the_package_offers_its_names_before_they_are_imported():
-    assert set(support.__all__) <= set(dir(support))
