@@ -7,6 +7,7 @@ seed, which orders the reviews; nothing else is random.
 
 import copy
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -131,22 +132,14 @@ def untrained_tail(head_seed: int = 0) -> ClassifierTail:
     return ClassifierTail(packaged_encoder(head_seed))
 
 
-class Head(nn.Module):
-    """A classification head as DistilBERT has it, untrained: `(batch, width)` → `(batch, 2)`."""
-
-    def __init__(self, width: int, seed: int = 0):
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.pre_classifier = nn.Linear(width, width)
-            self.classifier = nn.Linear(width, 2)
-        for layer in (self.pre_classifier, self.classifier):  # as transformers starts a new head
-            nn.init.normal_(layer.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
-            nn.init.zeros_(layer.bias)
-        self.eval()
-
-    def forward(self, vectors: Float[Tensor, "batch width"]) -> Float[Tensor, "batch classes"]:
-        return self.classifier(self.pre_classifier(vectors).relu())
+def untrained_head(width: int, seed: int = 0) -> nn.Sequential:
+    """A classification head as DistilBERT has it, drawn from `seed`: `(batch, width)` → `(batch, 2)`."""
+    first, last = (nn.utils.skip_init(nn.Linear, width, size) for size in (width, 2))
+    for layer in (first, last):  # as transformers starts a new head
+        nn.init.normal_(layer.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(layer.bias)
+    layers = OrderedDict(pre_classifier=first, relu=nn.ReLU(), classifier=last)
+    return nn.Sequential(layers).eval()
 
 
 @dataclass(frozen=True)

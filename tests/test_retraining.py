@@ -12,7 +12,6 @@ from support.imdb import ImdbDataset
 from support.model import ModelLogitsWrapper, load_model, packaged_encoder
 from support.retraining import (
     ClassifierTail,
-    Head,
     Recipe,
     Retraining,
     Reviews,
@@ -25,6 +24,7 @@ from support.retraining import (
     read_vectors,
     segment_weights,
     select,
+    untrained_head,
     untrained_tail,
 )
 from tests.made_up import WIDTH, reviews
@@ -150,14 +150,14 @@ def test_the_head_is_read_exactly_what_the_model_gives_it(imdb, tokenizer):
 
 
 def test_a_head_is_drawn_from_its_seed_alone():
-    first, same, other = (Head(8, seed).classifier.weight for seed in (0, 0, 1))
+    first, same, other = (untrained_head(8, seed).classifier.weight for seed in (0, 0, 1))
     assert_close(first, same)
     assert not torch.equal(first, other)
 
 
 def test_accuracy_turns_round_with_the_labels():
     data = reviews(40)
-    head = Retraining(Head(WIDTH), data, Recipe(10, 1e-3)).run_on_all(seed=0)
+    head = Retraining(untrained_head(WIDTH), data, Recipe(10, 1e-3)).run_on_all(seed=0)
     turned = replace(data, labels=1 - data.labels)
     assert accuracy(head, data) > 0.9
     assert accuracy(head, data) + accuracy(head, turned) == pytest.approx(1)

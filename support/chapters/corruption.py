@@ -101,7 +101,7 @@ def rankings(
 
 def head_training(reviews: Reviews, epochs: int) -> Retraining:
     """Training of a classification head alone on these reviews, for so many epochs."""
-    head = retraining.Head(reviews.vectors.shape[1])
+    head = retraining.untrained_head(reviews.vectors.shape[1])
     return Retraining(head, reviews, retraining.Recipe(epochs, learning_rate=1e-3))
 
 
