@@ -57,7 +57,7 @@ def test_an_example_longer_than_the_tokens_goes_alone(monkeypatch):
 
 def test_inputs_without_a_mask_keep_their_order(monkeypatch):
     monkeypatch.setattr(blocks, "EXAMPLES_AT_A_TIME", 2)
-    found = blocks_of(vectors(5, 4), None, None)
+    found = blocks_of(vectors(5, 4), None, lambda _: None)
     assert [block.rows for block in found] == [[0, 1], [2, 3], [4]]
 
 

@@ -100,11 +100,11 @@ def test_a_plan_knows_the_bytes_of_curvature_and_factors():
     assert plan.factor_bytes == factor_bytes(engine.layers)
 
 
-def test_the_peak_is_that_of_the_process_with_what_the_engine_adds():
+def test_the_peak_is_that_of_the_whole_process():
     plan = planned()
     held = psutil.Process().memory_info().rss
-    assert plan.peak_bytes > 0.9 * held + plan.curvature_bytes + 3 * plan.factor_bytes
-    assert plan.peak_bytes < 1.1 * held + 2**24
+    assert plan.peak_bytes > 0.9 * held
+    assert plan.peak_bytes > plan.curvature_bytes + 3 * plan.factor_bytes
 
 
 def test_seconds_grow_with_the_examples_and_with_the_groups_of_queries(monkeypatch):

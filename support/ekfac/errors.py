@@ -33,6 +33,14 @@ class EmptyLoader(EkfacError):
     """A loader gave no batch, or gave batches only once."""
 
 
+class BatchNotSupported(EkfacError):
+    """A batch is neither (inputs, labels, …) with tensors nor a mapping of tensors."""
+
+
+class LoaderShuffles(EkfacError):
+    """A loader gives its examples in another order each time, so nobody could tell which is which."""
+
+
 class LabelsMismatch(EkfacError):
     """The labels don't fit the inputs: another number, a class that doesn't exist, another type."""
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from support.ekfac.blocks import Block
+from support.ekfac.blocks import Block, count_of, labelled, unlabelled
 from support.ekfac.errors import BadRegularization, EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import tracked_layers
@@ -44,19 +44,17 @@ def fisher_gradients(
     `ModelInTrainingMode` and `LayerNotSupported`.
     """
     draws = torch.Generator().manual_seed(seed)
-    batches = ((inputs, None) for inputs, *_ in loader)
-    return _sent_back(passes, batches, fisher_directions(likelihood, draws))
+    return _sent_back(passes, unlabelled(loader), fisher_directions(likelihood, draws))
 
 
 def loss_gradients(passes: Passes, likelihood: Likelihood, loader: Iterable) -> Iterator[Gradients]:
     """The gradients of the losses, for every batch `(inputs, labels, …)`. Raises as
     `fisher_gradients` does, and `LabelsMismatch`."""
-    batches = ((inputs, labels) for inputs, labels, *_ in loader)
-    return _sent_back(passes, batches, loss_directions(likelihood))
+    return _sent_back(passes, labelled(loader), loss_directions(likelihood))
 
 
 def _sent_back(passes: Passes, batches: Iterable, directions: Directions) -> Iterator[Gradients]:
-    blocks = (Block(list(range(len(x))), x, y) for x, y in batches)
+    blocks = (Block(list(range(count_of(x))), x, y) for x, y in batches)
     empty = True
     for one in passes.over(blocks, directions):
         empty = False
@@ -168,7 +166,7 @@ class ExactInfluence:
             list(loss_gradients(self.passes, self.likelihood, loader))
             for loader in (test_loader, train_loader)
         )
-        examples = sum(len(inputs) for inputs, *_ in fit_loader)
+        examples = sum(count_of(inputs) for inputs, _ in unlabelled(fit_loader))
         systems: list[InnerProducts] = []
         names = list(self.passes.layers)
         for name in tqdm(names, "inner products", unit="layer", disable=not self.progress):

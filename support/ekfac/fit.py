@@ -14,8 +14,16 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from support.ekfac import storage
-from support.ekfac.blocks import Block, first_examples, loader_blocks, number_of_examples
+from support.ekfac.blocks import (
+    Block,
+    count_of,
+    first_examples,
+    loader_blocks,
+    number_of_examples,
+    unlabelled,
+)
 from support.ekfac.curvature import (
+    DEFAULT_REGULARIZATION,
     Covariances,
     Eigenbasis,
     LayerCurvature,
@@ -30,6 +38,7 @@ from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood, fisher_directions
 from support.ekfac.memory import check_budget
 from support.ekfac.passes import Passes
+from support.ekfac.verification import verify
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
 
@@ -99,9 +108,10 @@ def generator(seed: int) -> torch.Generator:
 class EkfacCurvature:
     """A model with the EK-FAC curvature of its linear layers that require gradients.
 
-    `model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`. When it has a method
-    `token_mask(inputs)`, `(batch, tokens)` and True at real tokens, padding takes no part in
-    anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for
+    `model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`, or, called with a mapping's
+    names, to something that has them as `logits`. When it has a method `token_mask(inputs)`,
+    `(batch, tokens)` and True at real tokens, or a mapping an `attention_mask`, padding takes no part
+    in anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for
     0.1 times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
     `likelihood` is the loss, `Categorical()` by default; `seed` decides which labels it draws when
     there are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the
@@ -123,7 +133,7 @@ class EkfacCurvature:
         self,
         model: nn.Module,
         update_diagonal: bool = True,
-        hessian_regularization: Regularization = 0.0,
+        hessian_regularization: Regularization = DEFAULT_REGULARIZATION,
         progress: bool = False,
         likelihood: Likelihood | None = None,
         seed: int = 0,
@@ -179,11 +189,12 @@ class EkfacCurvature:
         """Estimate the curvature on batches `(inputs, …)`; labels, if any, are not looked at.
 
         Goes over the loader twice with EK-FAC, once with K-FAC. The order of the batches and their
-        size don't matter. Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode` and
-        `LayerNotSupported`; the engine is then as it was before.
+        size don't matter. Two examples are compared with autograd first. Raises `EmptyLoader`,
+        `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported` and `OutputsNotSupported`; the engine is
+        then as it was before.
         """
         covariances = CovarianceSums(self.passes, self.likelihood)
-        blocks = self._unlabelled(loader, "covariances", self.eigenbasis_share)
+        blocks = self._verified(self._unlabelled(loader, "covariances", self.eigenbasis_share))
         examples = _some(covariances.add(blocks, generator(self.seed)), "covariances")
         names = tqdm(self.layer_names, "eigenbases", unit="layer", disable=not self.progress)
         bases = {name: covariances.basis(name) for name in names}
@@ -203,14 +214,20 @@ class EkfacCurvature:
 
     def _unlabelled(self, loader: Iterable, what: str, share: float | int) -> Iterator[Block]:
         """The examples of a loader, or the first of them, in blocks without labels."""
-        total = number_of_examples(loader)
-        unlabelled = ((inputs, None) for inputs, *_ in loader)
+        total, batches = number_of_examples(loader), unlabelled(loader)
         if share < 1:
             if total is None:
-                total = sum(len(inputs) for inputs, *_ in loader)
+                total = sum(count_of(inputs) for inputs, _ in unlabelled(loader))
             total = math.ceil(share * total)
-            unlabelled = first_examples(unlabelled, total)
-        return self._counted(loader_blocks(unlabelled, self.passes.token_mask), total, what)
+            batches = first_examples(batches, total)
+        return self._counted(loader_blocks(batches, self.passes.token_mask), total, what)
+
+    def _verified(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """The blocks, once the model is known to do with the first of them what the engine expects."""
+        for number, block in enumerate(blocks):
+            if number == 0:
+                verify(self.passes, block)
+            yield block
 
     def _counted(self, blocks: Iterable[Block], total: int | None, what: str) -> Iterator[Block]:
         """The blocks, with a bar that counts their examples, unless there is one block only."""

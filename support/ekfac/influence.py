@@ -8,8 +8,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from support.ekfac.blocks import (
+    Batch,
     Block,
+    InOrder,
+    Inputs,
     blocks_of,
+    count_of,
     loader_blocks,
     number_of_examples,
     refuse_other_labels,
@@ -32,15 +36,16 @@ from support.ekfac.scores import (
     Factors,
     check_factors,
     divided_by_root,
+    of_each_other,
     products,
     products_by_row,
+    refuse_not_finite,
     squared_norms,
     sum_over_layers,
 )
 
-Examples = Shaped[Tensor, "_ ..."]
 Labels = Shaped[Tensor, "..."]
-"""Inputs of the model, a row for each example, and labels as the likelihood takes them."""
+"""As the likelihood takes them."""
 
 NORMALISATIONS = ("plain", "relative", "unit residual")
 """What influences are divided by: nothing; √self-influence of the training example; the size of its
@@ -66,16 +71,16 @@ class EkfacInfluence(EkfacCurvature):
         """
         return make_plan(self, train_loader, test_loader)
 
-    def influence_factors(self, x: Examples, y: Labels) -> Factors:
+    def influence_factors(self, x: Inputs, y: Labels) -> Factors:
         """(F + λ)⁻¹ ∇loss of each example, layer by layer: precondition once, score many.
 
         `(test, d_out, d_in)` each. Raises `NotFitted`, `LabelsMismatch`, `NotFinite`,
         `ModelInTrainingMode`.
         """
-        return self._factors(self._blocks(x, y, "influence factors"), len(x))
+        return self._factors(self._blocks(x, y, "influence factors"), count_of(x))
 
     def influences_by_layer(
-        self, x_test: Examples, y_test: Labels, x: Examples | None = None, y: Labels | None = None
+        self, x_test: Inputs, y_test: Labels, x: Inputs | None = None, y: Labels | None = None
     ) -> ByLayer:
         """Each layer's part of `influences`, from input to output; they add up to it.
 
@@ -91,7 +96,7 @@ class EkfacInfluence(EkfacCurvature):
         return self.influences_by_layer_from_factors(factors, x, y)
 
     def influences(
-        self, x_test: Examples, y_test: Labels, x: Examples | None = None, y: Labels | None = None
+        self, x_test: Inputs, y_test: Labels, x: Inputs | None = None, y: Labels | None = None
     ) -> Float[Tensor, "test train"]:
         """Influence of every training example (column) on every test example (row).
 
@@ -101,7 +106,7 @@ class EkfacInfluence(EkfacCurvature):
         return sum_over_layers(self.influences_by_layer(x_test, y_test, x, y))
 
     def influences_from_factors(
-        self, factors: Factors, x: Examples, y: Labels
+        self, factors: Factors, x: Inputs, y: Labels
     ) -> Float[Tensor, "test train"]:
         """`influences` of the examples `factors` were made of, from training examples `x`, `y`.
 
@@ -109,30 +114,34 @@ class EkfacInfluence(EkfacCurvature):
         """
         return sum_over_layers(self.influences_by_layer_from_factors(factors, x, y))
 
-    def influences_by_layer_from_factors(self, factors: Factors, x: Examples, y: Labels) -> ByLayer:
+    def influences_by_layer_from_factors(self, factors: Factors, x: Inputs, y: Labels) -> ByLayer:
         """Each layer's part of `influences_from_factors`. Raises as that does."""
         self._require_fit()
         check_factors(factors, self.layers)
-        scores = {name: self.passes.zeros(len(factor), len(x)) for name, factor in factors.items()}
+        scores = {
+            name: self.passes.zeros(len(factor), count_of(x)) for name, factor in factors.items()
+        }
         for one in self._losses(self._blocks(x, y, "influences")):
             for name, gradients in one.gradients():
                 scores[name][:, one.rows] = products(factors[name], gradients)
+        for part in scores.values():
+            self._finite(part)
         return scores
 
-    def self_influences(self, x: Examples, y: Labels) -> Float[Tensor, " batch"]:
+    def self_influences(self, x: Inputs, y: Labels) -> Float[Tensor, " batch"]:
         """⟨(F + λ)⁻¹ ∇loss, ∇loss⟩ of each example with itself, never negative.
 
         Raises as `influence_factors` does.
         """
-        result = self.passes.zeros(len(x))
+        result = self.passes.zeros(count_of(x))
         for one in self._losses(self._blocks(x, y, "self-influences")):
             for name, gradients in one.gradients():
                 layer = self.curvature[name]
                 result[one.rows] += squared_norms(gradients, layer, self.hessian_regularization)
-        return result
+        return self._finite(result)
 
     def relative_influences(
-        self, x_test: Examples, y_test: Labels, x: Examples, y: Labels
+        self, x_test: Inputs, y_test: Labels, x: Inputs, y: Labels
     ) -> Float[Tensor, "test train"]:
         """Influences divided by √(self-influence of the training example).
 
@@ -152,39 +161,44 @@ class EkfacInfluence(EkfacCurvature):
         how well it was learned, not how hard it pushed on the way; zero where the residual is. Batches
         are `(inputs, labels, …)`. As many test examples at a time as have factors that fit
         `memory_budget`; the training examples pass by once for each such group. Raises `EmptyLoader`,
-        `BadNormalisation`, and as `influence_factors` does.
+        `LoaderShuffles`, `BadNormalisation`, and as `influence_factors` does.
         """
         self._require_fit()
         if normalisation not in NORMALISATIONS:
-            raise BadNormalisation(
-                f"normalisation={normalisation!r}: there are {', '.join(map(repr, NORMALISATIONS))}."
-            )
+            known = ", ".join(map(repr, NORMALISATIONS))
+            raise BadNormalisation(f"normalisation={normalisation!r}: there are {known}.")
         relative = normalisation == "relative"
         kind = unit_loss_directions if normalisation == "unit residual" else loss_directions
-        queries = [(x, y) for x, y, *_ in test_loader]
+        queries = list(InOrder(test_loader))
         for x, y in queries:
             refuse_other_labels(x, y)
+        training, total = InOrder(train_loader), number_of_examples(train_loader)
         rows, own = [], None
         for group in in_groups(queries, queries_at_a_time(self.layers, self.memory_budget)):
-            count = sum(len(x) for x, _ in group)
+            count = sum(count_of(x) for x, _ in group)
             blocks = loader_blocks(group, self.passes.token_mask)
             factors = self._factors(self._counted(blocks, count, "test examples"), count)
             with_own = relative and own is None
-            columns, norms = self._columns(factors, train_loader, kind(self.likelihood), with_own)
+            directions = kind(self.likelihood)
+            columns, norms = self._columns(factors, training, total, directions, with_own)
             own = norms if with_own else own
             rows.append(columns)
         if not rows:
             raise EmptyLoader("The test loader gave no batch.")
-        scores = torch.cat(rows)
-        return divided_by_root(scores, own) if relative else scores
+        scores = self._finite(torch.cat(rows))
+        return divided_by_root(scores, self._finite(own)) if relative else scores
 
     def _columns(
-        self, factors: Factors, loader: Iterable, directions: Directions, with_own: bool
+        self,
+        factors: Factors,
+        batches: Iterable[Batch],
+        total: int | None,
+        directions: Directions,
+        with_own: bool,
     ) -> tuple[Float[Tensor, "test train"], Float[Tensor, " train"] | None]:
         """The scores of all examples of a loader, and their self-influences from the same passes."""
-        batches = ((x, y) for x, y, *_ in loader)
         blocks = loader_blocks(batches, self.passes.token_mask)
-        blocks = self._counted(blocks, number_of_examples(loader), "training examples")
+        blocks = self._counted(blocks, total, "training examples")
         columns, own, rows = [], [], []
         for one in self.passes.over(blocks, directions):
             columns.append(0)
@@ -206,7 +220,7 @@ class EkfacInfluence(EkfacCurvature):
         return scores, torch.cat(own)[in_order] if with_own else None
 
     def influences_by_label(
-        self, x_test: Examples, y_test: Labels, x: Examples
+        self, x_test: Inputs, y_test: Labels, x: Inputs
     ) -> Float[Tensor, "test train classes"]:
         """Influences for every label that the training examples could have had.
 
@@ -218,18 +232,18 @@ class EkfacInfluence(EkfacCurvature):
         def directions(outputs: Tensor, _: None) -> Iterator[Tensor]:
             return (direction for direction, _ in self.likelihood.label_directions(outputs))
 
-        result = self.passes.zeros(len(x_test), len(x), 0)
+        result = self.passes.zeros(count_of(x_test), count_of(x), 0)
         for one in self.passes.over(self._blocks(x, None, "influences by label"), directions):
             _, weights = list(self.likelihood.label_directions(one.outputs))[one.number]
             if not result.shape[2]:
-                result = self.passes.zeros(len(x_test), len(x), weights.shape[1])
+                result = self.passes.zeros(count_of(x_test), count_of(x), weights.shape[1])
             for name, gradients in one.gradients():
                 scores = products(factors[name], gradients)
                 result[:, one.rows] += scores.unsqueeze(-1) * weights.to(result)
-        return result
+        return self._finite(result)
 
     def token_influences(
-        self, x_test: Examples, y_test: Labels, x: Examples, y: Labels
+        self, x_test: Inputs, y_test: Labels, x: Inputs, y: Labels
     ) -> Float[Tensor, "test train tokens"]:
         """What each token of a training example adds to its influence; zero at padding.
 
@@ -238,19 +252,19 @@ class EkfacInfluence(EkfacCurvature):
         Raises as `influence_factors` does.
         """
         factors = self.influence_factors(x_test, y_test)
-        result = self.passes.zeros(len(x_test), len(x), 0)
+        result = self.passes.zeros(count_of(x_test), count_of(x), 0)
         for one in self._losses(self._blocks(x, y, "token influences")):
             if not result.shape[2]:
-                tokens = one.tokens if one.mask is None else x.shape[1]
-                result = self.passes.zeros(len(x_test), len(x), tokens)
+                tokens = one.tokens if one.mask is None else self.passes.token_mask(x).shape[1]
+                result = self.passes.zeros(count_of(x_test), count_of(x), tokens)
             rows = torch.tensor(one.rows, device=result.device)
             for name, gradients in one.gradients():
                 by_row = products_by_row(factors[name], gradients)
                 result[:, rows[gradients.example], gradients.token] += by_row
-        return result
+        return self._finite(result)
 
     def explore_hessian_regularization(
-        self, x: Examples, y: Labels, regularization_values: Sequence[Regularization]
+        self, x: Inputs, y: Labels, regularization_values: Sequence[Regularization]
     ) -> dict[Regularization, dict[str, Float[Tensor, "batch batch"]]]:
         """By-layer influences of examples on each other for several λ; gradients are taken once.
 
@@ -260,22 +274,20 @@ class EkfacInfluence(EkfacCurvature):
             check_regularization(value)
         self._require_fit()
         rotated = {
-            name: self.passes.zeros(len(x), layer.d_out, layer.d_in)
+            name: self.passes.zeros(count_of(x), layer.d_out, layer.d_in)
             for name, layer in self.layers.items()
         }
         for one in self._losses(self._blocks(x, y, "gradients")):
             for name, gradients in one.gradients():
                 for n, matrix in rotated_one_by_one(gradients, self.curvature[name].basis):
                     rotated[name][one.rows[n]] = matrix
-        flat = {name: gradients.flatten(1) for name, gradients in rotated.items()}
         return {
-            value: {
-                name: (rows * damped_inverse(self.curvature[name].eigenvalues, value).flatten())
-                @ rows.T
-                for name, rows in flat.items()
-            }
+            value: of_each_other(rotated, self.curvature, value)
             for value in tqdm(regularization_values, "λ", unit="value", disable=not self.progress)
         }
+
+    def _finite(self, result: Tensor) -> Tensor:
+        return refuse_not_finite(result, self.hessian_regularization)
 
     def _factors(self, blocks: Iterable[Block], examples: int) -> Factors:
         factors = {
@@ -296,7 +308,7 @@ class EkfacInfluence(EkfacCurvature):
         """Passes that send back the gradient of the loss of each example's own label."""
         return self.passes.over(blocks, loss_directions(self.likelihood))
 
-    def _blocks(self, x: Tensor, y: Tensor | None, what: str) -> Iterator[Block]:
+    def _blocks(self, x: Inputs, y: Tensor | None, what: str) -> Iterator[Block]:
         """The examples of one batch. Raises `NotFitted` and `LabelsMismatch`."""
         self._require_fit()
-        return self._counted(blocks_of(x, y, self.passes.token_mask), len(x), what)
+        return self._counted(blocks_of(x, y, self.passes.token_mask), count_of(x), what)

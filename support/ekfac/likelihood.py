@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from support.ekfac.errors import LabelsMismatch
+from support.ekfac.errors import LabelsMismatch, OutputsNotSupported
 
 
 @runtime_checkable
@@ -89,6 +89,11 @@ class Categorical:
         (p − e_y)/√samples for every sampled label y when there are more than `exact_classes`."""
         probabilities = outputs.softmax(dim=1)
         classes = outputs.shape[1]
+        if classes == 1:
+            raise OutputsNotSupported(
+                "The model has one output, and a softmax over one class is always 1. If it is a number, "
+                "use likelihood=Gaussian(); for yes or no a model needs two outputs."
+            )
         if classes > self.exact_classes:
             yield from self._sampled_directions(probabilities, generator)
         elif classes == 2:

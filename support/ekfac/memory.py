@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import psutil
 import torch
 
-from support.ekfac.blocks import Batch
+from support.ekfac.blocks import Batch, Inputs, count_of, of_each
 from support.ekfac.errors import BadBudget
 from support.ekfac.layers import TrackedLayer
 
@@ -56,14 +56,18 @@ def in_groups(batches: list[Batch], size: int) -> Iterator[list[Batch]]:
     group: list[Batch] = []
     room = size
     for inputs, labels in batches:
-        start = 0
-        while start < len(inputs):
-            taken = slice(start, start + room)
-            group.append((inputs[taken], None if labels is None else labels[taken]))
-            room -= len(inputs[taken])
-            start = taken.stop
+        start, examples = 0, count_of(inputs)
+        while start < examples:
+            part = slice(start, min(start + room, examples))
+            group.append((_part(inputs, part), None if labels is None else labels[part]))
+            room -= part.stop - start
+            start = part.stop
             if not room:
                 yield group
                 group, room = [], size
     if group:
         yield group
+
+
+def _part(inputs: Inputs, part: slice) -> Inputs:
+    return of_each(inputs, lambda x: x[part])

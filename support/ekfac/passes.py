@@ -1,6 +1,6 @@
 """Passes of many examples through the model: forward once for each block, back once for each direction.
 
-Hooks remember what the tracked layers saw, and what came back to them. Weight gradients are never
+Hooks remember what the tracked layers saw, and where they stand in the graph. Weight gradients are never
 computed: the parameters stay out of autograd and the graph starts at the output of the first tracked
 layer, so a backward pass costs what gradients of activations cost.
 
@@ -10,7 +10,7 @@ layer, so a backward pass costs what gradients of activations cost.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +19,9 @@ from typing import TypeVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from support.ekfac.blocks import Block
+from support.ekfac.blocks import Block, Inputs
 from support.ekfac.errors import (
     BlockHalved,
     LayerNotSupported,
@@ -39,24 +40,25 @@ class Pass:
     """A block's forward pass, and what came back to each layer of the direction sent last.
 
     `rows` says where its examples stand among those that the block was chosen from. `outputs` are
-    `(batch, classes)`, float32 at least, out of autograd. `number` counts the directions from 0.
+    `(batch, classes)`, out of autograd and float32 at least, whatever the model's `dtype`. `number`
+    counts the directions from 0.
     """
 
     def __init__(self, passes: "Passes", block: Block, arithmetic: Arithmetic):
         self.layers, self.rows, self.examples = passes.layers, block.rows, len(block.rows)
-        self.mask = passes.token_mask(block.inputs) if passes.token_mask else None
+        self.mask = passes.token_mask(block.inputs)
         self.number = -1
         self._seen: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
-        self._received: dict[str, Tensor] = {}
-        self._graph_starts: list[Tensor] = []
+        self._edges: dict[str, GradientEdge] = {}
+        self._received: dict[str, Tensor | None] = {}
         handles = [
-            layer.module.register_forward_hook(partial(self._remember, name))
+            layer.module.register_forward_hook(partial(self._remember, name), with_kwargs=True)
             for name, layer in self.layers.items()
         ]
         try:
             with arithmetic():
-                self._graph: Tensor | None = passes.model(block.inputs)
+                outputs = passes.outputs(block.inputs)
         finally:
             for handle in handles:
                 handle.remove()
@@ -65,44 +67,48 @@ class Pass:
                 f"{name!r} requires gradients but was not called in the forward pass. Freeze it: "
                 f"model.get_submodule({name!r}).requires_grad_(False)"
             )
-        _check_outputs(self._graph, self.examples)
+        _check_outputs(outputs, self.examples)
+        self._graph: Tensor | None = outputs
+        self.dtype = outputs.dtype
         # Probabilities are worth more digits than matrix products.
-        precise = torch.promote_types(self._graph.dtype, torch.float32)
-        self.outputs: Float[Tensor, "batch classes"] = self._graph.detach().to(precise)
+        precise = torch.promote_types(self.dtype, torch.float32)
+        self.outputs: Float[Tensor, "batch classes"] = outputs.detach().to(precise)
 
-    def _remember(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    def _remember(
+        self, name: str, module: nn.Module, inputs: tuple, named: dict, output: Tensor
+    ) -> Tensor:
         if name in self._seen:
             raise LayerNotSupported(
                 f"{name!r} is called more than once in one forward pass, which EK-FAC does not "
                 f"cover. Freeze it: model.get_submodule({name!r}).requires_grad_(False)"
             )
-        self._seen[name] = inputs[0].detach()
-        self._versions[name] = inputs[0]._version
+        if not torch.is_grad_enabled():
+            raise LayerNotSupported(
+                f"{name!r} is called under torch.no_grad(), as reentrant gradient checkpointing does. "
+                f"Switch that off, or freeze it: model.get_submodule({name!r}).requires_grad_(False)"
+            )
+        (seen,) = (*inputs, *named.values())
+        self._seen[name], self._versions[name] = seen.detach(), seen._version
         if not is_finite(self._seen[name]):
             self.activations(name)  # raises, at the first layer that sees it, unless it is padding
         if not output.requires_grad:
-            start = output.detach().requires_grad_()
-            self._graph_starts.append(start)
             # The model may go on in place, which a leaf would refuse.
-            output = start.clone()
-        # Not a method: the graph would hold the pass that holds the graph.
-        output.register_hook(partial(self._received.__setitem__, name))
+            output = output.detach().requires_grad_().clone()
+        self._edges[name] = get_gradient_edge(output)
         return output
 
     def send_back(self, direction: Float[Tensor, "batch classes"], more_to_come: bool) -> None:
         """A backward pass of `direction`, a gradient with respect to the outputs."""
-        self._received.clear()
         self.number += 1
-        try:
-            torch.autograd.backward(
-                self._graph,
-                direction.to(self._graph.dtype),
-                retain_graph=more_to_come,
-                inputs=self._graph_starts,
-            )
-        finally:
-            for start in self._graph_starts:
-                start.grad = None
+        self._received.clear()
+        received = torch.autograd.grad(
+            self._graph,
+            list(self._edges.values()),
+            direction.to(self._graph.dtype),
+            retain_graph=more_to_come,
+            allow_unused=True,
+        )
+        self._received = dict(zip(self._edges, received, strict=True))
         if not more_to_come:
             self._graph = None
 
@@ -136,7 +142,7 @@ class Pass:
     def forget(self) -> None:
         """Let go of all tensors: the next block's pass wants their room."""
         self._graph = None
-        for kept in (self._seen, self._received, self._graph_starts):
+        for kept in (self._seen, self._edges, self._received):
             kept.clear()
 
 
@@ -151,9 +157,17 @@ class Passes:
     layers: dict[str, TrackedLayer]
     precision: torch.dtype | None = None
 
-    @property
-    def token_mask(self) -> Callable[[Tensor], Tensor] | None:
-        return getattr(self.model, "token_mask", None)
+    def token_mask(self, inputs: Inputs) -> Tensor | None:
+        """Which tokens are real, as the inputs' `attention_mask` or the model's `token_mask` say."""
+        if isinstance(inputs, Mapping):
+            mask = inputs.get("attention_mask")
+            return None if mask is None else mask.bool()
+        return self.model.token_mask(inputs) if hasattr(self.model, "token_mask") else None
+
+    def outputs(self, inputs: Inputs) -> object:
+        """What the model says; of a Hugging Face output the logits."""
+        said = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        return getattr(said, "logits", said)
 
     @property
     def device(self) -> torch.device:

@@ -1,20 +1,21 @@
 """What `fit`, `score` and `self_influences` will cost, before they run: timed on a few blocks.
 
 The shortest, a middling and the longest block of the training set go through the model and are worked on
-as each job would. Seconds per token are interpolated between their lengths; bytes come from shapes.
+as each job would, with sums, curvature and factors as large as theirs. Seconds per token are interpolated
+between their lengths.
 """
 
 import math
+import resource
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
-from support.ekfac.blocks import Block, loader_blocks
+from support.ekfac.blocks import Block, loader_blocks, unlabelled
 from support.ekfac.curvature import (
     Eigenbasis,
     LayerCurvature,
@@ -37,11 +38,11 @@ LARGEST_EIGENPROBLEM = 768
 
 @dataclass(frozen=True)
 class Plan:
-    """Seconds by a short calibration on this machine, bytes by shapes: estimates.
+    """What a short calibration on this machine foretells.
 
     `score_seconds` is None without queries, which are scored in `query_groups`. `factor_bytes` is what
-    one query takes, `peak_bytes` what the process holds at most: what it holds now, and what the engine
-    adds. `str(plan)` is a table.
+    one query takes; `peak_bytes` is the most that this process has held so far, the calibration with
+    all that a job has in memory included. `str(plan)` is a table.
     """
 
     examples: int
@@ -109,9 +110,7 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
         score_seconds=score,
         curvature_bytes=curvature,
         factor_bytes=one_query,
-        peak_bytes=_held_now(passes.device)
-        + curvature
-        + max(group * one_query + trial.block_bytes(), _largest_eigenproblem_bytes(passes)),
+        peak_bytes=_most_held(passes.device),
     )
 
 
@@ -125,11 +124,12 @@ class _Size:
 
     @classmethod
     def of(cls, block: Block, passes: Passes) -> "_Size":
-        inputs, examples = block.inputs, len(block.rows)
-        by_token = passes.token_mask is not None and inputs.ndim == 2
-        length = inputs.shape[1] if by_token or inputs.ndim > 2 else 1
-        tokens = passes.token_mask(inputs).sum().item() if by_token else examples * length
-        return cls(examples, length, tokens)
+        mask, examples = passes.token_mask(block.inputs), len(block.rows)
+        if mask is not None and mask.ndim == 2:
+            return cls(examples, mask.shape[1], mask.sum().item())
+        by_position = isinstance(block.inputs, Tensor) and block.inputs.ndim > 2
+        length = block.inputs.shape[1] if by_position else 1
+        return cls(examples, length, examples * length)
 
 
 class _Trial:
@@ -190,28 +190,9 @@ class _Trial:
         )
         return float(of_a_token @ [size.examples * size.length for size in sizes])
 
-    def block_bytes(self) -> int:
-        """What a pass of the longest block holds: its graph, what came back to the layers, the rows of
-        the widest one as they are and rotated, and a gradient for each example of it."""
-        held: dict[int, int] = {}
-
-        def hold(tensor: Tensor) -> Tensor:
-            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-            for _ in self._gradients(self.blocks[-1]):
-                pass
-        size, layers = self.sizes[-1], self.passes.layers.values()
-        positions = size.examples * size.length
-        received = positions * sum(layer.d_out for layer in layers)
-        rows = 2 * positions * max(layer.d_in + layer.d_out for layer in layers)
-        dense = size.examples * max(layer.d_in * layer.d_out for layer in layers)
-        return sum(held.values()) + self.passes.dtype.itemsize * (received + rows + dense)
-
 
 def _blocks(loader: Iterable, passes: Passes) -> Iterator[Block]:
-    return loader_blocks(((inputs, None) for inputs, *_ in loader), passes.token_mask)
+    return loader_blocks(unlabelled(loader), passes.token_mask)
 
 
 def _identity(layer: TrackedLayer, precision: torch.dtype | None) -> Eigenbasis:
@@ -230,13 +211,8 @@ def _eigenproblem_seconds(passes: Passes) -> float:
     return (time.perf_counter() - start) * sum((width / size) ** 3 for width in widths)
 
 
-def _largest_eigenproblem_bytes(passes: Passes) -> int:
-    widest = max(max(layer.d_in, layer.d_out) for layer in passes.layers.values())
-    return 4 * widest**2 * torch.float64.itemsize
-
-
-def _held_now(device: torch.device) -> int:
-    """By this process, where the layers live."""
+def _most_held(device: torch.device) -> int:
+    """By this process so far, where the layers live."""
     if device.type == "cuda":
-        return torch.cuda.memory_reserved(device)
-    return psutil.Process().memory_info().rss
+        return torch.cuda.max_memory_reserved(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -8,14 +8,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from support.ekfac.curvature import (
+    DEFAULT_REGULARIZATION,
     LayerCurvature,
     Regularization,
     damped_inverse,
     rotated_one_by_one,
     rotated_rows,
 )
-from support.ekfac.errors import FactorsMismatch
-from support.ekfac.gradients import LayerGradients
+from support.ekfac.errors import FactorsMismatch, NotFinite
+from support.ekfac.gradients import LayerGradients, is_finite
 from support.ekfac.layers import TrackedLayer
 
 ByLayer = dict[str, Float[Tensor, "test train"]]
@@ -85,6 +86,29 @@ def squared_norms(
     for example, rotated in rotated_one_by_one(gradients, curvature.basis):
         scaled = rotated.mul_(root).flatten()
         result[example] = torch.dot(scaled, scaled)
+    return result
+
+
+def of_each_other(
+    rotated: dict[str, Float[Tensor, "batch d_out d_in"]],
+    curvature: dict[str, LayerCurvature],
+    regularization: Regularization,
+) -> dict[str, Float[Tensor, "batch batch"]]:
+    """⟨(F + λ)⁻¹ G_n, G_m⟩ of every pair, layer by layer, from gradients in the eigenbasis."""
+    found = {}
+    for name, gradients in rotated.items():
+        inverse = damped_inverse(curvature[name].eigenvalues, regularization)
+        found[name] = (gradients * inverse).flatten(1) @ gradients.flatten(1).T
+    return found
+
+
+def refuse_not_finite(result: Tensor, regularization: Regularization) -> Tensor:
+    """The result itself. Raises `NotFinite` when some of it is NaN or infinite."""
+    if not is_finite(result):
+        raise NotFinite(
+            f"With hessian_regularization={regularization!r} influences are NaN or infinite: the "
+            f"curvature is too small to be divided by. Use a larger one, {DEFAULT_REGULARIZATION} say."
+        )
     return result
 
 

@@ -1,0 +1,333 @@
+"""What people really bring: batches of every form, shuffled loaders, layers and models that behave in
+their own way. Each is right, or refused by name with a cure."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+
+from support.ekfac import EkfacInfluence
+from support.ekfac.blocks import refuse_other_labels
+from support.ekfac.curvature import DEFAULT_REGULARIZATION, damped_inverse
+from support.ekfac.errors import (
+    BatchNotSupported,
+    LabelsMismatch,
+    LayerNotSupported,
+    LoaderShuffles,
+    NotFinite,
+    OutputsNotSupported,
+)
+from tests.dense import (
+    PAD,
+    labels,
+    perceptron,
+    sentences,
+    token_classifier,
+    vectors,
+)
+
+X, Y = sentences(5, 3, 4, 2, 5), labels(5)
+DAMPING = 1e-2
+
+
+def engine(model=None, x=X, **settings):
+    return EkfacInfluence(model or token_classifier(), **settings).fit([(x,)])
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+class OfNames(nn.Module):
+    """Takes what a collator gives, by name, and answers as a Hugging Face model does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = token_classifier()
+        self.eval()
+
+    def forward(self, input_ids, attention_mask=None):
+        assert torch.equal(attention_mask.bool(), self.inner.token_mask(input_ids))
+        return type("Output", (), {"logits": self.inner(input_ids)})()
+
+
+def as_mapping(x, y=None):
+    batch = {"input_ids": x, "attention_mask": (x != PAD).long()}
+    return batch if y is None else batch | {"labels": y}
+
+
+def test_a_mapping_of_tensors_says_what_its_tensors_say():
+    expected, asked = engine(), (X[:2], Y[:2], X, Y)
+    found = EkfacInfluence(OfNames()).fit([as_mapping(X[:3]), as_mapping(X[3:], Y[3:])])
+    inputs = as_mapping(X[:2]), Y[:2], as_mapping(X), Y
+    assert_same(found.influences(*inputs), expected.influences(*asked))
+    assert_same(found.token_influences(*inputs), expected.token_influences(*asked))
+    assert_same(found.influences_by_label(*inputs[:3]), expected.influences_by_label(*asked[:3]))
+    assert_same(found.self_influences(*inputs[2:]), expected.self_influences(X, Y))
+    scores = found.score([as_mapping(X[:2], Y[:2])], [as_mapping(X[:4], Y[:4])], "relative")
+    assert_same(scores, expected.score([(X[:2], Y[:2])], [(X[:4], Y[:4])], "relative"))
+    assert found.plan([as_mapping(X)], [as_mapping(X)]).tokens == 19
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (X, "is a Tensor.*wants \\(inputs, labels"),
+        ((X.numpy(),), "inputs are ndarray"),
+        ((X.tolist(), Y), "inputs are list"),
+        ({}, "inputs are nothing"),
+        ({"input_ids": X.tolist()}, "inputs are list"),
+        ((torch.tensor(3), Y), "inputs are Tensor"),
+        ("text", "is a str"),
+    ],
+)
+def test_other_batches_are_named(batch, words):
+    with pytest.raises(BatchNotSupported, match=words):
+        EkfacInfluence(token_classifier()).fit([batch])
+
+
+@pytest.mark.parametrize("wrong", [Y.tolist(), Y.numpy()], ids=["list", "numpy"])
+def test_labels_that_are_no_tensor_are_named_with_the_cure(wrong):
+    fitted = engine()
+    with pytest.raises(BatchNotSupported, match=r"Labels are a .*torch.tensor\(labels\)"):
+        refuse_other_labels(X, wrong)
+    with pytest.raises(BatchNotSupported, match=r"torch.tensor\(labels\)"):
+        fitted.score([(X, wrong)], [(X, Y)])
+    with pytest.raises(BatchNotSupported, match="NoneType for labels"):
+        fitted.score([(X,)], [(X, Y)])
+
+
+def test_one_example_without_its_batch_dimension_is_told():
+    with pytest.raises(LabelsMismatch, match="examples come with 1 labels"):
+        engine().influences(X[0], Y[0], X, Y)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(TensorDataset(X, Y), shuffle=True),
+        DataLoader(TensorDataset(X, Y), sampler=WeightedRandomSampler([0.2] * 5, 5)),
+    ],
+    ids=["shuffle", "weighted"],
+)
+def test_a_loader_that_draws_at_random_is_refused_on_either_side(loader):
+    fitted = engine()
+    for sides in ((loader, [(X, Y)]), ([(X, Y)], loader)):
+        with pytest.raises(LoaderShuffles, match=r"RandomSampler.*shuffle=False"):
+            fitted.score(*sides)
+
+
+def test_a_loader_that_changes_its_order_between_two_groups_of_queries_is_refused():
+    class Changing:
+        def __init__(self):
+            self.times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return iter([(X.roll(self.times, 0), Y.roll(self.times, 0))])
+
+    fitted = engine(memory_budget=1)
+    with pytest.raises(LoaderShuffles, match="another order, than the time before"):
+        fitted.score([(X, Y)], Changing())
+
+
+def test_a_fit_takes_examples_in_any_order():
+    loader = DataLoader(TensorDataset(X), batch_size=2, shuffle=True)
+    found = EkfacInfluence(token_classifier()).fit(loader)
+    assert_same(found.influences(X, Y), engine().influences(X, Y))
+
+
+class Gated(nn.Module):
+    """Makes a tensor of its own that requires gradients; what `a` says goes on without them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 2)
+        self.double().eval()
+
+    def forward(self, x):
+        gate = torch.sigmoid(self.a(x)).detach()
+        hidden = x.new_zeros(len(x), 5).requires_grad_() + gate
+        return self.c(torch.tanh(self.b(hidden)))
+
+
+def plain_gradients(model, x, y):
+    """Influence factors with a curvature of ones are gradients."""
+    fitted = EkfacInfluence(model, hessian_regularization=1.0).fit([(x,)])
+    for layer in fitted.curvature.values():
+        layer.eigenvalues.zero_()
+    return fitted.influence_factors(x, y)
+
+
+def test_gradients_are_not_lost_behind_a_tensor_that_the_model_makes():
+    model, x, y = Gated(), vectors(5, 4), labels(5)
+    found = plain_gradients(model, x[:1], y[:1])
+    nn.functional.cross_entropy(model(x[:1]), y[:1]).backward()
+    for name in "bc":
+        assert_same(found[name][0, :, :-1], model.get_submodule(name).weight.grad)
+    assert not found["a"].any()
+
+
+@pytest.mark.parametrize("where", ["inputs", "embeddings"])
+def test_inputs_that_require_gradients_change_nothing_and_get_none(where):
+    if where == "inputs":
+        model, x = perceptron(4, 3, 2), vectors(5, 4)
+        expected = engine(model, x).influences(x, Y)
+        x.requires_grad_()
+    else:
+        model, x = token_classifier(), X
+        expected = engine(model, x).influences(x, Y)
+        model.embedding.register_forward_hook(lambda _, __, output: output.requires_grad_())
+    assert_same(engine(model, x).influences(x, Y), expected)
+    assert x.grad is None
+
+
+class Layered(nn.Module):
+    """One linear layer, called as `call` says."""
+
+    def __init__(self, call, layer=nn.Linear):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.last, self.call = layer(4, 3), nn.Linear(3, 2), call
+        self.double().eval()
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.call(self.layer, x)))
+
+
+def test_a_layer_called_by_keyword_is_called_all_the_same():
+    x = vectors(5, 4)
+    expected = engine(Layered(lambda layer, x: layer(x)), x).influences(x, Y)
+    found = engine(Layered(lambda layer, x: layer(input=x)), x).influences(x, Y)
+    assert_same(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_gradient_checkpointing_is_right_or_refused():
+    x = vectors(5, 4)
+    expected = engine(Layered(lambda layer, x: layer(x)), x).influences(x, Y)
+    reentrant = Layered(lambda layer, x: checkpoint(layer, x, use_reentrant=True))
+    with pytest.raises(LayerNotSupported, match=r"'layer' is called under torch.no_grad\(\)"):
+        engine(reentrant, x)
+    other = Layered(lambda layer, x: layer(checkpoint(torch.tanh, x, use_reentrant=False)))
+    assert engine(other, x).influences(x, Y).shape == expected.shape
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_a_subclass_of_linear_that_does_more_is_refused_by_name():
+    with pytest.raises(LayerNotSupported, match=r"'layer'.*5.0e-01.*subclass of Linear"):
+        engine(Layered(lambda layer, x: layer(x), Doubled), vectors(5, 4))
+
+
+def test_batch_and_positions_exchanged_are_refused_though_both_have_one_size():
+    class Exchanging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.last = nn.Linear(4, 3), nn.Linear(3, 2)
+            self.double().eval()
+
+        def forward(self, x):  # (2, 2, 4)
+            return self.last(torch.tanh(self.layer(x.transpose(0, 1))).mean(dim=0))
+
+    with pytest.raises(LayerNotSupported, match="batch and positions exchanged"):
+        engine(Exchanging(), vectors(4, 4).view(2, 2, 4))
+
+
+def test_a_model_that_sees_padding_is_refused():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = token_classifier()
+            self.eval()
+
+        def token_mask(self, ids):
+            return self.inner.token_mask(ids)
+
+        def forward(self, ids):
+            return self.inner(ids) / ids.shape[1]
+
+    with pytest.raises(OutputsNotSupported, match="Does the model see padding"):
+        engine(Mean())
+
+
+def test_a_model_that_sees_its_neighbours_is_refused():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=0), nn.Linear(3, 2)).double().eval()
+    with pytest.raises(OutputsNotSupported, match="other examples"):
+        engine(model, vectors(5, 4))
+
+
+def test_layers_without_any_gradient_score_zero():
+    x = vectors(5, 4)
+    dead = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)).double().eval()
+    dead[0].bias.data -= 100
+    fresh_lora = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 2, bias=False)).double()
+    fresh_lora[1].weight.data.zero_()
+    for model in (dead, fresh_lora.eval()):
+        fitted = engine(model, x)
+        assert (fitted.influences_by_layer(x, Y)["0"] == 0).all()
+        assert fitted.influences(x, Y).shape == (5, 5)
+        assert fitted.token_influences(x, Y, x, Y).shape == (5, 5, 1)
+        assert fitted.influences_by_label(x, Y, x).shape == (5, 5, 2)
+    assert engine(dead, x).influences(x[:0], Y[:0], x, Y).shape == (0, 5)
+
+
+@pytest.mark.parametrize("empty", [True, False], ids=["no example", "some"])
+def test_an_empty_batch_has_no_scores(empty):
+    fitted, (x, y) = engine(), (X[:0], Y[:0]) if empty else (X, Y)
+    assert fitted.influences_by_label(X, Y, x).shape[:2] == (5, len(x))
+    assert fitted.token_influences(X, Y, x, y).shape[:2] == (5, len(x))
+    assert fitted.self_influences(x, y).shape == (len(x),)
+
+
+def test_a_single_class_is_refused_at_fit():
+    with pytest.raises(OutputsNotSupported, match="one output.*Gaussian"):
+        engine(perceptron(4, 1), vectors(5, 4))
+
+
+def test_by_default_damping_is_what_predicted_retraining_best():
+    """Chapter 09's recommendation, on nine banks; without damping float32 gives rounding noise."""
+    assert EkfacInfluence(token_classifier()).hessian_regularization == DEFAULT_REGULARIZATION
+    x = vectors(40, 6).float()
+    x[:, 2], x[:, 3] = 0, x[:, 4]
+    y = labels(40, 3)
+    model = nn.Sequential(nn.Linear(6, 3)).eval()
+    found = engine(model, x).influences(x, y)
+    x, model = x.double(), model.double()
+    expected = engine(model, x).influences(x, y)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_damping_directions_of_rounding_size_are_left_out():
+    eigenvalues = torch.tensor([[1.0, 1e-3], [1e-9, 0.0]])
+    expected = torch.tensor([[1.0, 1e3], [0.0, 0.0]])
+    torch.testing.assert_close(damped_inverse(eigenvalues, 0), expected)
+    assert damped_inverse(eigenvalues, 1e-12)[1, 1] == pytest.approx(1e12)
+
+
+@pytest.mark.parametrize("regularization", [1e-40, 1e-320])
+def test_results_that_are_not_finite_are_refused_before_they_are_returned(regularization):
+    x, model = vectors(5, 4).float(), perceptron(4, 3, 2).float()
+    fitted = engine(model, x, hessian_regularization=regularization)
+    for layer in fitted.curvature.values():
+        layer.eigenvalues.zero_()
+    asks = (
+        lambda: fitted.influences(x, Y),
+        lambda: fitted.self_influences(x, Y),
+        lambda: fitted.score([(x, Y)], [(x, Y)], "relative"),
+        lambda: fitted.token_influences(x, Y, x, Y),
+        lambda: fitted.influences_by_label(x, Y, x),
+    )
+    for ask in asks:
+        with pytest.raises(NotFinite, match="hessian_regularization=.*Use a larger one, 0.01"):
+            ask()
+
+
+def test_auto_damping_of_a_curvature_of_zeros_divides_by_nothing_small():
+    assert (damped_inverse(torch.zeros(2, 3), "auto") == 1).all()
