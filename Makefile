@@ -22,12 +22,12 @@ help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' Makefile
 
 notebooks: $(READY) ## run all notebooks into build/notebooks (CI=1: small sizes; SOURCE=hub)
-	$(BIN)/python -m support.collection $(if $(filter 1,$(CI)),--ci) --source $(SOURCE)
+	$(BIN)/python -m experiments.collection $(if $(filter 1,$(CI)),--ci) --source $(SOURCE)
 
 # From an empty cache: a bar of work that was not done would be missing from the stored output.
 execute: $(READY) ## execute the committed notebooks in place (NOTEBOOK=notebooks/…: only that one)
 	rm -rf build/cache
-	$(BIN)/python -m support.collection --in-place $(NOTEBOOK)
+	$(BIN)/python -m experiments.collection --in-place $(NOTEBOOK)
 
 test: lint test-code test-notebooks test-browser ## all four: lint, unit tests, notebooks in CI mode, browser
 

@@ -18,14 +18,14 @@ from kronfluence.arguments import FactorArguments, ScoreArguments
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from support.ekfac import EkfacInfluence, GaussNewtonInfluence
-from support.fidelity.judgement import Judge
-from support.fidelity.scorers import Scores, batches, exact_at, gradient_products
-from support.fidelity.tables import COSTS, KRONFLUENCE
-from support.fidelity.tail import Reviews
+from experiments.judgement import Judge
+from experiments.scorers import Scores, exact_at, gradient_products
+from support.chapters.fidelity import EXPERIMENTS
+from support.ekfac import EkfacInfluence
+from support.retraining import Reviews, batches
 
+COSTS, KRONFLUENCE = EXPERIMENTS / "costs.csv", EXPERIMENTS / "kronfluence.csv"
 DEFAULT, HEURISTIC = ScoreArguments().damping_factor, None
-FEW = 20  # queries for the solver that takes longest
 GRID = (DEFAULT, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, HEURISTIC)
 
 
@@ -114,23 +114,11 @@ def exact(joint: bool) -> Callable[[Judge], int]:
     return solve
 
 
-def conjugate_gradients(judge: Judge) -> int:
-    engine = EkfacInfluence(judge.question.trained(), hessian_regularization=1e-2)
-    engine.fit(batches(judge.train))
-    solver = GaussNewtonInfluence(engine, batches(judge.train), tolerance=1e-2)
-    vectors, labels = judge.queries.vectors[:FEW], judge.queries.labels[:FEW]
-    solution = solver.solve(vectors, labels)
-    print(f"{solution.iterations} iterations, residuals up to {solution.residuals.max():.4f}")
-    engine.influences_from_factors(solution.factors, judge.train.vectors, judge.train.labels)
-    return FEW
-
-
 SOLVERS = {
     "gradient dot product": gradients,
     "EK-FAC": ekfac,
     "exact, per layer": exact(joint=False),
     "exact, joint": exact(joint=True),
-    "conjugate gradients, joint": conjugate_gradients,
 }
 
 

@@ -26,9 +26,10 @@ from benchmarks.plan import BATCH_SIZE, REGULARIZATION, Setting
 from benchmarks.running import ROOT, Version, Workshop, output_of
 from benchmarks.table import table
 from benchmarks.undone import FIT, SCORE, SELF, SHORTCUTS
+from experiments.judgement import Judge
+from support.chapters.fidelity import RECOMMENDED
 from support.ekfac import EkfacInfluence
-from support.fidelity.judgement import RECOMMENDED, Judge
-from support.fidelity.scorers import batches
+from support.retraining import batches
 
 SHARES = (0.5, 0.25, 0.1)
 ROUNDS = 1
@@ -252,7 +253,7 @@ def fidelity_table(rows: list[dict]) -> list[str]:
     ]
     note = (
         "Does a cheaper eigenbasis predict retraining any worse? Linear datamodeling score on the bank "
-        "`main` of `support.fidelity`, λ = 0.01, with a 95 % interval over queries:"
+        "`main` of `experiments`, λ = 0.01, with a 95 % interval over queries:"
     )
     return [note, "", *table(["eigenbasis_share", *(f"LDS {place}" for place in places)], lines)]
 

@@ -6,7 +6,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import Page
 
-from support.collection import INDEX, MATHJAX, index_of, write_page
+from experiments.collection import INDEX, MATHJAX, index_of, write_page
 
 
 @pytest.fixture

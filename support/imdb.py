@@ -1,11 +1,11 @@
 """IMDB reviews (Maas et al. 2011): where they come from, how they become batches.
 
 A batch is `(input_ids, labels, texts)`: `input_ids` is `(batch, tokens)`, padded with the tokenizer's
-pad id to the longest review of that batch and no further; `labels` is `(batch,)`, 0 negative and 1
-positive; `texts` is the list of reviews. The mask is not part of a batch, it is derived from the pad
-id (`ModelLogitsWrapper.token_mask`).
+pad id to the longest review of that batch; `labels` is `(batch,)`, 0 negative and 1 positive. The mask
+is derived from the pad id (`ModelLogitsWrapper.token_mask`).
 """
 
+import functools
 from collections.abc import Iterator
 
 import pandas as pd
@@ -24,18 +24,15 @@ CLASS_NAMES = ["neg", "pos"]
 MAX_TOKENS = 512
 
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=CLASS_NAMES)})
+# The last 2,500 of each class: neighbours are often about one film, and whole blocks keep films apart.
 HELD_OUT_ROWS = [range(10_000, 12_500), range(22_500, 25_000)]
-"""Rows of the packaged file that form our test split: the last 2,500 of each class.
-
-Neighbouring rows are often about the same film, so whole blocks keep films apart."""
 
 
 def load_imdb(source: Source | str = "packaged", revision: str | None = None) -> DatasetDict:
     """Reviews as a `DatasetDict` with splits `train` and `test`, columns `text` and `label`.
 
-    `packaged`: the 25,000 reviews of the original training split, cut into 19,979 train and 5,000
-    test reviews with no text in both. `hub`: `stanfordnlp/imdb`, 25,000 each, at `revision` (commit,
-    tag or branch; None is the hub's `main`).
+    `packaged`: the original training split, cut into 19,979 train and 5,000 test reviews with no text
+    in both. `hub`: `stanfordnlp/imdb`, 25,000 each, at `revision` (None is the hub's `main`).
     Raises `UnknownSource`, `AssetMissing`, `AssetChanged` or `HubUnreachable`.
     """
     assets.check_source(source)
@@ -60,14 +57,10 @@ def _split(reviews: pd.DataFrame) -> DatasetDict:
     for rows in HELD_OUT_ROWS:
         held_out.iloc[rows.start : rows.stop] = True
     repeated = reviews["text"].isin(reviews.loc[held_out, "text"])
-    parts = {"train": reviews[~held_out & ~repeated], "test": reviews[held_out]}
+    parts = {"train": ~held_out & ~repeated, "test": held_out}
+    columns, form = reviews[["text", "label"]], {"features": FEATURES, "preserve_index": False}
     return DatasetDict(
-        {
-            name: Dataset.from_pandas(
-                part[["text", "label"]], features=FEATURES, preserve_index=False
-            )
-            for name, part in parts.items()
-        }
+        {name: Dataset.from_pandas(columns[rows], **form) for name, rows in parts.items()}
     )
 
 
@@ -78,10 +71,7 @@ class ImdbDataset(data.Dataset):
     """
 
     def __init__(
-        self,
-        reviews: Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        max_tokens: int = MAX_TOKENS,
+        self, reviews: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int = MAX_TOKENS
     ):
         self.texts = list(reviews["text"])
         self.labels = torch.tensor(reviews["label"])
@@ -107,9 +97,8 @@ class ImdbDataset(data.Dataset):
 
     def loader(self, batch_size: int) -> data.DataLoader:
         """All reviews in order, in padded batches of `batch_size`."""
-        return data.DataLoader(
-            self, batch_size, collate_fn=lambda items: pad_batch(items, self.pad_token_id)
-        )
+        pad = functools.partial(pad_batch, pad_token_id=self.pad_token_id)
+        return data.DataLoader(self, batch_size, collate_fn=pad)
 
 
 def pad_batch(
@@ -126,12 +115,9 @@ def pad_batch(
 def batches_by_length(
     dataset: ImdbDataset, batch_size: int, generator: torch.Generator
 ) -> Iterator[list[int]]:
-    """Rows of one epoch in batches of similar length, batches in random order.
-
-    Rows are shuffled before the stable sort, so that reviews of equal length meet in other batches
-    in the next epoch.
-    """
+    """Rows of one epoch in batches of similar length, batches in random order."""
     lengths = torch.tensor(dataset.lengths())
+    # Shuffled before the stable sort: reviews of equal length meet in other batches every epoch.
     shuffled = torch.randperm(len(dataset), generator=generator)
     by_length = shuffled[lengths[shuffled].sort(stable=True).indices]
     batches = by_length.split(batch_size)

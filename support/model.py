@@ -1,4 +1,4 @@
-"""The sentiment classifier: where it comes from, what of it gets gradients, how the engine sees it.
+"""The sentiment classifier: where it comes from, what of it gets gradients, what it says.
 
 Both sources give a `DistilBertForSequenceClassification` with the same layer names. The packaged one
 is all-MiniLM-L6-v2, a six-layer BERT of width 384, whose weights fit a DistilBERT exactly
@@ -7,31 +7,23 @@ is all-MiniLM-L6-v2, a six-layer BERT of width 384, whose weights fit a DistilBE
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
+import peft
 import torch
+import transformers
 from jaxtyping import Bool, Float, Int
-from peft import (
-    LoraConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    set_peft_model_state_dict,
-)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
+from tqdm.auto import tqdm
+from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
 
 from support import assets
 from support.assets import Source
+from support.imdb import ImdbDataset
 
 HUB_MODEL = "assemblyai/distilbert-base-uncased-sst2"
 ADAPTER_FOLDER = Path(__file__).parent / "adapter"
@@ -58,15 +50,13 @@ def load_tokenizer(
     """
     assets.check_source(source)
     if source == "hub":
-        return _from_hub(AutoTokenizer, revision)
-    return PreTrainedTokenizerFast(
-        tokenizer_file=str(assets.find(assets.TOKENIZER)),
-        model_max_length=512,
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        unk_token="[UNK]",
-        mask_token="[MASK]",
+        return _from_hub(transformers.AutoTokenizer, revision)
+    special = {
+        f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")
+    }
+    path = str(assets.find(assets.TOKENIZER))
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_file=path, model_max_length=512, **special
     )
 
 
@@ -75,9 +65,9 @@ def load_model(
 ) -> DistilBertForSequenceClassification:
     """The classifier in evaluation mode, float32.
 
-    `packaged`: the encoder with the adapter `snapshot` merged in; `adapter_names()` lists them.
-    `hub`: `assemblyai/distilbert-base-uncased-sst2` at `revision` (commit, tag or branch; None is
-    the hub's `main`); it has no snapshots.
+    `packaged`: the encoder with the adapter `snapshot` merged in; those from the way through training
+    are in the repository only. `hub`: `assemblyai/distilbert-base-uncased-sst2` at `revision`
+    (commit, tag or branch; None is the hub's `main`); it has no snapshots.
     Raises `UnknownSource`, `AssetMissing`, `AssetChanged`, `AdapterMismatch`, `AdapterDamaged` or
     `HubUnreachable`.
     """
@@ -87,13 +77,8 @@ def load_model(
             raise ValueError(
                 f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".'
             )
-        model = _from_hub(
-            AutoModelForSequenceClassification,
-            revision,
-            dtype=torch.float32,
-            use_safetensors=True,  # a pickled checkpoint could run code
-        )
-        return model.eval()
+        safe = {"dtype": torch.float32, "use_safetensors": True}  # a pickle could run code
+        return _from_hub(transformers.AutoModelForSequenceClassification, revision, **safe).eval()
     return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
 
 
@@ -106,15 +91,9 @@ def _from_hub(auto_class: type, revision: str | None, **options):
 
 def packaged_encoder(head_seed: int = 0) -> DistilBertForSequenceClassification:
     """all-MiniLM-L6-v2 as a DistilBERT under an untrained two-class head drawn from `head_seed`."""
-    config = DistilBertConfig(
-        dim=384,
-        hidden_dim=1536,
-        n_layers=6,
-        n_heads=12,
-        num_labels=2,
-        id2label=LABELS,
-        label2id={name: label for label, name in LABELS.items()},
-    )
+    sizes = {"dim": 384, "hidden_dim": 1536, "n_layers": 6, "n_heads": 12, "num_labels": 2}
+    numbers = {name: label for label, name in LABELS.items()}
+    config = transformers.DistilBertConfig(**sizes, id2label=LABELS, label2id=numbers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
         model = DistilBertForSequenceClassification(config)
@@ -129,12 +108,10 @@ def distilbert_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
     DistilBERT has no token-type embeddings. A single sentence has type 0 at every position, so that
     embedding is a constant and goes into the position embeddings. BERT's pooler has no counterpart.
     """
-    token_type = bert["embeddings.token_type_embeddings.weight"][0]
-    state = {
-        "embeddings.word_embeddings.weight": bert["embeddings.word_embeddings.weight"],
-        "embeddings.position_embeddings.weight": bert["embeddings.position_embeddings.weight"]
-        + token_type,
-    }
+    words, positions, types = (
+        f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")
+    )
+    state = {words: bert[words], positions: bert[positions] + bert[types][0]}
     renamed = {
         "encoder.layer.": "transformer.layer.",
         "attention.self.query": "attention.q_lin",
@@ -155,25 +132,9 @@ def distilbert_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def adapter_names() -> list[str]:
-    """Names of the committed adapters, in the order of training: snapshots first, `final` last.
-
-    Raises `AssetMissing` when there is no training record.
-    """
-    return [*training_record()["snapshots"], "final"]
-
-
 def training_record() -> dict:
-    """How the committed adapter was trained and what it reached on the held-out reviews.
-
-    Raises `AssetMissing` when there is no training record.
-    """
-    record = ADAPTER_FOLDER / "record.json"
-    if not record.is_file():
-        raise assets.AssetMissing(
-            f"{record} is missing. Train adapters: python -m support.finetune"
-        )
-    return json.loads(record.read_text())
+    """How the committed adapter was trained and what it reached on the held-out reviews."""
+    return json.loads((ADAPTER_FOLDER / "record.json").read_text())
 
 
 def merge_adapter(
@@ -181,36 +142,35 @@ def merge_adapter(
 ) -> DistilBertForSequenceClassification:
     """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again.
 
-    Raises `AssetMissing` when there is no adapter in `folder`, `AdapterDamaged` when it cannot be
-    read, and `AdapterMismatch`, naming the first tensor, when the adapter's names or shapes are not
-    those of this model.
+    Raises `AssetMissing` when there is none, `AdapterDamaged` when it cannot be read, and
+    `AdapterMismatch`, naming the first tensor, when names or shapes are not those of this model.
     """
     config, state = _read_adapter(folder)
     with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
         adapted = with_adapter(model, config)
-    _check_adapter(state, get_peft_model_state_dict(adapted), folder)
-    set_peft_model_state_dict(adapted, state)
+    _check_adapter(state, peft.get_peft_model_state_dict(adapted), folder)
+    peft.set_peft_model_state_dict(adapted, state)
     return adapted.merge_and_unload().requires_grad_(True)
 
 
-def with_adapter(model: nn.Module, config: LoraConfig) -> PeftModel:
+def with_adapter(model: nn.Module, config: peft.LoraConfig) -> peft.PeftModel:
     """`peft.get_peft_model`, without a warning that is about peft's own code."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        return get_peft_model(model, config)
+        return peft.get_peft_model(model, config)
 
 
-def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
     settings, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     for path in (settings, weights):
         if not path.is_file():
             known = sorted(path.parent.name for path in folder.parent.glob(f"*/{weights.name}"))
             raise assets.AssetMissing(
                 f"No adapter named {folder.name!r}: {path.name} is missing there. "
-                f"Adapters found: {known or 'none'}. Train one: python -m support.finetune"
+                f"Adapters found: {known or 'none'}. Train one: python -m experiments.finetune"
             )
     try:
-        config = LoraConfig.from_pretrained(str(folder))
+        config = peft.LoraConfig.from_pretrained(str(folder))
         return config, {name: tensor.float() for name, tensor in load_file(weights).items()}
     except (ValueError, TypeError, SafetensorError) as error:
         raise AdapterDamaged(
@@ -221,29 +181,35 @@ def _read_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 
 def _check_adapter(found: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
     for name in sorted(found.keys() | expected.keys()):
-        shapes = [
+        theirs, ours = (
             tuple(state[name].shape) if name in state else "absent" for state in (found, expected)
-        ]
-        if shapes[0] != shapes[1]:
+        )
+        if theirs != ours:
             raise AdapterMismatch(
-                f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {shapes[0]} "
-                f"in the adapter, {shapes[1]} in the model. Train it again: python -m support.finetune"
+                f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {theirs} in the "
+                f"adapter, {ours} in the model. Train it again: python -m experiments.finetune"
             )
 
 
-def require_gradients_only(model: nn.Module, parts: tuple[str, ...] = TRACKED_LAYERS) -> list[str]:
-    """Freeze everything but the linear layers whose name holds one of `parts`; return their names.
+def require_gradients_only(model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS) -> list[str]:
+    """Freeze everything but the linear layers with one of `parts` in their name; return their names.
 
-    Raises `ValueError` when no linear layer matches.
+    `parts` are whole words between dots; without any, all linear layers are taken, GPT-2's `Conv1D`
+    among them. Raises `ValueError`, naming the parts that there are, when no layer matches.
     """
     model.requires_grad_(False)
-    chosen = [
+    linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(part in name.split(".") for part in parts)
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     ]
+    chosen = [name for name in linear if not parts or set(parts) & set(name.split("."))]
     if not chosen:
-        raise ValueError(f"No linear layer has one of {parts} in its name.")
+        known = sorted({part for name in linear for part in name.split(".") if not part.isdigit()})
+        raise ValueError(
+            f"No linear layer has one of {', '.join(parts)} in its name. "
+            f"Parts of names that there are: {', '.join(known)}."
+        )
     for name in chosen:
         model.get_submodule(name).requires_grad_(True)
     return chosen
@@ -265,3 +231,30 @@ class ModelLogitsWrapper(nn.Module):
     def forward(self, input_ids: Int[Tensor, "batch tokens"]) -> Float[Tensor, "batch classes"]:
         mask = self.token_mask(input_ids)
         return self.model(input_ids=input_ids, attention_mask=mask.long()).logits
+
+
+def class_probabilities(
+    model: ModelLogitsWrapper, dataset: ImdbDataset, batch_size: int = 16, progress: bool = False
+) -> Float[Tensor, "reviews classes"]:
+    """Softmax of the logits of every review, in the order of the dataset.
+
+    Reviews of similar length share a batch, so that little work goes into padding.
+    """
+    longest_first = torch.tensor(dataset.lengths()).argsort(descending=True, stable=True)
+    bar = tqdm(total=len(dataset), unit="review", disable=not progress)
+    probabilities = []
+    with torch.inference_mode(), bar:
+        for rows in longest_first.split(batch_size):
+            probabilities.append(model(dataset.batch(rows.tolist())[0]).softmax(dim=1))
+            bar.update(len(rows))
+    in_order = torch.empty(len(dataset), probabilities[0].shape[1])
+    in_order[longest_first] = torch.cat(probabilities).float()
+    return in_order
+
+
+def held_out_predictions() -> pd.DataFrame:
+    """What the packaged model says about each of the 5,000 held-out reviews, in their order.
+
+    Columns `label`, `tokens` (after the cut) and `positive_probability`, as written after training.
+    """
+    return pd.read_csv(ADAPTER_FOLDER / "held_out.csv")

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from support.collection import EXECUTED, code_digest, reading_order
+from experiments.collection import EXECUTED, code_digest, reading_order
 from tests.links import LINK, Source, dead_links
 
 FOLDER = Path(__file__).parents[1] / "notebooks"

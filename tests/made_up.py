@@ -2,7 +2,7 @@
 
 import torch
 
-from support.fidelity.tail import Reviews
+from support.retraining import Reviews
 
 WIDTH = 384
 

@@ -5,7 +5,7 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from support.collection import EXECUTED, code_digest, reading_order
+from experiments.collection import EXECUTED, code_digest, reading_order
 from tests import chapter_rules as rules
 
 OPENING, PARAMETERS, SIZES, PLOT, LEARNED, VERSIONS = range(6)
@@ -87,20 +87,9 @@ def pad_with_cells(notebook):
     notebook.cells += [new_markdown_cell() for _ in range(25)]
 
 
-def lengthen_two_cells(notebook):
-    for number in (SIZES, PLOT):
-        notebook.cells[number].source += "\nsize" * 10
-
-
 def rename_kernel(notebook):
     notebook.metadata.kernelspec.name = "my-env"
 
-
-def record_widgets(notebook):
-    notebook.metadata["widgets"] = {}
-
-
-WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}}
 
 BREAKS = [
     (
@@ -110,8 +99,6 @@ BREAKS = [
     ),
     (rules.is_a_valid_notebook_for_python3, rename_kernel, "the kernel is 'my-env'"),
     (rules.opens_with_its_title, edit(OPENING, "# First", "First"), "must start with `# title`"),
-    (rules.opens_with_its_title, insert(0, new_code_cell()), "first cell must be markdown"),
-    (rules.opens_with_its_title, edit(LEARNED, "## What", "# What"), "2 headings are titles"),
     (
         rules.has_a_title_of_its_own,
         edit(OPENING, "# First", "# Last"),
@@ -123,22 +110,8 @@ BREAKS = [
         edit(OPENING, "You will see", "Here"),
         "must have a list",
     ),
-    (rules.announces_at_most_four_things, edit(OPENING, "- ", "- a\n" * 4 + "- "), "has 5 bullets"),
-    (rules.announces_at_most_four_things, edit(OPENING, "- ", ""), "has 0 bullets"),
     (rules.states_its_run_time, edit(OPENING, "about 9 seconds", "short"), "must state `Run time"),
     (rules.has_one_parameters_cell, describe(SIZES, tags=["parameters"]), "2 cells are tagged"),
-    (rules.has_one_parameters_cell, edit(PARAMETERS, "False", "True"), "must be ci = False"),
-    (rules.has_one_parameters_cell, edit(PARAMETERS, "packaged", "hub"), "must be ci = False"),
-    (
-        rules.has_one_parameters_cell,
-        edit(PARAMETERS, "0", '"0"'),
-        "must be a whole number, not '0'",
-    ),
-    (
-        rules.has_one_parameters_cell,
-        edit(PARAMETERS, "ci =", "import os\nci ="),
-        "must only assign",
-    ),
     (rules.has_small_sizes_under_nbmake, describe(PARAMETERS, nbmake={}), "needs .* not None"),
     (rules.hides_its_parameters, describe(PARAMETERS, tags=["parameters"]), "`hide-cell`"),
     (
@@ -153,8 +126,6 @@ BREAKS = [
     ),
     (rules.mentions_ci_nowhere_else, edit(PLOT, "size", "size  # small in CI"), "mentions 'CI'"),
     (rules.is_short, pad_with_cells, "31 cells"),
-    (rules.is_short, edit(SIZES, "size", "a = 1\n" * 15 + "size"), "has 16 lines"),
-    (rules.is_short, lengthen_two_cells, "the median code cell has 7.0 lines"),
     (rules.hides_the_code_of_figures, describe(PLOT, tags=[]), "must be tagged `hide-input`"),
     (rules.describes_its_figures, describe(PLOT, mystnb={}), "must be described for those who"),
     (
@@ -162,7 +133,6 @@ BREAKS = [
         edit(LEARNED, "_last", "_lost"),
         "'appendix_lost.ipynb' leads",
     ),
-    (rules.has_links_that_lead_somewhere, edit(OPENING, "#what", "#that"), "leads to no heading"),
     (
         rules.cites_papers_of_the_bibliography,
         edit(OPENING, "Which one?", "Which one? [Nobody 1999](https://arxiv.org/abs/9901.00001)"),
@@ -174,21 +144,10 @@ BREAKS = [
         "one markdown cell must start",
     ),
     (
-        rules.closes_with_what_was_learned,
-        insert(5, new_code_cell("1")),
-        "only the cell with the versions",
-    ),
-    (
-        rules.closes_with_what_was_learned,
-        edit(LEARNED, "appendix_last.ipynb", rules.INDEX),
-        "appendix_last",
-    ),
-    (
         rules.ends_with_the_versions,
         edit(VERSIONS, "version", "str"),
         "must be code that prints versions",
     ),
-    (rules.ends_with_the_versions, remove_outputs, "shows no version in its output"),
     (
         rules.was_run_from_top_to_bottom,
         insert(3, new_code_cell("1")),
@@ -201,32 +160,15 @@ BREAKS = [
         "a cell failed: ValueError: no",
     ),
     (
-        rules.shows_no_errors_or_warnings,
-        show(SIZES, "stream", name="stderr", text="UserWarning: old"),
-        "an output is a warning: UserWarning: old",
-    ),
-    (
         rules.names_no_place_of_one_machine,
         show(SIZES, "stream", text="saved to /home/me/x"),
         "'/home/' is a path",
-    ),
-    (
-        rules.names_no_place_of_one_machine,
-        show(SIZES, "display_data", {"text/plain": "<Axes at 0x7f12>"}),
-        "'at 0x7f12' is a path or an address",
     ),
     (
         rules.has_no_traces_of_its_run,
         describe(SIZES, execution={}),
         r"metadata has \['execution'\]",
     ),
-    (rules.has_no_traces_of_its_run, record_widgets, r"metadata has \['widgets'\]"),
-    (
-        rules.has_no_traces_of_its_run,
-        describe(SIZES, tags=["injected-parameters"]),
-        "not an executed copy",
-    ),
-    (rules.has_no_traces_of_its_run, show(SIZES, "display_data", WIDGET), "is a live widget"),
 ]
 
 
@@ -250,23 +192,8 @@ def test_every_rule_has_been_broken():
     assert {rule for rule, _, _ in BREAKS} == set(rules.RULES)
 
 
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        ("[a](01_first.ipynb)", r"links \['01_first.ipynb'\], the reading order is"),
-        ("[b](appendix_last.ipynb) [a](01_first.ipynb)", "the reading order is"),
-        ("[a](01_first.ipynb) [b](appendix_last.ipynb) [c](02_c.ipynb)", "which do not exist"),
-    ],
-)
-def test_a_wrong_index_is_told(folder, index, message):
+def test_a_wrong_index_is_told(folder):
     rules.check_index(folder)
-    (folder / rules.INDEX).write_text(index)
-    with pytest.raises(AssertionError, match=message):
-        rules.check_index(folder)
-
-
-def test_a_name_that_is_neither_numbered_nor_an_appendix_is_told(folder):
-    (folder / "01_first.ipynb").rename(folder / "Untitled.ipynb")
-    (folder / rules.INDEX).write_text("[a](Untitled.ipynb) [b](appendix_last.ipynb)")
-    with pytest.raises(AssertionError, match="'Untitled.ipynb'. must be called 01_"):
+    (folder / rules.INDEX).write_text("[a](01_first.ipynb)")
+    with pytest.raises(AssertionError, match=r"links \['01_first.ipynb'\], the reading order is"):
         rules.check_index(folder)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from support.collection import reading_order
+from experiments.collection import reading_order
 from tests import chapter_rules as rules
 
 

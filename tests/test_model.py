@@ -7,9 +7,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 from transformers import BertConfig, BertModel
+from transformers.pytorch_utils import Conv1D
 
+from experiments.finetune import Finetuning, Recipe
 from support import assets, model
-from support.finetune import Finetuning, Recipe
 from support.imdb import ImdbDataset
 from support.model import (
     AdapterDamaged,
@@ -134,10 +135,20 @@ def test_a_second_choice_replaces_the_first():
     ]
 
 
-def test_a_choice_that_matches_no_linear_layer_is_refused_by_its_name():
-    expected = "No linear layer has one of ('LayerNorm',) in its name."
-    with pytest.raises(ValueError, match=f"^{re.escape(expected)}"):
-        require_gradients_only(tiny_distilbert(seed=0), ("LayerNorm",))
+def test_a_choice_that_matches_no_linear_layer_is_refused_with_the_parts_there_are():
+    expected = (
+        "No linear layer has one of LayerNorm in its name. Parts of names that there are: "
+        "attention, classifier, distilbert, ffn, k_lin, layer, lin1, lin2, out_lin, pre_classifier, "
+        "q_lin, transformer, v_lin."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+        require_gradients_only(tiny_distilbert(seed=0), ["LayerNorm"])
+
+
+def test_without_a_choice_every_linear_layer_gets_gradients_those_of_gpt2_too():
+    mixed = nn.ModuleDict({"one": nn.Linear(2, 2), "norm": nn.LayerNorm(2), "two": Conv1D(3, 2)})
+    assert require_gradients_only(mixed, []) == ["one", "two"]
+    assert require_gradients_only(mixed, ["two"]) == ["two"]
 
 
 # The adapter: merged into the encoder, or refused
@@ -199,17 +210,10 @@ def test_a_missing_adapter_is_an_error_that_lists_those_that_are_there(adapter, 
     monkeypatch.setattr(model, "ADAPTER_FOLDER", adapter.parent)
     expected = (
         "No adapter named '90-percent': adapter_config.json is missing there. "
-        "Adapters found: ['final']. Train one: python -m support.finetune"
+        "Adapters found: ['final']. Train one: python -m experiments.finetune"
     )
     with pytest.raises(assets.AssetMissing, match=f"^{re.escape(expected)}$"):
         load_model(snapshot="90-percent")
-
-
-def test_missing_training_records_are_an_error_that_says_how_to_train(tmp_path, monkeypatch):
-    monkeypatch.setattr(model, "ADAPTER_FOLDER", tmp_path)
-    expected = f"{tmp_path / 'record.json'} is missing. Train adapters: python -m support.finetune"
-    with pytest.raises(assets.AssetMissing, match=f"^{re.escape(expected)}$"):
-        model.adapter_names()
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
@@ -235,7 +239,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(adapter):
     rewrite(adapter, lambda state: {**state, name: state[name][:1].clone()})
     expected = (
         f"The adapter 'final' does not fit the model: tensor {name!r} is (1, 16) in the adapter, "
-        "(2, 16) in the model. Train it again: python -m support.finetune"
+        "(2, 16) in the model. Train it again: python -m experiments.finetune"
     )
     with pytest.raises(AdapterMismatch, match=f"^{re.escape(expected)}$"):
         merge_adapter(tiny_distilbert(seed=0), adapter)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nbformat
 
-from support.collection import README_FIGURE, reading_order
+from experiments.collection import README_FIGURE, reading_order
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

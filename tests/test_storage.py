@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from support.curvature_cache import CACHE_VARIABLE, CacheDamaged, cache_folder, fit_or_load
+from support.cache import CACHE_VARIABLE, CacheDamaged, cache_folder, fit_or_load
 from support.ekfac import EkfacInfluence, Gaussian
 from support.ekfac.errors import DamagedFile, WrongModel
 from support.ekfac.storage import BASIS_PARTS

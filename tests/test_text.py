@@ -1,6 +1,6 @@
 """Reviews on a page: nothing of a stranger's markup survives but line breaks."""
 
-from support.text import paragraphs, show_review, strip_layer_names, words_in_common
+from support.text import paragraphs, show_review
 
 REVIEW = "A <b>bold</b> film.<br /><br />With <script>alert('x')</script> & more.<br>End."
 
@@ -27,14 +27,3 @@ def test_a_long_review_is_cut_after_the_given_number_of_words_and_says_how_many_
 def test_a_review_of_exactly_that_length_is_not_cut():
     page = show_review("one two<br />three", longest=3).data
     assert "more words" not in page
-
-
-def test_words_in_common_leave_out_stop_words_markup_and_case():
-    one = "The ACTING was good.<br />Music!"
-    other = "good music and the worst acting<br />of all"
-    assert words_in_common(one, other) == ["acting", "good", "music"]
-
-
-def test_layer_names_lose_what_they_share():
-    names = ["model.distilbert.transformer.layer.0.ffn.lin1", "model.pre_classifier", "classifier"]
-    assert strip_layer_names(names) == ["layer.0.ffn.lin1", "pre_classifier", "classifier"]

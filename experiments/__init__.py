@@ -1,0 +1,1 @@
+"""What made the artefacts that the repository holds: adapters, banks of retrainings, tables, notebooks."""

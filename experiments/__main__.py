@@ -1,0 +1,43 @@
+"""`python -m experiments`: everything the repository holds about fidelity, made again.
+
+`banks` retrains, about half an hour on two cores for all; `judge` writes the table of scores against
+the banks; `tables` writes what compares all banks; `remove` retrains without the reviews that scorers
+name. All go on where they were when killed. Adapters have `python -m experiments.finetune`, notebooks
+`python -m experiments.collection`, and Kronfluence's scores `python -m benchmarks.fidelity`.
+"""
+
+import argparse
+
+from experiments import judgement, removal, tables
+from experiments.bank_making import EXPERIMENTS, make
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    banks = commands.add_parser("banks", help="make banks of retrainings")
+    banks.add_argument("names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; default: all")
+    commands.add_parser("judge", help="write the table of scores")
+    commands.add_parser("tables", help="write the tables that compare all banks")
+    commands.add_parser("remove", help="write the table of removals")
+    chosen = parser.parse_args()
+    if chosen.command == "judge":
+        judgement.judge_all(progress=True).round(5).to_csv(judgement.JUDGEMENT, index=False)
+    elif chosen.command == "tables":
+        tables.write_all()
+    elif chosen.command == "remove":
+        removal.remove_all(progress=True).round(5).to_csv(removal.REMOVAL, index=False)
+    else:
+        unknown = sorted(set(chosen.names) - EXPERIMENTS.keys())
+        if unknown:
+            parser.error(f"no experiment {unknown}; there are {list(EXPERIMENTS)}")
+        for name in chosen.names or EXPERIMENTS:
+            make(name, progress=True)
+
+
+if __name__ == "__main__":
+    main()

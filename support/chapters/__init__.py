@@ -1,0 +1,1 @@
+"""One module for each notebook: what it computes beside the engine, and its figures."""

@@ -1,0 +1,262 @@
+"""05: wrong labels, put in on purpose, looked for, taken out.
+
+A ranking of reviews is a score for each, higher for the more suspicious; whoever inspects them begins at
+the top. Draws are trials: each flips other labels.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from support import retraining
+from support.chapters import figures
+from support.ekfac import EkfacInfluence
+from support.retraining import Retraining, Reviews, accuracy
+
+# Lines are told apart without colour, too.
+COLORS = ("#4c72b0", "#c44e52", "#2f8f5b", "#8172b3", "#8c8c8c", "#000000")
+LINES = list(zip(COLORS, ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":", "-"), strict=True))
+
+
+def flip_labels(
+    labels: Int[Tensor, " reviews"], share: float, seed: int
+) -> tuple[Int[Tensor, " reviews"], Bool[Tensor, " reviews"]]:
+    """Labels 0 and 1 with round(share · reviews) of them, drawn from `seed`, turned round; and which
+    those are. Raises `ValueError` when `share` is not in [0, 1]."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"The share of labels to flip must be from 0 to 1, not {share}.")
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
+    flipped = torch.zeros(len(labels), dtype=torch.bool)
+    flipped[drawn] = True
+    return torch.where(flipped, 1 - labels, labels), flipped
+
+
+def most_suspicious(suspicion: Shaped[Tensor, " reviews"]) -> Int[Tensor, " reviews"]:
+    """Rows in the order of inspection: highest first, equal ones in their own order."""
+    return suspicion.argsort(descending=True, stable=True)
+
+
+def without_the_worst(suspicion: Shaped[Tensor, " reviews"], share: float) -> Int[Tensor, " kept"]:
+    """Rows that are left, in their own order, when the most suspicious share is taken out."""
+    return most_suspicious(suspicion)[round(share * len(suspicion)) :].sort().values
+
+
+def finding_curve(
+    suspicion: Shaped[Tensor, " reviews"], flipped: Bool[Tensor, " reviews"]
+) -> Float[Tensor, " inspected"]:
+    """Share of the flipped labels among the first 0, 1, …, `reviews` inspected; from 0 to 1.
+    Raises `ValueError` when no label is flipped."""
+    if not flipped.any():
+        raise ValueError("No label is flipped, so there is nothing to find.")
+    found = flipped[most_suspicious(suspicion)].cumsum(0) / flipped.sum()
+    return torch.cat([torch.zeros(1), found])
+
+
+def area_under(curve: Float[np.ndarray, " inspected"]) -> float:
+    """Area under a finding curve over the share inspected: 0.5 by chance, 1 − share/2 when every
+    flipped label comes first, share/2 when all come last."""
+    return float(np.trapezoid(curve.astype(np.float64), dx=1 / (len(curve) - 1)))
+
+
+def influence_on_all(
+    engine: EkfacInfluence, tests: Reviews, train: Reviews
+) -> Float[Tensor, " train"]:
+    """Σ over `tests` of the influence of each training review, at the price of one test review."""
+    # Influence is linear in the test gradient, so the factors may be added up before they are used.
+    factors = engine.influence_factors(tests.vectors, tests.labels)
+    total = {name: factor.sum(dim=0, keepdim=True) for name, factor in factors.items()}
+    return engine.influences_from_factors(total, train.vectors, train.labels)[0]
+
+
+def rankings(
+    head: nn.Module, train: Reviews, validation: Reviews, regularization: float, seed: int
+) -> dict[str, Float[Tensor, " train"]]:
+    """Five ways to suspect the labels of reviews that `head` was trained on; higher, more suspicious.
+
+    Harm is done to the `validation` reviews, whose labels are trusted; `seed` draws the ranking by
+    chance.
+    """
+    engine = EkfacInfluence(head, hessian_regularization=regularization).fit(
+        retraining.batches(train)
+    )
+    self_influences = engine.self_influences(train.vectors, train.labels)
+    harm = -influence_on_all(engine, validation, train)
+    chance = torch.rand(len(train), generator=torch.Generator().manual_seed(seed))
+    return {
+        "training loss": retraining.losses(retraining.margins(head, train)),
+        "self-influence": self_influences,
+        "harm to validation": harm,
+        "relative harm": torch.where(self_influences > 0, harm / self_influences.sqrt(), 0),
+        "chance": chance,
+    }
+
+
+def head_training(reviews: Reviews, epochs: int) -> Retraining:
+    """Training of a classification head alone on these reviews, for so many epochs."""
+    head = retraining.untrained_head(reviews.vectors.shape[1])
+    return Retraining(head, reviews, retraining.Recipe(epochs, learning_rate=1e-3))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One draw: the reviews as they are, the training on the flipped labels, and how they rank."""
+
+    clean: Reviews
+    training: Retraining
+    flipped: Bool[Tensor, " reviews"]
+    rankings: dict[str, Float[Tensor, " reviews"]]
+    seed: int
+
+    def references(self, validation: Reviews, held_out: Reviews) -> dict[str, float]:
+        """Accuracy of heads for which no review was dropped: trained on the flipped labels, on those
+        and the trusted reviews, on the right labels."""
+        noisy, epochs = self.training.reviews, self.training.recipe.epochs
+        kept = {
+            "all kept": noisy,
+            "all kept, validation added": retraining.joined(noisy, validation),
+            "no label flipped": self.clean,
+        }
+        return {
+            name: accuracy(head_training(reviews, epochs).run_on_all(self.seed), held_out)
+            for name, reviews in kept.items()
+        }
+
+
+def search(
+    clean: Reviews, validation: Reviews, epochs: int, share: float, regularization: float, seed: int
+) -> Trial:
+    """Flip this share of the labels, train a head on all reviews, rank them by suspicion."""
+    labels, flipped = flip_labels(clean.labels, share, seed)
+    training = head_training(replace(clean, labels=labels), epochs)
+    head = training.run_on_all(seed)
+    ranked = rankings(head, training.reviews, validation, regularization, seed)
+    return Trial(clean, training, flipped, ranked, seed)
+
+
+def curves(trials: Sequence[Trial]) -> dict[str, Float[np.ndarray, "trials inspected"]]:
+    """The finding curves of every ranking, a row for each trial."""
+    return {
+        name: torch.stack([finding_curve(t.rankings[name], t.flipped) for t in trials]).numpy()
+        for name in trials[0].rankings
+    }
+
+
+def areas(trials: Sequence[Trial]) -> pd.DataFrame:
+    """Area under the finding curve: a row for each trial, a column for each ranking."""
+    return pd.DataFrame(
+        {name: [area_under(curve) for curve in found] for name, found in curves(trials).items()}
+    )
+
+
+def found_in_first(share: float, trials: Sequence[Trial]) -> pd.DataFrame:
+    """Share of the flipped labels found when this share of the reviews is inspected, as `areas`."""
+    inspected = round(share * len(trials[0].flipped))
+    return pd.DataFrame({name: found[:, inspected] for name, found in curves(trials).items()})
+
+
+def drop_and_train(
+    trials: Sequence[Trial], shares: Sequence[float], held_out: Reviews, progress: bool = False
+) -> dict[float, pd.DataFrame]:
+    """Share → held-out accuracies of heads trained without that share of the reviews, the most
+    suspicious ones: a row for each trial, a column for each ranking and for one who knows the flips."""
+    accuracies: dict[float, list] = {share: [] for share in shares}
+    for trial in tqdm(trials, "training again", unit="draw", disable=not progress):
+        known = trial.rankings | {"flips known": trial.flipped}
+        for share, rows in accuracies.items():
+            left = {name: without_the_worst(rank, share) for name, rank in known.items()}
+            run = trial.training.run
+            rows.append({n: accuracy(run(kept, trial.seed), held_out) for n, kept in left.items()})
+    return {share: pd.DataFrame(rows) for share, rows in accuracies.items()}
+
+
+def mean_and_spread(draws: pd.DataFrame) -> pd.Series:
+    """Mean ± standard deviation over the draws (rows) of each ranking (column), as text."""
+    return draws.agg(lambda drawn: f"{drawn.mean():.3f} ± {drawn.std():.3f}")
+
+
+def influences_side_by_side(
+    influences: Sequence[np.ndarray],
+    test_labels: Iterable,
+    train_labels: Sequence[Iterable],
+    titles: Sequence[str],
+) -> None:
+    """Influences of the same reviews under several labellings, one panel each, on one colour scale,
+    which ends at the largest absolute value of all; thousands are written as k."""
+    tests, trains = influences[0].shape
+    width = min(7.6, 1.2 + 0.5 * trains * len(influences))
+    panels = figures.new_axes(width, 1.9 + 0.36 * tests, len(influences))
+    limit = max(np.abs(values).max() for values in influences)
+    short = np.vectorize(figures.readable_in_thousands)
+    for panel, values, labels, title in zip(panels, influences, train_labels, titles, strict=True):
+        figures.draw_heatmap(panel, values, limit, test_labels, labels, short(values), cbar=False)
+        panel.set_xticklabels([name.replace(" ", "\n") for name in figures.names_of(labels)])
+        panel.tick_params(labelsize=8)
+        plt.setp(panel.texts, fontsize=7.5)
+        panel.set(title=title, xlabel="training review")
+        if panel is not panels[0]:
+            panel.set_yticks([])
+    panels[0].set_ylabel("test review")
+    ends = np.array([-limit, 0, limit])
+    place = {"ax": list(panels), "location": "bottom", "aspect": 40, "shrink": 0.6}
+    mesh = panels[0].collections[0]
+    colour_bar = panels[0].figure.colorbar(mesh, label=figures.MEANING, ticks=ends, **place)
+    colour_bar.ax.set_xticklabels(short(ends))
+    colour_bar.outline.set_visible(False)
+    plt.show()
+
+
+def finding_curves(
+    curves: Sequence[dict[str, np.ndarray]], share_flipped: float, titles: Sequence[str]
+) -> None:
+    """Share of the wrong labels found against the share of reviews inspected; one panel per experiment.
+
+    `curves`: for each panel, ranking → (draws, inspected + 1); mean over draws, and a band of one
+    standard deviation to either side. The thin line is the ranking of one who knows.
+    """
+    panels = np.atleast_1d(figures.new_axes(4.2 * len(curves), 3.8, len(curves)))
+    for axes, of_panel, title in zip(panels, curves, titles, strict=True):
+        for (name, draws), (color, line) in zip(of_panel.items(), LINES, strict=False):
+            inspected = np.linspace(0, 100, draws.shape[1])
+            mean, spread = 100 * draws.mean(axis=0), 100 * draws.std(axis=0)
+            axes.plot(inspected, mean, color=color, linestyle=line, linewidth=1.8, label=name)
+            band = (mean - spread, mean + spread)
+            axes.fill_between(inspected, *band, color=color, alpha=0.15, lw=0)
+        perfect = [0, 100 * share_flipped, 100]
+        axes.plot(perfect, [0, 100, 100], color="black", linewidth=0.7, label="flips known")
+        axes.set(xlim=(0, 100), ylim=(0, 102), title=title, xlabel="reviews inspected, %")
+    panels[-1].legend(frameon=False, loc="lower right")
+    figures.show(panels, ylabel="flipped labels found, %")
+
+
+def accuracy_after_dropping(
+    accuracies: dict[str, np.ndarray],
+    shares: Sequence[float],
+    references: dict[str, float],
+    title: str,
+) -> None:
+    """Accuracy of the model trained again without the most suspicious share, one line per ranking.
+
+    `accuracies`: ranking → (draws, shares), bars are standard errors of the mean over draws.
+    """
+    axes = figures.new_axes(7.5, 4)
+    for number, (name, draws) in enumerate(accuracies.items()):
+        color, line = LINES[number % len(LINES)]
+        dodged = 100 * np.asarray(shares) + 0.12 * (number - (len(accuracies) - 1) / 2)
+        mean, error = draws.mean(axis=0), draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
+        style = {"color": color, "linestyle": line, "fmt": "o", "ms": 3}
+        axes.errorbar(dodged, 100 * mean, 100 * error, label=name, **style)
+    for name, value in references.items():
+        axes.axhline(100 * value, color=figures.NEUTRAL, linewidth=0.7)
+        figures.name_beside(axes, name, 100 * value, fontsize=8)
+    ticks = [100 * share for share in shares]
+    axes.set(title=title, xticks=ticks, xlabel="most suspicious reviews dropped, %")
+    axes.figure.legend(frameon=False, loc="outside lower center", ncols=3)
+    figures.show(axes, ylabel="held-out accuracy, %")

@@ -1,0 +1,163 @@
+"""09: the tables of what scorers reached before the judge, and figures of them.
+
+Tables and banks lie in the repository's folder `experiments`, whose commands made them; an installed
+package has none.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+RANDOM = "random"
+
+
+class OutsideTheRepository(FileNotFoundError):
+    """Committed results are asked for where there is no repository."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What the collection recommends: EK-FAC a fifth of the way through training, as it is.
+
+    No other place, λ and normalisation has a larger mean share of the noise ceilings of all banks, on
+    the queries that are there to choose by.
+    """
+
+    scorer: str = "EK-FAC"
+    where: str = "20%"
+    regularization: str = "0.01"
+    normalisation: str = "plain"
+
+
+RECOMMENDED = Recommendation()
+
+
+def committed(name: str) -> Path:
+    """A file of the repository's folder `experiments`. Raises `OutsideTheRepository`."""
+    path = EXPERIMENTS / name
+    if not path.is_file():
+        raise OutsideTheRepository(
+            f"{path} is missing. Chapter 09 needs the repository with its folder `experiments`, which "
+            "the installed package leaves out: run it in a clone."
+        )
+    return path
+
+
+def read_table(name: str) -> pd.DataFrame:
+    """A committed table; settings that a scorer doesn't have are empty. Raises as `committed`."""
+    path = committed(f"{name}.csv")
+    return pd.read_csv(path, keep_default_na=False, dtype={"regularization": str})
+
+
+def rows_of(table: pd.DataFrame, chosen: Recommendation) -> pd.DataFrame:
+    """The rows with these settings, one per experiment."""
+    for setting, value in vars(chosen).items():
+        table = table[table[setting] == value]
+    return table
+
+
+def predicted_and_retrained(
+    predictions: Mapping[str, tuple[np.ndarray, float]], outcomes: np.ndarray, title: str
+) -> None:
+    """For one query: the summed influence of each subset against the loss after training on it; a panel
+    for each scorer of `predictions`, which has sums and LDS by name."""
+    panels = np.atleast_1d(new_axes(8, 3, panels=len(predictions)))
+    for axes, (name, (sums, score)) in zip(panels, predictions.items(), strict=True):
+        axes.scatter(sums, outcomes, s=14, color=POSITIVE, alpha=0.6, linewidths=0)
+        axes.set(xlabel="summed influence of the half", title=f"{name}\nLDS {score:.2f}")
+        axes.locator_params(axis="x", nbins=4)
+    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(panels, ylabel="loss after training on it")
+
+
+def scores_with_intervals(
+    table: pd.DataFrame, ceiling: float, emphasised: Sequence[str], title: str
+) -> None:
+    """LDS of every scorer with its interval, best on top, and the noise ceiling; `table` has columns
+    name, report, low, high."""
+    table = table.sort_values("report")
+    axes = new_axes(7.5, 0.9 + 0.23 * len(table))
+    for place, row in enumerate(table.itertuples()):
+        color = POSITIVE if row.name in emphasised else NEUTRAL
+        axes.plot([row.low, row.high], [place, place], color=color, linewidth=2)
+        axes.plot(row.report, place, "o", color=color, markersize=5)
+        axes.annotate(
+            f"{row.report:.2f}", (row.low, place), (-4, 0), textcoords="offset points",
+            ha="right", va="center", fontsize=8,
+        )  # fmt: skip
+    axes.axvline(ceiling, color=NEGATIVE, linestyle="--", linewidth=1)
+    axes.annotate(
+        f"noise ceiling {ceiling:.2f}", (ceiling, 0), (-4, 0), textcoords="offset points",
+        ha="right", color=NEGATIVE, fontsize=8,
+    )  # fmt: skip
+    axes.set_yticks(range(len(table)), table["name"])
+    axes.axvline(0, color=NEUTRAL, linewidth=0.6)
+    axes.grid(axis="x", alpha=0.3)
+    # Room for the number beside a score of zero.
+    show(axes, xlabel="linear datamodeling score", title=title, xlim=(-0.12, 1.0))
+
+
+def score_and_stability(
+    regularizations: Sequence[float],
+    curves: Mapping[str, Sequence[float]],
+    stability: Sequence[float],
+    title: str,
+) -> None:
+    """LDS against λ for each of `curves`, and how alike the rankings of neighbouring λ are."""
+    axes = new_axes(7, 3.2)
+    for (name, values), color in zip(curves.items(), (POSITIVE, "#55a868"), strict=False):
+        axes.plot(regularizations, values, "o-", color=color, markersize=4, label=name)
+    between = np.sqrt(np.array(regularizations[1:]) * np.array(regularizations[:-1]))
+    axes.plot(
+        between, stability, "s--", color=NEGATIVE, markersize=4,
+        label="rank correlation of neighbouring λ",
+    )  # fmt: skip
+    axes.set(xscale="log", ylim=(0, 1.02))
+    axes.legend(frameon=False, fontsize=8)
+    show(axes, xlabel="regularization λ", ylabel="correlation", title=title)
+
+
+def along_the_path(table: pd.DataFrame, title: str) -> None:
+    """LDS by the share of training after which influences were taken (the table's index), a line per
+    normalisation (its columns)."""
+    axes = new_axes(7, 3)
+    for name, color in zip(table.columns, (NEUTRAL, POSITIVE, "#55a868"), strict=False):
+        axes.plot(100 * table.index, table[name], "o-", color=color, markersize=4, label=name)
+    axes.legend(frameon=False)
+    show(axes, xlabel="checkpoint, % of training", ylabel="LDS", title=title)
+
+
+def removals(table: pd.DataFrame, title: str) -> None:
+    """Mean rise of the queries' loss against the number of removed reviews, a line per scorer, which ends
+    in its name; `table` has columns scorer, removed, rise."""
+    axes = new_axes(7.5, 3.4)
+    ends = table[table["removed"] == table["removed"].max()].set_index("scorer")["rise"]
+    places = _apart(ends.sort_values(), 0.055 * (ends.max() - min(ends.min(), 0)))
+    colors = plt.get_cmap("tab10").colors
+    for color, (name, rows) in zip(colors, table.groupby("scorer", sort=False), strict=False):
+        color = NEUTRAL if name == RANDOM else color
+        axes.plot(rows["removed"], rows["rise"], "o-", color=color, markersize=4)
+        axes.annotate(
+            name, (rows["removed"].max(), places[name]), (8, 0), textcoords="offset points",
+            va="center", color=color, fontsize=8,
+        )  # fmt: skip
+    axes.hlines(0, 0, table["removed"].max(), color=NEUTRAL, linewidth=0.6)
+    labels = {"xlabel": "reviews removed, of 1,000", "ylabel": "rise of the query's loss"}
+    show(axes, title=title, **labels)
+
+
+def _apart(values: pd.Series, gap: float) -> dict[str, float]:
+    """Places for labels at ascending values, at least `gap` from each other."""
+    places: dict[str, float] = {}
+    last = -np.inf
+    for name, value in values.items():
+        last = max(value, last + gap)
+        places[name] = last
+    return places

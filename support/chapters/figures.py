@@ -1,0 +1,98 @@
+"""What all figures share: sizes in inches, style, colours, influences as a heatmap, and how they are shown.
+
+A figure is one function that knows arrays and strings and returns nothing: it is shown. Every one has
+a white ground of its own, so that it reads the same on light and dark pages.
+"""
+
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+
+NEGATIVE, POSITIVE, NEUTRAL = "#c44e52", "#4c72b0", "#8c8c8c"
+DIVERGING = "RdBu"
+STYLE = {"figure.dpi": 110, "axes.titleweight": "bold", "axes.titlelocation": "left"}
+MEANING = "blue helps, red harms"
+
+
+def new_axes(width: float | int, height: float | int, panels: int = 1) -> Axes | np.ndarray:
+    """Axes of that size in inches, in the collection's style; an array of them for several panels."""
+    sns.set_theme("paper", "ticks", rc=STYLE)
+    _, axes = plt.subplots(1, panels, figsize=(width, height), layout="constrained")
+    return axes
+
+
+def show(axes: Axes | np.ndarray, **labels) -> None:
+    """Label the first axes, and show the figure without the frames that say nothing."""
+    np.atleast_1d(axes)[0].set(**labels)
+    for one in np.atleast_1d(axes):
+        sns.despine(ax=one)
+    plt.show()
+
+
+def name_beside(axes: Axes, name: str, height: float, **style) -> None:
+    """A name to the right of the axes, at this height of the data."""
+    axes.annotate(
+        name, (1, height), (4, 0), xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points", **{"va": "center"} | style,
+    )  # fmt: skip
+
+
+def readable(value: float) -> str:
+    """A number as people write it: 20,100, 4.2, 0.061."""
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+def readable_in_thousands(value: float) -> str:
+    """The same where room is short: 20k for 20,100."""
+    return f"{value / 1000:,.0f}k" if abs(value) >= 10_000 else readable(value)
+
+
+def influence_heatmap(
+    influences: np.ndarray,
+    test_labels: Iterable,
+    train_labels: Iterable,
+    title: str,
+    marked: tuple[int, int],
+) -> None:
+    """Influence of each training review (column) on each test review (row), zero in white.
+
+    The colour scale ends at the largest absolute value; `marked` is the entry that is framed.
+    """
+    tests, trains = influences.shape
+    axes = new_axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
+    numbers = np.vectorize(readable)(influences)
+    draw_heatmap(
+        axes, influences, np.abs(influences).max(), test_labels, train_labels, numbers,
+        cbar_kws={"label": MEANING, "format": "{x:,.6g}"},
+    )  # fmt: skip
+    row, column = marked
+    axes.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2))
+    axes.set(title=title, xlabel="training review", ylabel="test review")
+    plt.show()
+
+
+def draw_heatmap(
+    axes: Axes,
+    influences: np.ndarray,
+    limit: float,
+    test_labels: Iterable,
+    train_labels: Iterable,
+    numbers: np.ndarray,
+    **colour_bar,
+) -> None:
+    """Influences with their `numbers`, as text, in colours from −limit to limit; reviews are named."""
+    limit = float(limit) or 1.0
+    names = {"yticklabels": names_of(test_labels), "xticklabels": names_of(train_labels)}
+    sns.heatmap(
+        influences, vmin=-limit, vmax=limit, cmap=DIVERGING, ax=axes, annot=numbers, fmt="",
+        linewidths=0.5, **names, **colour_bar,
+    )  # fmt: skip
+    axes.tick_params(axis="y", rotation=0)
+
+
+def names_of(labels: Iterable) -> list[str]:
+    """Reviews as figures name them: `0 (neg)`, `1 (pos)`."""
+    return [f"{row} ({'pos' if label else 'neg'})" for row, label in enumerate(labels)]

@@ -1,0 +1,52 @@
+"""Appendix: how rankings at neighbouring λ agree, and where λ lies in the spectrum. Figures only."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, name_beside, new_axes, show
+
+MOST_POINTS = 400
+
+
+def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> None:
+    """Correlation of the influences at neighbouring λ: a row per layer, a column per pair of λ.
+
+    `tables` holds one table per kind of correlation, in panels side by side.
+    """
+    panels = np.atleast_1d(new_axes(7.6, 4.6, panels=len(tables)))
+    for axes, (name, table) in zip(panels, tables.items(), strict=True):
+        sns.heatmap(
+            table, vmin=-1, vmax=1, cmap="RdBu", ax=axes, cbar=axes is panels[-1],
+            yticklabels=axes is panels[0], linewidths=0.3,
+        )  # fmt: skip
+        axes.set(title=name.capitalize(), xlabel="a value of λ → the next", ylabel="")
+        axes.tick_params(axis="x", rotation=90)
+    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(panels, ylabel="layer, from input to output")
+
+
+def spectra(
+    eigenvalues: Mapping[str, np.ndarray], regularizations: Mapping[str, float], title: str
+) -> None:
+    """Corrected eigenvalues of each layer from the largest to the smallest, with λ across them.
+
+    `regularizations` are drawn as horizontal lines, named beside the axes.
+    """
+    axes = new_axes(7.6, 4.4)
+    colors = sns.color_palette("viridis", len(eigenvalues))
+    for (name, values), color in zip(eigenvalues.items(), colors, strict=True):
+        ranked = np.sort(values.ravel())[::-1]
+        places = np.unique(np.geomspace(1, len(ranked), MOST_POINTS).astype(int)) - 1
+        axes.plot(places + 1, ranked[places], color=color, linewidth=1, label=name)
+    ascending = sorted(regularizations.items(), key=lambda named: named[1])
+    for place, (name, value) in enumerate(ascending):
+        color = (NEGATIVE, NEUTRAL, POSITIVE)[place % 3]
+        axes.axhline(value, color=color, linestyle="--", linewidth=1)
+        # The lowest name hangs below its line, so that the next has room above it.
+        name_beside(axes, name, value, color=color, fontsize=8, va="bottom" if place else "top")
+    axes.set(xscale="log", yscale="log", ylim=(1e-16, None), title=title)
+    axes.figure.legend(frameon=False, fontsize=7, ncols=5, loc="outside lower center")
+    show(axes, xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ")

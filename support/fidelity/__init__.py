@@ -1,1 +1,0 @@
-"""Are the influences true? Retraining as the judge of any scorer."""

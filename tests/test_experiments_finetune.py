@@ -1,0 +1,261 @@
+import itertools
+import json
+import re
+import sys
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from datasets import concatenate_datasets
+from safetensors.torch import load_file, save_file
+
+from experiments import finetune
+from experiments.finetune import (
+    CHECKPOINT,
+    CheckpointDamaged,
+    CheckpointMismatch,
+    Finetuning,
+    Recipe,
+    held_out_scores,
+    train,
+)
+from support.imdb import ImdbDataset
+from support.model import merge_adapter
+from tests.stand_in_hub import tiny_distilbert
+
+RECIPE = Recipe(
+    epochs=4,
+    max_tokens=12,
+    batch_size=4,
+    snapshots={"a-quarter": 0.25, "a-half": 0.5},
+)
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def reviews(imdb, tokenizer):
+    """Twelve short reviews, six of each class."""
+    rows = [imdb["train"].select(range(start, start + 6)) for start in (0, 12_000)]
+    return ImdbDataset(concatenate_datasets(rows), tokenizer, RECIPE.max_tokens)
+
+
+def new_run(reviews, recipe=RECIPE):
+    return Finetuning(tiny_distilbert(seed=0), reviews, recipe)
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def interrupt_after(run, steps, monkeypatch):
+    """Make the run die before its next step once it has done so many."""
+    step = run.step
+
+    def step_or_die():
+        if run.steps_done == steps:
+            raise KeyboardInterrupt
+        step()
+
+    monkeypatch.setattr(run, "step", step_or_die)
+
+
+@pytest.fixture(scope="module")
+def whole(reviews, tmp_path_factory):
+    """A run that nothing interrupted, its output folder, and what `train` told of its snapshots."""
+    output, run = tmp_path_factory.mktemp("whole"), new_run(reviews)
+    return run, output, train(run, output)
+
+
+@pytest.fixture
+def interrupted(reviews, tmp_path, monkeypatch):
+    """The output folder of a run that died after five steps; its last checkpoint is of step four."""
+    run = new_run(reviews)
+    interrupt_after(run, 5, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, tmp_path, checkpoint_every=2)
+    return tmp_path
+
+
+def test_a_resumed_run_ends_with_the_very_numbers_of_an_uninterrupted_one(
+    reviews, whole, interrupted
+):
+    expected, expected_folder, expected_snapshots = whole
+    resumed = new_run(reviews)
+    assert train(resumed, interrupted) == expected_snapshots
+    assert resumed.losses == expected.losses
+    for name in ("a-half", "final"):
+        found, wanted = weights(interrupted / name), weights(expected_folder / name)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+def test_a_resumed_run_repeats_only_the_steps_since_the_checkpoint(reviews, interrupted):
+    resumed = new_run(reviews)
+    resumed.resume(interrupted / CHECKPOINT)
+    assert resumed.steps_done == 4
+
+
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_previous_one(
+    reviews, interrupted, monkeypatch
+):
+    def torn(tensors, path, metadata=None):
+        if metadata is None:  # an adapter
+            return save_file(tensors, path)
+        path.write_bytes(b"half a check")
+        raise KeyboardInterrupt
+
+    resumed = new_run(reviews)
+    monkeypatch.setattr(finetune, "save_file", torn)
+    with pytest.raises(KeyboardInterrupt):
+        train(resumed, interrupted, checkpoint_every=2)
+    again = new_run(reviews)
+    again.resume(interrupted / CHECKPOINT)
+    assert again.steps_done == 4
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_by_the_setting_that_differs(
+    reviews, interrupted
+):
+    expected = (
+        f"{interrupted / CHECKPOINT} belongs to another run: its learning_rate is 0.001, "
+        "this run's is 0.01. Delete it, or use its settings."
+    )
+    with pytest.raises(CheckpointMismatch, match=f"^{re.escape(expected)}$"):
+        train(new_run(reviews, replace(RECIPE, learning_rate=0.01)), interrupted)
+
+
+def test_a_checkpoint_of_other_reviews_is_refused(imdb, tokenizer, interrupted):
+    others = ImdbDataset(imdb["train"].select(range(12)), tokenizer, RECIPE.max_tokens)
+    with pytest.raises(CheckpointMismatch, match="belongs to another run: its reviews_sha256 is "):
+        train(new_run(others), interrupted)
+
+
+@pytest.mark.parametrize("bytes_left", [0, 12, -2_000])
+def test_a_damaged_checkpoint_is_an_error_that_says_to_delete_it(reviews, interrupted, bytes_left):
+    checkpoint = interrupted / CHECKPOINT
+    checkpoint.write_bytes(checkpoint.read_bytes()[:bytes_left])
+    with pytest.raises(
+        CheckpointDamaged,
+        match=rf"^{re.escape(str(checkpoint))} cannot be read .*\. Delete it to train from the start\.$",
+    ):
+        train(new_run(reviews), interrupted)
+
+
+def test_snapshots_are_taken_at_their_shares_of_the_steps(whole):
+    run, _, snapshots = whole
+    assert run.steps_done == STEPS
+    assert {name: snapshot["step"] for name, snapshot in snapshots.items()} == {
+        "a-quarter": 3,
+        "a-half": 6,
+    }
+
+
+def test_every_snapshot_merges_into_the_encoder_and_no_two_are_the_same(whole):
+    _, output, _ = whole
+    merged = {
+        name: merge_adapter(tiny_distilbert(seed=0), output / name).classifier.weight
+        for name in ("a-quarter", "a-half", "final")
+    }
+    assert not torch.equal(merged["a-quarter"], merged["a-half"])
+    assert not torch.equal(merged["a-half"], merged["final"])
+
+
+def test_the_last_adapter_holds_the_trained_weights_to_float16(whole):
+    run, output, _ = whole
+    saved = weights(output / "final")
+    trained = {name.replace(".default", ""): p for name, p in run.trained.items()}
+    trained = {name.replace(".modules_to_save", ""): p for name, p in trained.items()}
+    assert saved.keys() == trained.keys()
+    assert all(torch.equal(saved[name], trained[name].half()) for name in saved)
+
+
+def test_the_learning_rates_spent_grow_from_snapshot_to_snapshot_to_the_end(whole):
+    run, _, snapshots = whole
+    spent = [snapshot["learning_rate_sum"] for snapshot in snapshots.values()]
+    spent.append(sum(run.learning_rates))
+    assert all(earlier < later for earlier, later in itertools.pairwise(spent))
+
+
+def test_snapshots_that_would_coincide_are_refused(reviews, tmp_path):
+    crowded = replace(RECIPE, snapshots={"half": 0.5, "just-over-half": 0.51})
+    expected = "12 steps are too few to tell the snapshots ['half', 'just-over-half'] apart."
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}"):
+        train(new_run(reviews, crowded), tmp_path)
+
+
+def test_every_review_is_read_once_per_epoch(reviews):
+    run = new_run(reviews)
+    for epoch in range(RECIPE.epochs):
+        batches = run.batches[3 * epoch : 3 * epoch + 3]
+        assert sorted(row for rows in batches for row in rows) == list(range(12))
+
+
+def test_scores_are_those_of_a_table_worked_out_by_hand():
+    table = pd.DataFrame(
+        {"label": [0, 0, 1, 1, 1], "positive_probability": [0.1, 0.7, 0.6, 0.9, 0.2]}
+    )
+    assert held_out_scores(table) == {
+        "reviews": 5,
+        "accuracy": 0.6,
+        "f1": pytest.approx(2 / 3),
+        "confusion": [[1, 1], [1, 2]],
+    }
+
+
+def command(folder, *options):
+    """Run the command for the packaged encoder and twelve reviews."""
+    given = ["--output", str(folder), "--rows", "12", "--test-rows", "4", "--max-tokens", "12"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["finetune", *given, *options])
+        finetune.main()
+
+
+@pytest.fixture(scope="module")
+def command_output(tmp_path_factory):
+    """Folder written by the command in place of an older one; the reviews are read 20 times."""
+    folder = tmp_path_factory.mktemp("command") / "adapter"
+    folder.mkdir()
+    (folder / "of-an-older-training").touch()
+    command(folder, "--epochs", "20")
+    return folder
+
+
+def test_a_kill_leaves_the_adapters_of_an_older_training_as_they_were(tmp_path, monkeypatch):
+    output = tmp_path / "adapter"
+    (output / "final").mkdir(parents=True)
+    monkeypatch.setattr(finetune, "evaluate", lambda *_: sys.exit("killed"))
+    with pytest.raises(SystemExit, match="killed"):
+        command(output, "--epochs", "10")
+    assert [path.name for path in output.iterdir()] == ["final"]
+    assert not list((output / "final").iterdir())
+
+
+@pytest.fixture
+def record(command_output):
+    return json.loads((command_output / "record.json").read_text())
+
+
+def test_the_command_leaves_adapters_a_record_and_predictions_and_nothing_else(
+    command_output, record
+):
+    assert {path.name for path in command_output.iterdir()} == {
+        *record["snapshots"],
+        "final",
+        "record.json",
+        "held_out.csv",
+    }
+    assert [path.name for path in command_output.parent.iterdir()] == ["adapter"]
+    assert record["train_reviews"] == 12
+    assert record["steps"] == len(record["loss"]) == 20
+
+
+def test_the_command_s_scores_are_those_of_its_predictions(command_output, record):
+    held_out = pd.read_csv(command_output / "held_out.csv")
+    assert list(held_out.columns) == ["label", "tokens", "positive_probability"]
+    assert record["held_out"] == held_out_scores(held_out)
+    assert record["held_out"]["reviews"] == 4
+
+
+def test_the_loss_of_a_few_reviews_falls_when_they_are_repeated(record):
+    assert sum(record["loss"][-3:]) < 0.5 * sum(record["loss"][:3])

@@ -1,0 +1,185 @@
+"""Reviews as vectors, and a small part of a model trained on them again and again."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from torch.testing import assert_close
+
+from support import retraining as rooms
+from support.imdb import ImdbDataset
+from support.model import ModelLogitsWrapper, load_model, packaged_encoder
+from support.retraining import (
+    ClassifierTail,
+    Recipe,
+    Retraining,
+    Reviews,
+    accuracy,
+    in_parts,
+    joined,
+    losses,
+    margins,
+    read_for_the_tail,
+    read_vectors,
+    segment_weights,
+    select,
+    untrained_head,
+    untrained_tail,
+)
+from tests.made_up import WIDTH, reviews
+
+
+@pytest.fixture(scope="module")
+def retraining():
+    return Retraining(
+        untrained_tail(), reviews(24), Recipe(epochs=2, learning_rate=1e-3, batch_size=8)
+    )
+
+
+def state(tail):
+    return {name: tensor.clone() for name, tensor in tail.state_dict().items()}
+
+
+def test_the_tail_of_the_classifier_says_what_the_classifier_says(
+    imdb, tokenizer, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SUPPORT_CACHE", str(tmp_path))
+    texts = [text[:90] for text in imdb["train"].select([0, 24, 14_000])["text"]]
+    short = (
+        imdb["train"]
+        .select([0, 24, 14_000])
+        .map(lambda _, n: {"text": texts[n]}, with_indices=True)
+    )
+    dataset = ImdbDataset(short, tokenizer)
+    classifier = packaged_encoder().eval()
+    with torch.no_grad():
+        expected = ModelLogitsWrapper(classifier)(dataset.batch([0, 1, 2])[0])
+        found = ClassifierTail(classifier)(read_for_the_tail(dataset).vectors)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_are_read_once(imdb, tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setenv("SUPPORT_CACHE", str(tmp_path))
+    dataset = ImdbDataset(imdb["train"].select([24]), tokenizer, max_tokens=20)
+    first = read_for_the_tail(dataset)
+    monkeypatch.setattr(rooms, "packaged_encoder", None)
+    torch.testing.assert_close(read_for_the_tail(dataset).vectors, first.vectors, rtol=0, atol=0)
+
+
+def test_the_tail_asks_gradients_of_its_linear_layers_alone():
+    wanted = {n for n, p in untrained_tail().named_parameters() if p.requires_grad}
+    layers = ["ffn.lin1", "ffn.lin2", "pre_classifier", "classifier"]
+    assert wanted == {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+
+
+def test_a_retraining_is_decided_by_its_rows_and_its_seed(retraining):
+    rows = torch.arange(12)
+    first = state(retraining.run(rows, seed=3))
+    other = state(retraining.run(rows, seed=4))
+    again = state(retraining.run(rows, seed=3))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_rows_left_out_have_no_part_in_a_retraining():
+    whole = reviews(24)
+    poisoned = Reviews(whole.vectors.clone(), whole.labels, whole.texts)
+    poisoned.vectors[12:] = torch.nan
+    recipe = Recipe(epochs=1, batch_size=8)
+    first, second = (
+        state(Retraining(untrained_tail(), side, recipe).run(torch.arange(12), seed=1))
+        for side in (whole, poisoned)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_training_lowers_the_loss(retraining):
+    rows = torch.arange(24)
+    before = losses(margins(retraining.path(rows, 0, (0.0,))[0].model(), retraining.reviews))
+    after = losses(margins(retraining.run(rows, seed=0), retraining.reviews))
+    assert after.mean() < 0.5 * before.mean()
+
+
+def test_the_last_checkpoint_of_a_path_is_the_trained_tail(retraining):
+    rows = torch.arange(24)
+    path = retraining.path(rows, seed=2, shares=(0.0, 0.4, 1.0))
+    assert [c.name for c in path] == ["step 0 of 6", "step 2 of 6", "step 6 of 6"]
+    trained, last = state(retraining.run(rows, seed=2)), state(path[-1].model())
+    start = state(path[0].model())
+    assert all(torch.equal(trained[name], last[name]) for name in trained)
+    assert all(torch.equal(retraining.start[name], start[name]) for name in start)
+
+
+def test_a_recipe_may_begin_at_trained_weights():
+    data, rows = reviews(24), torch.arange(24)
+    plain = Recipe(epochs=2, batch_size=8)
+    trained = state(Retraining(untrained_tail(), data, plain).run(rows, seed=0))
+    further = Retraining(untrained_tail(), data, Recipe(epochs=1, batch_size=8, trained_for=2))
+    assert all(torch.equal(trained[name], further.start[name]) for name in trained)
+
+
+def test_no_rows_are_refused(retraining):
+    with pytest.raises(ValueError, match="no rows"):
+        retraining.run(torch.tensor([], dtype=torch.long), seed=0)
+
+
+def test_segment_weights_are_the_learning_rates_of_the_nearest_steps():
+    assert segment_weights([0, 4], [1.0, 1.0, 1.0, 1.0]) == pytest.approx([0.75, 0.25])
+    assert segment_weights([2], [3.0, 1.0, 4.0]) == pytest.approx([1.0])
+    rates = torch.rand(17, generator=torch.Generator().manual_seed(0)).tolist()
+    assert sum(segment_weights([0, 3, 9, 17], rates)) == pytest.approx(1.0)
+
+
+def test_losses_are_the_cross_entropy_of_the_margins(retraining):
+    tail, data = retraining.part, retraining.reviews
+    with torch.no_grad():
+        expected = cross_entropy(tail(data.vectors), data.labels, reduction="none")
+    torch.testing.assert_close(losses(margins(tail, data)), expected)
+
+
+def test_the_head_is_read_exactly_what_the_model_gives_it(imdb, tokenizer):
+    model = load_model()
+    dataset = ImdbDataset(imdb["test"].select([0, 4999, 7]), tokenizer, max_tokens=32)
+    read = read_vectors(ModelLogitsWrapper(model), dataset, model.pre_classifier)
+    with torch.inference_mode():
+        logits = model.classifier(model.pre_classifier(read.vectors).relu())
+        expected = ModelLogitsWrapper(model)(dataset.batch([0, 1, 2])[0])
+    assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    assert read.texts == dataset.texts
+
+
+def test_a_head_is_drawn_from_its_seed_alone():
+    first, same, other = (untrained_head(8, seed).classifier.weight for seed in (0, 0, 1))
+    assert_close(first, same)
+    assert not torch.equal(first, other)
+
+
+def test_accuracy_turns_round_with_the_labels():
+    data = reviews(40)
+    head = Retraining(untrained_head(WIDTH), data, Recipe(10, 1e-3)).run_on_all(seed=0)
+    turned = replace(data, labels=1 - data.labels)
+    assert accuracy(head, data) > 0.9
+    assert accuracy(head, data) + accuracy(head, turned) == pytest.approx(1)
+
+
+def test_selected_reviews_come_in_the_order_asked_for():
+    data = reviews(10)
+    chosen = select(data, torch.tensor([7, 2]))
+    assert chosen.texts == [data.texts[7], data.texts[2]]
+    assert chosen.labels.tolist() == data.labels[[7, 2]].tolist()
+    assert_close(chosen.vectors, data.vectors[[7, 2]])
+
+
+def test_a_mask_selects_as_its_rows_do():
+    data, mask = reviews(10), torch.arange(10) % 4 == 1
+    assert select(data, mask).texts == [data.texts[row] for row in (1, 5, 9)]
+
+
+def test_parts_follow_one_another_and_joined_are_the_whole():
+    data = reviews(10)
+    parts = in_parts(data, [3, 7])
+    assert [part.texts for part in parts] == [data.texts[:3], data.texts[3:]]
+    again = joined(*parts)
+    assert_close(again.vectors, data.vectors)
+    assert_close(again.labels, data.labels)
