@@ -7,6 +7,7 @@ is all-MiniLM-L6-v2, a six-layer BERT of width 384, whose weights fit a DistilBE
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -231,19 +232,23 @@ def _check_adapter(found: dict[str, Tensor], expected: dict[str, Tensor], folder
             )
 
 
-def require_gradients_only(model: nn.Module, parts: tuple[str, ...] = TRACKED_LAYERS) -> list[str]:
-    """Freeze everything but the linear layers whose name holds one of `parts`; return their names.
+def require_gradients_only(model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS) -> list[str]:
+    """Freeze everything but the linear layers with one of `parts` in their dotted names; their names.
 
-    Raises `ValueError` when no linear layer matches.
+    No parts mean all linear layers. Raises `ValueError`, naming the parts there are, when none matches.
     """
-    model.requires_grad_(False)
-    chosen = [
+    linear = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and any(part in name.split(".") for part in parts)
+        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
     ]
+    chosen = [name for name in linear if not parts or set(parts) & set(name.split("."))]
     if not chosen:
-        raise ValueError(f"No linear layer has one of {parts} in its name.")
+        known = sorted({part for name in linear for part in name.split(".") if not part.isdigit()})
+        raise ValueError(
+            f"No linear layer has one of {', '.join(parts)} in its name. There are: {', '.join(known)}."
+        )
+    model.requires_grad_(False)
     for name in chosen:
         model.get_submodule(name).requires_grad_(True)
     return chosen

@@ -8,48 +8,40 @@ what would have come out, to the bit; with another number, to rounding.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.blocks import Block
-from support.ekfac.curvature import (
-    Covariances,
-    Eigenbasis,
-    LayerCurvature,
-    kfac_curvature,
-    kfac_eigenvalues,
-)
-from support.ekfac.fisher import Fisher
-from support.ekfac.fitting import generator
+from support.ekfac.blocks import blocks_of
+from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.storage import BASIS_PARTS
-from support.job.examples import Examples
-from support.job.partial import blocks_in, load_sums, load_tensors, save_sums
-from support.job.progress import Progress
-from support.job.sharding import deal, in_blocks
-from support.job.store import Store, disk_full_is_told
+from support.job.engine_pieces import (
+    CovarianceSums,
+    EigenvalueSums,
+    generator,
+    passes_device,
+    passes_of,
+)
+from support.job.examples import Examples, in_blocks
+from support.job.progress import progress
+from support.job.store import Store, blocks_in, disk_full_is_told, load_sums, save_sums
 from support.job.team import Team
 
-Sums = TypeVar("Sums")
+Sums = CovarianceSums | EigenvalueSums
 
 
 @dataclass(frozen=True)
-class Stage(Generic[Sums]):
-    """One pass over the examples: the sums it begins with, their tensors, and how a block is added.
-
-    `name` is that of its files, `title` what people read.
-    """
+class Stage:
+    """One pass over the examples, and the sums it begins with. `name` is that of its files, `title`
+    what people read."""
 
     name: str
     title: str
     begin: Callable[[], Sums]
-    tensors: Callable[[Sums], dict[str, Tensor]]
-    add: Callable[[Fisher, Sums, Iterable[Block], torch.Generator], int]
 
 
 @dataclass(frozen=True)
@@ -71,9 +63,22 @@ class JobFit:
         """Fit the engine, and leave the curvature in the store. Raises what `engine.fit` raises,
         `DiskFull` and `StoreDamaged`."""
         shards = self.team.on_first(self._shards)
-        curvature = self._eigenbases(shards)
-        self._correct_eigenvalues(curvature, shards)
-        self.engine.curvature, self.engine.examples = curvature, len(self.examples)
+        passes, likelihood = passes_of(self.engine), self.engine.likelihood
+        covariances = Stage(
+            "covariances", "fit 1/2, covariances", partial(CovarianceSums, passes, likelihood)
+        )
+        bases = self._bases(covariances, shards)
+        eigenvalues = Stage(
+            "eigenvalues",
+            "fit 2/2, eigenvalues",
+            partial(EigenvalueSums, passes, likelihood, bases),
+        )
+        sums = self._sums(eigenvalues, shards)
+        self.engine.curvature = {
+            name: LayerCurvature(basis, sums.tensors[name] / len(self.examples))
+            for name, basis in bases.items()
+        }
+        self.engine.examples = len(self.examples)
         self.team.on_first(self._save)
 
     def _save(self) -> None:
@@ -84,142 +89,98 @@ class JobFit:
     def _shards(self) -> list[list[range]]:
         """The blocks, dealt over as many processes as began the fit, however many go on with it."""
         blocks = in_blocks(len(self.examples), self.block)
-        if self.store.get("shards") is None:
+        if "shards" not in self.store.facts():
             self.store.settle("shards", min(self.team.size, len(blocks)))
         with disk_full_is_told(self.store.folder):
             self.store.partial_fit.mkdir(exist_ok=True)
         lengths = self.examples.lengths
         tokens = [int(lengths[block.start : block.stop].sum()) for block in blocks]
-        hands = deal(tokens, self.store.get("shards"))
+        hands = deal(tokens, self.store.facts()["shards"])
         return [[blocks[number] for number in hand] for hand in hands]
 
-    def _eigenbases(self, shards: list[list[range]]) -> dict[str, LayerCurvature]:
-        """Every layer with its eigenbasis and Λ = 0: computed by one process, handed to the others."""
-        names = self.engine.layer_names
+    def _bases(self, stage: Stage, shards: list[list[range]]) -> dict[str, Eigenbasis]:
+        """Every layer's eigenbasis: computed by one process, handed to the others from its disk."""
         missing = self.team.on_first(self._missing_bases)
-        covariances = self._sum(self._covariance_stage(), shards) if missing else {}
-        costs = [layer.d_in**3 + layer.d_out**3 for layer in self.engine.layers.values()]
-        owners = {
-            names[number]: rank
-            for rank, hand in enumerate(deal(costs, self.team.size))
-            for number in hand
-        }
-        for name in missing:
-            if owners[name] == self.team.rank:
-                basis = kfac_curvature(covariances.pop(name)).basis
-                parts = {part: getattr(basis, part) for part in BASIS_PARTS}
-                save_sums(self._basis_file(name), parts, 0)
-        covariances.clear()
+        layers = self.engine.layers
+        hands = deal([one.d_in**3 + one.d_out**3 for one in layers.values()], self.team.size)
+        names = list(layers)
+        owners = {names[number]: rank for rank, hand in enumerate(hands) for number in hand}
+        if missing:
+            sums = self._sums(stage, shards)
+            for name in missing:
+                if owners[name] == self.team.rank:
+                    basis = sums.basis(name)
+                    parts = {part: getattr(basis, part) for part in BASIS_PARTS}
+                    save_sums(self._basis_file(name), parts, 0)
+            del sums
         self.team.wait()
-        return {name: self._handed_out(name, owner) for name, owner in owners.items()}
+        return {name: self._handed_out(name, owners[name]) for name in names}
 
     def _missing_bases(self) -> list[str]:
         """Layers without a basis on the disk. Sums of squares in another basis are worth nothing."""
-        missing = [name for name in self.engine.layer_names if not self._basis_file(name).exists()]
+        missing = [name for name in self.engine.layers if not self._basis_file(name).exists()]
         if missing:
             for path in self.store.partial_fit.glob("eigenvalues-*"):
                 path.unlink()
         return missing
 
-    def _handed_out(self, name: str, owner: int) -> LayerCurvature:
-        """A layer's basis, in every process, from the owner's disk."""
+    def _handed_out(self, name: str, owner: int) -> Eigenbasis:
         layer = self.engine.layers[name]
         d_in, d_out = layer.d_in, layer.d_out
         shapes = [(d_in, d_in), (d_out, d_out), (d_in,), (d_out,)]
+        tensors = [torch.empty(shape, dtype=layer.dtype, device=layer.device) for shape in shapes]
         if owner == self.team.rank:
-            found = load_tensors(self._basis_file(name))
-            tensors = [found[part].to(layer.device).contiguous() for part in BASIS_PARTS]
-        else:
-            tensors = [
-                torch.empty(shape, dtype=layer.dtype, device=layer.device) for shape in shapes
-            ]
+            load_sums(self._basis_file(name), dict(zip(BASIS_PARTS, tensors, strict=True)))
         for tensor in tensors:
             self.team.hand_out(tensor, owner)
-        basis = Eigenbasis(*tensors, precision=self.engine.fisher().passes.precision)
-        return LayerCurvature(basis, torch.zeros_like(kfac_eigenvalues(basis)))
+        return Eigenbasis(*tensors, precision=passes_of(self.engine).precision)
 
-    def _correct_eigenvalues(
-        self, curvature: dict[str, LayerCurvature], shards: list[list[range]]
-    ) -> None:
-        summed = self._sum(self._eigenvalue_stage(curvature), shards)
-        for name, layer in curvature.items():
-            layer.eigenvalues = summed[name].eigenvalues / len(self.examples)
-
-    def _covariance_stage(self) -> Stage[dict[str, Covariances]]:
-        def tensors(sums: dict[str, Covariances]) -> dict[str, Tensor]:
-            return {
-                f"{name}/{part}": tensor
-                for name, covariances in sums.items()
-                for part, tensor in covariances.sums().items()
-            }
-
-        begin = self.engine.fisher().no_covariances
-        return Stage(
-            "covariances", "fit 1/2, covariances", begin, tensors, Fisher.add_to_covariances
-        )
-
-    def _eigenvalue_stage(
-        self, curvature: dict[str, LayerCurvature]
-    ) -> Stage[dict[str, LayerCurvature]]:
-        def begin() -> dict[str, LayerCurvature]:
-            return {
-                name: LayerCurvature(layer.basis, torch.zeros_like(layer.eigenvalues))
-                for name, layer in curvature.items()
-            }
-
-        def tensors(sums: dict[str, LayerCurvature]) -> dict[str, Tensor]:
-            return {name: layer.eigenvalues for name, layer in sums.items()}
-
-        return Stage(
-            "eigenvalues", "fit 2/2, eigenvalues", begin, tensors, Fisher.add_to_eigenvalues
-        )
-
-    def _sum(self, stage: Stage[Sums], shards: list[list[range]]) -> Sums:
+    def _sums(self, stage: Stage, shards: list[list[range]]) -> Sums:
         """The stage's sums over all shards, in every process."""
         own = range(self.team.rank, len(shards), self.team.size)
         total = stage.begin()
-        with self._progress(stage, shards) as progress:
+        with self._progress(stage, shards) as count:
             for number in own:
                 sums = total if len(own) == 1 else stage.begin()
-                self._add_shard(stage, sums, number, shards[number], progress)
+                self._add_shard(stage, sums, number, shards[number], count)
                 if sums is not total:
-                    for key, tensor in stage.tensors(total).items():
-                        tensor += stage.tensors(sums)[key]
-            for tensor in stage.tensors(total).values():
+                    for key, tensor in total.tensors.items():
+                        tensor += sums.tensors[key]
+            for tensor in total.tensors.values():
                 self.team.add_up(tensor)
         return total
 
     def _add_shard(
         self,
-        stage: Stage[Sums],
+        stage: Stage,
         sums: Sums,
         number: int,
         shard: list[range],
-        progress: Progress,
+        count: Callable[[int], None],
     ) -> None:
         path = self._shard_file(stage, number)
-        done = load_sums(path, stage.tensors(sums))
-        fisher = self.engine.fisher()
-        saved = time.monotonic()
+        done = load_sums(path, sums.tensors)
+        passes, saved = passes_of(self.engine), time.monotonic()
         for block in shard[done:]:
-            inputs, _ = self.examples.batch(block, self._device)
-            blocks = progress.blocks(fisher.passes.blocks(inputs, None, stage.title), "", "")
-            stage.add(fisher, sums, blocks, self._draws(stage, block))
+            inputs, _ = self.examples.batch(block, passes_device(self.engine))
+            blocks = blocks_of(inputs, None, passes.token_mask)
+            count(sums.add(blocks, self._draws(stage, block)))
             done += 1
             if done == len(shard) or time.monotonic() - saved >= self.save_seconds:
-                save_sums(path, stage.tensors(sums), done)
+                save_sums(path, sums.tensors, done)
                 saved = time.monotonic()
 
-    def _progress(self, stage: Stage, shards: list[list[range]]) -> Progress:
+    def _progress(self, stage: Stage, shards: list[list[range]]):
         def before() -> int:
+            done = [blocks_in(self._shard_file(stage, number)) for number in range(len(shards))]
             return sum(
                 len(block)
-                for number, shard in enumerate(shards)
-                for block in shard[: blocks_in(self._shard_file(stage, number))]
+                for shard, blocks in zip(shards, done, strict=True)
+                for block in shard[:blocks]
             )
 
         done = self.team.on_first(before)
-        return Progress(self.team, stage.title, len(self.examples), done, self.tell_seconds)
+        return progress(self.team, stage.title, len(self.examples), done, self.tell_seconds)
 
     def _draws(self, stage: Stage, block: range) -> torch.Generator:
         """Sampled labels of a block: the same, whoever draws them, and in whatever order."""
@@ -230,8 +191,18 @@ class JobFit:
         return self.store.partial_fit / f"{stage.name}-{number}.safetensors"
 
     def _basis_file(self, name: str) -> Path:
-        return self.store.partial_fit / f"basis-{self.engine.layer_names.index(name)}.safetensors"
+        return self.store.partial_fit / f"basis-{list(self.engine.layers).index(name)}.safetensors"
 
-    @property
-    def _device(self) -> torch.device:
-        return next(iter(self.engine.layers.values())).device
+
+def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
+    """Numbers of the pieces for each hand, ascending: the largest piece first, to the lightest hand.
+
+    No hand gets more than 4/3 of the best possible (Graham 1969), usually it is a few percent.
+    """
+    dealt: list[list[int]] = [[] for _ in range(hands)]
+    weights = [0] * hands
+    for piece in sorted(range(len(sizes)), key=lambda piece: (-sizes[piece], piece)):
+        lightest = weights.index(min(weights))
+        dealt[lightest].append(piece)
+        weights[lightest] += sizes[piece]
+    return [sorted(hand) for hand in dealt]
