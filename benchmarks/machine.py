@@ -18,7 +18,7 @@ def described() -> dict[str, str]:
         r"^(pyDVL|torch|transformers|numpy)==(\S+)", PYDVL_REQUIREMENTS.read_text(), re.M
     )
     return {
-        "processor": processor(),
+        "processor": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": f"{usable_cores()} (torch uses {torch.get_num_threads()} threads)",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB",
         "system": f"{platform.system()} {platform.machine()}",

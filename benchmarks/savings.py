@@ -134,13 +134,13 @@ def foretold(chosen: Material) -> list[dict]:
     engine = chosen.engine()
     train, test = chosen.train.batches(BATCH_SIZE), chosen.test.batches(BATCH_SIZE)
     told = engine.plan(train, test)
-    expected = {FIT: told.fit, SCORE: told.score, SELF: told.self_influences}
+    expected = {FIT: told.fit_seconds, SCORE: told.score_seconds, SELF: told.self_seconds}
     size = f"{len(chosen.test.labels)} × {len(chosen.train.labels)}"
     return [
         {
             "setting": f"{chosen.name}, {size}",
             "job": job,
-            "plan": expected[job].seconds,
+            "plan": expected[job],
             "measured": seconds(run),
         }
         for job, run in chosen.jobs(engine).items()

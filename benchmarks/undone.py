@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from support.ekfac import blocks, capture, curvature, matrix_products, scoring
+from support.ekfac import blocks, curvature, influence, matrix_products, passes, scores
 from support.ekfac.curvature import Eigenbasis
+from support.ekfac.gradients import LayerGradients, layer_gradients
 from support.ekfac.layers import TrackedLayer
-from support.ekfac.positions import LayerGradients, layer_gradients
 
 BATCH_SIZE = 8
 WHISPER = 1e-30
@@ -41,11 +41,6 @@ def in_file_order(lengths: list[int]) -> Iterator[tuple[list[int], int]]:
         yield block, max(lengths[row] for row in block)
 
 
-def plain_product(total: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> None:
-    """total += Σ x xᵀ, all entries."""
-    total.addmm_(rows.T, rows)
-
-
 def product_first(
     gradients: LayerGradients, basis: Eigenbasis
 ) -> Iterator[tuple[int, Float[Tensor, "d_out d_in"]]]:
@@ -60,33 +55,33 @@ def carried(
     """⟨factors, G⟩ by carrying every row of activations through every factor."""
     by_row = (factors @ gradients.activations.T * gradients.output_gradients.T).sum(dim=1)
     result = by_row.new_zeros(len(factors), gradients.examples)
-    return result.index_add_(1, gradients.owners, by_row)
+    return result.index_add_(1, gradients.example, by_row)
 
 
-def with_silent_positions(
+def with_every_position(
     layer: TrackedLayer,
     seen: Tensor,
-    gradient: Tensor,
+    gradient: Tensor | None,
     mask: Bool[Tensor, "batch tokens"] | None,
     examples: int,
 ) -> LayerGradients:
     """A row for every real position."""
-    return layer_gradients(layer, seen, not_silent(gradient), mask, examples)
+    return layer_gradients(layer, seen, not_zero(gradient), mask, examples)
 
 
 def with_padding(
     layer: TrackedLayer,
     seen: Tensor,
-    gradient: Tensor,
+    gradient: Tensor | None,
     mask: Bool[Tensor, "batch tokens"] | None,
     examples: int,
 ) -> LayerGradients:
     """A row for every position."""
-    return with_silent_positions(layer, seen, gradient, None, examples)
+    return with_every_position(layer, seen, gradient, None, examples)
 
 
-def not_silent(gradient: Tensor) -> Tensor:
-    return torch.where(gradient == 0, WHISPER, gradient)
+def not_zero(gradient: Tensor | None) -> Tensor | None:
+    return None if gradient is None else torch.where(gradient == 0, WHISPER, gradient)
 
 
 def with_torchs_products() -> AbstractContextManager:
@@ -98,49 +93,44 @@ def unsorted() -> AbstractContextManager:
     return replaced((blocks, "_by_length", in_file_order))
 
 
-def whole_products() -> AbstractContextManager:
-    return replaced((curvature, "add_gram", plain_product))
-
-
 def products_rotated() -> AbstractContextManager:
-    modules = curvature, scoring
+    modules = curvature, scores, influence
     return replaced(*((module, "rotated_one_by_one", product_first) for module in modules))
 
 
 def factors_carried() -> AbstractContextManager:
-    return replaced((scoring, "products", carried))
+    return replaced((influence, "products", carried))
 
 
 def full_rank() -> AbstractContextManager:
     return replaced((LayerGradients, "is_rank_one", False))
 
 
-def silent_kept() -> AbstractContextManager:
-    return replaced((capture, "layer_gradients", with_silent_positions))
+def all_kept() -> AbstractContextManager:
+    return replaced((passes, "layer_gradients", with_every_position))
 
 
 @contextmanager
 def everything() -> Iterator[None]:
     """No shortcut at all: unsorted batches, padding included."""
     with ExitStack() as stack:
-        for undo in (with_torchs_products, unsorted, whole_products, products_rotated, full_rank):
+        for undo in (with_torchs_products, unsorted, products_rotated, full_rank):
             stack.enter_context(undo())
-        stack.enter_context(replaced((capture, "layer_gradients", with_padding)))
+        stack.enter_context(replaced((passes, "layer_gradients", with_padding)))
         yield
 
 
 FIT, SCORE, SELF = "fit", "score", "self-influence"
 
 SHORTCUTS: dict[str, tuple[Callable[[], AbstractContextManager], tuple[str, ...]]] = {
-    "large products by oneDNN, silent rows left out backwards": (
+    "large products by oneDNN, rows without gradient left out backwards": (
         with_torchs_products,
         (FIT, SCORE, SELF),
     ),
     "blocks sorted by length, not batches of 8 in file order": (unsorted, (FIT, SCORE, SELF)),
-    "half of each covariance, not all of it": (whole_products, (FIT,)),
     "rows rotated where that is cheaper than products": (products_rotated, (FIT, SCORE, SELF)),
     "gradients compared with factors, not carried through them": (factors_carried, (SCORE,)),
-    "positions without gradient left out": (silent_kept, (FIT, SCORE, SELF)),
+    "positions without gradient left out": (all_kept, (FIT, SCORE, SELF)),
     "one position per example done without its product": (full_rank, (FIT, SELF)),
     "all of these": (everything, (FIT, SCORE, SELF)),
 }

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks.savings import markdown
 from benchmarks.undone import SHORTCUTS
-from support.ekfac import EkfacInfluence, blocks, curvature, scoring
+from support.ekfac import EkfacInfluence, blocks, influence, passes
 from tests.dense import sentences, token_classifier
 
 X, Y = sentences(5, 2, 7, 1, 4, seed=1), torch.tensor([0, 1, 1, 0, 1])
@@ -28,10 +28,10 @@ def test_results_are_the_same_without_a_shortcut(shortcut):
 
 def test_after_a_failure_the_engine_takes_its_shortcuts_again():
     undo, _ = SHORTCUTS["all of these"]
-    before = blocks._by_length, curvature.add_gram, scoring.products
+    before = blocks._by_length, passes.layer_gradients, influence.products
     with pytest.raises(RuntimeError), undo():
         raise RuntimeError
-    assert (blocks._by_length, curvature.add_gram, scoring.products) == before
+    assert (blocks._by_length, passes.layer_gradients, influence.products) == before
 
 
 def test_the_page_has_a_line_for_each_measurement():

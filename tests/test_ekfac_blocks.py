@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from support.ekfac import EkfacInfluence, blocks
-from support.ekfac.blocks import blocks_of, pools_of
+from support.ekfac.blocks import blocks_of, loader_blocks
 from support.ekfac.errors import BlockHalved, LabelsMismatch
 from tests.dense import PAD, labels, sentences, token_classifier, vectors
 
@@ -63,35 +63,30 @@ def test_inputs_without_a_mask_keep_their_order(monkeypatch):
 
 def test_labels_are_counted_before_any_batch_is_merged():
     with pytest.raises(LabelsMismatch, match="2 examples come with 1 labels"):
-        list(pools_of([(X[:2], Y[:1]), (X[2:], Y[1:])], MASK))
+        list(loader_blocks([(X[:2], Y[:1]), (X[2:], Y[1:])], MASK))
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 9])
 def test_every_example_of_a_loader_is_in_one_block_under_its_own_number(monkeypatch, ahead):
     monkeypatch.setattr(blocks, "EXAMPLES_AHEAD", ahead)
     batches = [(X[:2, :6], Y[:2]), (X[2:3, :3], Y[2:3]), (X[3:], Y[3:])]
-    seen, first = {}, 0
-    for pool in pools_of(batches, MASK):
-        for block in pool.blocks:
-            for row, ids, label in zip(block.rows, block.inputs, block.labels, strict=True):
-                seen[first + row] = (ids[ids != PAD].tolist(), label.item())
-        first += pool.examples
+    seen = {}
+    for block in loader_blocks(batches, MASK):
+        for row, ids, label in zip(block.rows, block.inputs, block.labels, strict=True):
+            seen[row] = (ids[ids != PAD].tolist(), label.item())
     expected = [(x[x != PAD].tolist(), y.item()) for x, y in zip(X, Y, strict=True)]
     assert [seen[row] for row in range(5)] == expected
 
 
 def test_batches_of_different_widths_are_not_merged_when_nothing_says_how_to_pad():
     found = [
-        block.rows
-        for pool in pools_of([(sentences(3, 3), None), (sentences(5), None)], MASK)
-        for block in pool.blocks
+        block.rows for block in loader_blocks([(sentences(3, 3), None), (sentences(5), None)], MASK)
     ]
     assert found == [[0, 1], [2]]
 
 
 def test_batches_of_different_widths_are_merged_with_the_padding_that_one_of_them_shows():
-    (pool,) = pools_of([(sentences(3, 2), None), (sentences(5), None)], MASK)
-    (block,) = pool.blocks
+    (block,) = loader_blocks([(sentences(3, 2), None), (sentences(5), None)], MASK)
     assert block.rows == [2, 0, 1]
     assert block.inputs.shape == (3, 5)
 

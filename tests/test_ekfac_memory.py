@@ -5,9 +5,9 @@ import torch
 
 from support.ekfac import EkfacInfluence
 from support.ekfac.errors import BadBudget, EmptyLoader
+from support.ekfac.influence import NORMALISATIONS
 from support.ekfac.layers import tracked_layers
 from support.ekfac.memory import factor_bytes, in_groups, queries_at_a_time
-from support.ekfac.scorer import NORMALISATIONS
 from tests.dense import labels, sentences, token_classifier
 
 X, Y = sentences(5, 3, 4, 2, 5), labels(5)

@@ -35,23 +35,23 @@ def batches(x, y, size):
     return DataLoader(TensorDataset(x, y), batch_size=size)
 
 
-@pytest.mark.parametrize(
-    ("normalisation", "method"),
-    [
-        ("plain", "influences"),
-        ("relative", "relative_influences"),
-        ("unit residual", "unit_residual_influences"),
-    ],
-)
-def test_score_streams_influences_over_two_loaders(normalisation, method):
+def test_score_streams_influences_over_two_loaders():
     engine = fitted()
-    found = engine.score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), normalisation)
-    assert_same(found, getattr(engine, method)(QUERIES, QUERY_LABELS, X, Y))
+    found = engine.score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4))
+    assert_same(found, engine.influences(QUERIES, QUERY_LABELS, X, Y))
 
 
-def test_unit_residual_influences_divide_by_the_size_of_the_residual():
+def test_relative_scores_divide_by_the_root_of_the_self_influence():
     engine = fitted()
-    found = engine.unit_residual_influences(QUERIES, QUERY_LABELS, X, Y)
+    found = engine.score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), "relative")
+    expected = engine.influences(QUERIES, QUERY_LABELS, X, Y) / engine.self_influences(X, Y).sqrt()
+    assert_same(found, expected)
+    assert_same(engine.relative_influences(QUERIES, QUERY_LABELS, X, Y), expected)
+
+
+def test_unit_residual_scores_divide_by_the_size_of_the_residual():
+    engine = fitted()
+    found = engine.score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), "unit residual")
     with torch.no_grad():
         p = engine.model(X).softmax(dim=1)
     sizes = (p - nn.functional.one_hot(Y, p.shape[1])).norm(dim=1)

@@ -115,7 +115,7 @@ DAMAGES = pytest.mark.parametrize("damage", [truncate, flip_a_byte, replace_by_t
 
 def test_a_file_of_another_format_is_refused(saved, monkeypatch):
     monkeypatch.setattr("support.ekfac.storage.FORMAT", "ekfac-curvature-0")
-    with pytest.raises(DamagedFile, match="has format 'ekfac-curvature-1', expected 'ekfac-curv"):
+    with pytest.raises(DamagedFile, match="has format 'ekfac-curvature-2', expected 'ekfac-curv"):
         engine_for().load_curvature(saved)
 
 

@@ -5,12 +5,13 @@ Results don't depend on it. Examples can be told apart by length only if the mod
 and its inputs are `(batch, tokens)`; all others are taken in the order in which they come.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from support.ekfac.errors import LabelsMismatch
 
@@ -39,40 +40,44 @@ class Block:
     def halves(self) -> list["Block"]:
         """The same examples in two blocks."""
         middle = len(self.rows) // 2
-        parts = slice(middle), slice(middle, None)
-        return [
-            Block(
-                self.rows[part],
-                self.inputs[part],
-                None if self.labels is None else self.labels[part],
-            )
-            for part in parts
-        ]
+        return [self._part(slice(middle)), self._part(slice(middle, None))]
+
+    def ordinary(self) -> "Block":
+        """The block, its tensors copied where they were made in inference mode: autograd takes no such."""
+        x, y = self.inputs, self.labels
+        x, y = (t.clone() if t is not None and t.is_inference() else t for t in (x, y))
+        return Block(self.rows, x, y)
+
+    def _part(self, part: slice) -> "Block":
+        labels = None if self.labels is None else self.labels[part]
+        return Block(self.rows[part], self.inputs[part], labels)
 
 
 def blocks_of(
     inputs: Shaped[Tensor, "batch ..."],
     labels: Shaped[Tensor, "labels ..."] | None,
     token_mask: TokenMask | None,
+    first: int = 0,
 ) -> list[Block]:
     """The examples of one batch, longest first, trimmed of the columns that are padding to all.
 
-    Raises `LabelsMismatch` when there isn't one label per example.
+    `first` is the row of the first of them. Raises `LabelsMismatch` when there isn't one label per
+    example.
     """
-    if labels is not None and len(inputs) != len(labels):
-        raise LabelsMismatch(
-            f"{len(inputs)} examples come with {len(labels)} labels: one label each."
-        )
-    lengths = _lengths(inputs, token_mask)
-    if lengths is None:
-        rows = list(range(len(inputs)))
-        starts = range(0, len(rows), EXAMPLES_AT_A_TIME)
-        chosen = [(rows[start : start + EXAMPLES_AT_A_TIME], None) for start in starts]
+    refuse_other_labels(inputs, labels)
+    mask = _mask(inputs, token_mask)
+    if mask is None:
+        rows = range(len(inputs))
+        chosen = [
+            (list(rows[n : n + EXAMPLES_AT_A_TIME]), None) for n in rows[::EXAMPLES_AT_A_TIME]
+        ]
     else:
-        chosen = _by_length(lengths)
+        # Up to where each example has real tokens.
+        ends = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
+        chosen = _by_length(ends.amax(dim=1).clamp(min=1).tolist())
     return [
         Block(
-            rows,
+            [first + row for row in rows],
             inputs[rows] if length is None else inputs[rows, :length],
             None if labels is None else labels[rows],
         )
@@ -80,13 +85,12 @@ def blocks_of(
     ]
 
 
-def _lengths(inputs: Tensor, token_mask: TokenMask | None) -> list[int] | None:
-    """Up to where each example has real tokens; None when the mask can't say."""
-    mask = _mask(inputs, token_mask)
-    if mask is None:
-        return None
-    ends = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
-    return ends.amax(dim=1).clamp(min=1).tolist()
+def refuse_other_labels(inputs: Tensor, labels: Tensor | None) -> None:
+    """Raise `LabelsMismatch` when there isn't one label per example."""
+    if labels is not None and len(inputs) != len(labels):
+        raise LabelsMismatch(
+            f"{len(inputs)} examples come with {len(labels)} labels: one label each."
+        )
 
 
 def _mask(inputs: Tensor, token_mask: TokenMask | None) -> Bool[Tensor, "batch tokens"] | None:
@@ -106,51 +110,28 @@ def _by_length(lengths: list[int]) -> Iterator[tuple[list[int], int]]:
         waiting = waiting[count:]
 
 
-def pools_of(batches: Iterable[Batch], token_mask: TokenMask | None) -> Iterator["Pool"]:
-    """The batches of a loader, several at a time, regrouped by length. One pool after the other holds
-    all examples in the order of the loader; `rows` of its blocks count from its first example.
+def loader_blocks(batches: Iterable[Batch], token_mask: TokenMask | None) -> Iterator[Block]:
+    """The examples of a loader, some hundred at a time regrouped by length; rows count through it.
 
     Raises as `blocks_of` does.
     """
     ahead: list[Batch] = []
-    for batch in batches:
-        if token_mask is None:
-            yield Pool([batch], blocks_of(*batch, None))
-            continue
-        ahead.append(batch)
-        if sum(len(inputs) for inputs, _ in ahead) >= EXAMPLES_AHEAD:
-            yield _pool(ahead, token_mask)
-            ahead = []
-    if ahead:
-        yield _pool(ahead, token_mask)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Some batches of a loader, and the blocks that they are regrouped into."""
-
-    batches: Sequence[Batch]
-    blocks: Iterable
-
-    @property
-    def examples(self) -> int:
-        return sum(len(inputs) for inputs, _ in self.batches)
-
-
-def _pool(batches: list[Batch], token_mask: TokenMask) -> Pool:
-    for batch in batches:
-        blocks_of(*batch, token_mask)  # refuses its labels before they meet others
-    merged = _merged(batches, token_mask)
-    if merged is not None:
-        return Pool(batches, blocks_of(*merged, token_mask))
-    blocks, first = [], 0
+    waiting = first = 0
     for inputs, labels in batches:
-        blocks += [
-            Block([first + row for row in block.rows], block.inputs, block.labels)
-            for block in blocks_of(inputs, labels, token_mask)
-        ]
+        refuse_other_labels(inputs, labels)  # before they meet others
+        ahead.append((inputs, labels))
+        waiting += len(inputs)
+        if token_mask is None or waiting >= EXAMPLES_AHEAD:
+            yield from _regrouped(ahead, token_mask, first)
+            ahead, first, waiting = [], first + waiting, 0
+    yield from _regrouped(ahead, token_mask, first)
+
+
+def _regrouped(batches: list[Batch], token_mask: TokenMask | None, first: int) -> Iterator[Block]:
+    merged = _merged(batches, token_mask) if len(batches) > 1 else None
+    for inputs, labels in batches if merged is None else [merged]:
+        yield from blocks_of(inputs, labels, token_mask, first)
         first += len(inputs)
-    return Pool(batches, blocks)
 
 
 def _merged(batches: list[Batch], token_mask: TokenMask) -> Batch | None:
@@ -175,6 +156,18 @@ def _merged(batches: list[Batch], token_mask: TokenMask) -> Batch | None:
 
 def _widened(x: Tensor, width: int, filler: float | int) -> Tensor:
     return torch.nn.functional.pad(x, (0, width - x.shape[1]), value=filler)
+
+
+def number_of_examples(loader: Iterable) -> int | None:
+    """How many examples a loader will give; None when only going over it would tell."""
+    if isinstance(loader, DataLoader):
+        if not isinstance(loader.sampler, Sized) or loader.batch_size is None:
+            return None
+        drawn = len(loader.sampler)
+        return drawn - drawn % loader.batch_size if loader.drop_last else drawn
+    if isinstance(loader, list | tuple):
+        return sum(len(inputs) for inputs, *_ in loader)
+    return None
 
 
 def first_examples(batches: Iterable[Batch], count: int) -> Iterator[Batch]:

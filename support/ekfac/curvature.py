@@ -15,18 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from support.ekfac.errors import BadRegularization
+from support.ekfac.gradients import LayerGradients
 from support.ekfac.matrix_products import matrix_product
-from support.ekfac.positions import LayerGradients
-from support.ekfac.rank_update import add_gram, fill_other_triangle
 
 
 class Covariances:
-    """Running sums of a aᵀ and g gᵀ for one layer.
+    """Running sums of a aᵀ and g gᵀ for one layer; sums over parts of the examples add up.
 
-    `activation` is their mean over real positions, (d_in, d_in); `output_gradient` is summed over
-    positions and over the Fisher's directions, mean over examples, (d_out, d_out). Both are made from
-    the sums in place: ask for each once, at the end. Until then, sums over parts of the examples add
-    up: of the two matrices only the lower triangle counts.
+    `positions_and_examples` counts what they are over.
     """
 
     def __init__(self, d_out: int, d_in: int, dtype: torch.dtype, device: torch.device):
@@ -35,24 +31,26 @@ class Covariances:
         self.positions_and_examples = torch.zeros(2, dtype=torch.int64)
 
     def add_activations(self, activations: Float[Tensor, "positions d_in"], examples: int) -> None:
-        """Add the real positions of a batch of examples."""
-        add_gram(self.activation_sum, activations)
+        """Add the real positions of a block of examples."""
+        _add_gram(self.activation_sum, activations)
         self.positions_and_examples += torch.tensor([len(activations), examples])
 
     def add_output_gradients(self, output_gradients: Float[Tensor, "positions d_out"]) -> None:
-        """Add the output gradients of one direction of the Fisher for a batch."""
-        add_gram(self.output_gradient_sum, output_gradients)
-
-    def sums(self) -> dict[str, Tensor]:
-        """The sums themselves: what is added to these tensors in place is added to the covariances."""
-        return dict(vars(self))
+        """Add the output gradients of one direction of the Fisher for a block."""
+        _add_gram(self.output_gradient_sum, output_gradients)
 
     def activation(self) -> Float[Tensor, "d_in d_in"]:
-        return fill_other_triangle(self.activation_sum).div_(self.positions_and_examples[0].item())
+        """The mean of a aᵀ over real positions."""
+        return self.activation_sum / self.positions_and_examples[0].item()
 
     def output_gradient(self) -> Float[Tensor, "d_out d_out"]:
-        examples = self.positions_and_examples[1].item()
-        return fill_other_triangle(self.output_gradient_sum).div_(examples)
+        """g gᵀ summed over positions and over the Fisher's directions, mean over examples."""
+        return self.output_gradient_sum / self.positions_and_examples[1].item()
+
+
+def _add_gram(total: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> None:
+    columns = rows.T.contiguous()
+    total.add_(matrix_product(columns, columns.T))
 
 
 @dataclass
@@ -116,20 +114,6 @@ def eigenbasis(
 def _eigenvectors(covariance: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(covariance.double())
     return values.clamp(min=0).to(covariance.dtype), vectors.to(covariance.dtype)
-
-
-def into_basis(
-    gradients: Float[Tensor, "*batch d_out d_in"], basis: Eigenbasis
-) -> Float[Tensor, "*batch d_out d_in"]:
-    """Q_gᵀ G Q_a, for one gradient or many."""
-    return basis.output_gradient.T @ gradients @ basis.activation
-
-
-def out_of_basis(
-    rotated: Float[Tensor, "*batch d_out d_in"], basis: Eigenbasis
-) -> Float[Tensor, "*batch d_out d_in"]:
-    """Q_g R Q_aᵀ: back from the eigenbasis, for one gradient or many."""
-    return basis.output_gradient @ rotated @ basis.activation.T
 
 
 def take_out_of_basis(rotated: Float[Tensor, "batch d_out d_in"], basis: Eigenbasis) -> None:
@@ -210,14 +194,6 @@ class LayerCurvature:
     def to(self, device: str | torch.device) -> "LayerCurvature":
         """The same on another device."""
         return LayerCurvature(self.basis.to(device), self.eigenvalues.to(device))
-
-
-def kfac_curvature(
-    covariances: Covariances, precision: torch.dtype | None = None
-) -> LayerCurvature:
-    """The layer's eigenbasis, with K-FAC's eigenvalues."""
-    basis = eigenbasis(covariances.activation(), covariances.output_gradient(), precision)
-    return LayerCurvature(basis, kfac_eigenvalues(basis))
 
 
 Regularization = float | int | str

@@ -73,13 +73,5 @@ class BadNormalisation(EkfacError):
     """There is no such normalisation of influences."""
 
 
-class BadCheckpoints(EkfacError):
-    """There is no checkpoint to average over, or one with a weight that is not positive."""
-
-
-class NotConverged(UserWarning):
-    """An iterative solution is further from the exact one than was asked for, with the queries."""
-
-
 class BlockHalved(UserWarning):
     """A block of examples did not fit into memory and is taken in two halves."""

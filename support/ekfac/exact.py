@@ -1,14 +1,16 @@
 """The damped Gauss–Newton system solved exactly, in example space: what EK-FAC approximates.
 
-With Φ the Fisher's gradients, one row per example and direction, F = ΦᵀΦ/n, and by Woodbury
+With Φ the gradients φ of the Fisher's directions, one row per example and direction, F = ΦᵀΦ/n, and by
+Woodbury
 
     (F + λ)⁻¹ = (1/λ) (1 − Φᵀ (nλ + ΦΦᵀ)⁻¹ Φ).
 
 Every influence then needs inner products of gradients only: a thousand examples are a matrix of a
-thousand by a thousand, however many parameters there are.
+thousand by a thousand, however many parameters there are, and of the gradients the activations and
+output gradients are enough.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +18,82 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from support.ekfac.errors import BadRegularization
-from support.ekfac.gauss_newton import GaussNewton, Gradients, inner_products, squared_norms
+from support.ekfac.blocks import Block
+from support.ekfac.errors import BadRegularization, EmptyLoader
+from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import tracked_layers
-from support.ekfac.likelihood import Categorical, Likelihood
+from support.ekfac.likelihood import (
+    Categorical,
+    Directions,
+    Likelihood,
+    fisher_directions,
+    loss_directions,
+)
+from support.ekfac.passes import Passes
+
+Gradients = dict[str, LayerGradients]
+"""Layer by layer, from input to output."""
+
+
+def fisher_gradients(
+    passes: Passes, likelihood: Likelihood, loader: Iterable, seed: int = 0
+) -> Iterator[Gradients]:
+    """φ, for every batch `(inputs, …)` and every direction of the Fisher.
+
+    `seed` is for labels that the likelihood samples. Raises `EmptyLoader`, `NotFinite`,
+    `ModelInTrainingMode` and `LayerNotSupported`.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    batches = ((inputs, None) for inputs, *_ in loader)
+    return _sent_back(passes, batches, fisher_directions(likelihood, draws))
+
+
+def loss_gradients(passes: Passes, likelihood: Likelihood, loader: Iterable) -> Iterator[Gradients]:
+    """The gradients of the losses, for every batch `(inputs, labels, …)`. Raises as
+    `fisher_gradients` does, and `LabelsMismatch`."""
+    batches = ((inputs, labels) for inputs, labels, *_ in loader)
+    return _sent_back(passes, batches, loss_directions(likelihood))
+
+
+def _sent_back(passes: Passes, batches: Iterable, directions: Directions) -> Iterator[Gradients]:
+    blocks = (Block(list(range(len(x))), x, y) for x, y in batches)
+    empty = True
+    for one in passes.over(blocks, directions):
+        empty = False
+        yield dict(one.gradients())
+    if empty:
+        raise EmptyLoader(
+            "The loader gave no batch. It must hold at least one, and give all of them again on "
+            "every pass (a DataLoader or a list, no generator)."
+        )
+
+
+def inner_products(
+    left: LayerGradients, right: LayerGradients
+) -> Float[Tensor, "left_examples right_examples"]:
+    """⟨G_n, G_m⟩ of every pair: Σ_ts (a_nt·a_ms)(g_nt·g_ms), or from the dense gradients.
+
+    Row by row it costs rows² (d_in + d_out) multiplications, by dense gradients examples² d_in·d_out
+    once they are formed: the cheaper of the two is taken.
+    """
+    d_in, d_out = left.activations.shape[1], left.output_gradients.shape[1]
+    rows = len(left.example) * len(right.example)
+    if rows * (d_in + d_out) > left.examples * right.examples * d_in * d_out:
+        return left.per_example().flatten(1) @ right.per_example().flatten(1).T
+    by_row = left.activations @ right.activations.T
+    by_row *= left.output_gradients @ right.output_gradients.T
+    by_example = by_row.new_zeros(left.examples, len(right.example))
+    by_example.index_add_(0, left.example, by_row)
+    result = by_row.new_zeros(left.examples, right.examples)
+    return result.index_add_(1, right.example, by_example)
+
+
+def squared_lengths(gradients: LayerGradients) -> Float[Tensor, " examples"]:
+    """⟨G_n, G_n⟩ of each."""
+    if gradients.is_rank_one:
+        by_row = gradients.activations.square().sum(1) * gradients.output_gradients.square().sum(1)
+        return by_row.new_zeros(gradients.examples).index_add_(0, gradients.example, by_row)
+    return torch.stack([(g.T @ a).square().sum() for _, a, g in gradients.one_by_one()])
 
 
 @dataclass(frozen=True)
@@ -39,14 +113,8 @@ class InnerProducts:
     examples: int
 
     def __add__(self, other: "InnerProducts") -> "InnerProducts":
-        return InnerProducts(
-            self.fisher + other.fisher,
-            self.fisher_test + other.fisher_test,
-            self.fisher_train + other.fisher_train,
-            self.test_train + other.test_train,
-            self.train_squared + other.train_squared,
-            self.examples,
-        )
+        summed = {name: part + vars(other)[name] for name, part in vars(self).items()}
+        return InnerProducts(**(summed | {"examples": self.examples}))
 
 
 def exact_influences(
@@ -86,30 +154,30 @@ class ExactInfluence:
         likelihood: Likelihood | None = None,
         seed: int = 0,
     ):
-        self.joint = joint
-        self.progress = progress
-        self.gauss_newton = GaussNewton(
-            model, tracked_layers(model), likelihood or Categorical(), seed
-        )
+        self.joint, self.progress, self.seed = joint, progress, seed
+        self.passes = Passes(model, tracked_layers(model))
+        self.likelihood = likelihood or Categorical()
 
     def inner_products(
         self, fit_loader: Iterable, test_loader: Iterable, train_loader: Iterable
     ) -> list[InnerProducts]:
         """Everything that influences of these examples need, for any λ: a list of one system when
         joint, of one per layer otherwise. Loaders as `EkfacInfluence.fit` and `score` take them."""
-        fisher = list(self.gauss_newton.directions(fit_loader))
-        test = list(self.gauss_newton.losses(test_loader))
-        train = list(self.gauss_newton.losses(train_loader))
+        fisher = list(fisher_gradients(self.passes, self.likelihood, fit_loader, self.seed))
+        test, train = (
+            list(loss_gradients(self.passes, self.likelihood, loader))
+            for loader in (test_loader, train_loader)
+        )
         examples = sum(len(inputs) for inputs, *_ in fit_loader)
         systems: list[InnerProducts] = []
-        names = list(self.gauss_newton.layers)
+        names = list(self.passes.layers)
         for name in tqdm(names, "inner products", unit="layer", disable=not self.progress):
             system = InnerProducts(
                 _table(fisher, fisher, name),
                 _table(fisher, test, name),
                 _table(fisher, train, name),
                 _table(test, train, name),
-                torch.cat([squared_norms(batch[name]) for batch in train]).double(),
+                torch.cat([squared_lengths(batch[name]) for batch in train]).double(),
                 examples,
             )
             systems = [systems[0] + system] if self.joint and systems else [*systems, system]

@@ -1,25 +1,50 @@
 """`EkfacInfluence`: fit the curvature once, then ask which training examples a prediction rests on."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+from tqdm.auto import tqdm
 
-from support.ekfac.blocks import Pool
-from support.ekfac.capture import Consume, Trace
-from support.ekfac.curvature import Regularization, check_regularization, damped_inverse
-from support.ekfac.errors import FactorsMismatch, LabelsMismatch
-from support.ekfac.fitting import EkfacCurvature
-from support.ekfac.passes import every_label, labelled
-from support.ekfac.plan import Plan, make_plan
-from support.ekfac.scorer import ByLayer, Scorer, divided_by_root, sum_over_layers
-from support.ekfac.scoring import (
-    Factors,
-    add_scores_by_label,
-    add_scores_by_token,
-    add_self_influences,
-    keep_rotated,
+from support.ekfac.blocks import (
+    Block,
+    blocks_of,
+    loader_blocks,
+    number_of_examples,
+    refuse_other_labels,
 )
+from support.ekfac.curvature import (
+    Regularization,
+    check_regularization,
+    damped_inverse,
+    rotated_one_by_one,
+    take_out_of_basis,
+)
+from support.ekfac.errors import BadNormalisation, EmptyLoader, LabelsMismatch
+from support.ekfac.fit import EkfacCurvature
+from support.ekfac.likelihood import Directions, loss_directions, unit_loss_directions
+from support.ekfac.memory import in_groups, queries_at_a_time
+from support.ekfac.passes import Pass
+from support.ekfac.plan import Plan, make_plan
+from support.ekfac.scores import (
+    ByLayer,
+    Factors,
+    check_factors,
+    divided_by_root,
+    products,
+    products_by_row,
+    squared_norms,
+    sum_over_layers,
+)
+
+Examples = Shaped[Tensor, "_ ..."]
+Labels = Shaped[Tensor, "..."]
+"""Inputs of the model, a row for each example, and labels as the likelihood takes them."""
+
+NORMALISATIONS = ("plain", "relative", "unit residual")
+"""What influences are divided by: nothing; √self-influence of the training example; the size of its
+training residual."""
 
 
 class EkfacInfluence(EkfacCurvature):
@@ -36,35 +61,21 @@ class EkfacInfluence(EkfacCurvature):
     def plan(self, train_loader: Iterable, test_loader: Iterable = ()) -> Plan:
         """What `fit`, `self_influences` and `score` will cost with these examples; needs no fit.
 
-        Batches are `(inputs, …)`. Goes over the loaders once, and sends three blocks of training
-        examples through the model to see how fast this machine is. Raises `EmptyLoader`, and what a
-        forward pass raises.
+        Batches are `(inputs, …)`. Goes over the loaders twice, keeping nothing, and times three blocks
+        of training examples. Raises `EmptyLoader`, and what a forward pass raises.
         """
-        return make_plan(
-            self._passes(),
-            ((inputs, None) for inputs, *_ in train_loader),
-            ((inputs, None) for inputs, *_ in test_loader),
-            self.memory_budget,
-            self.eigenbasis_share,
-            self.update_diagonal,
-        )
+        return make_plan(self, train_loader, test_loader)
 
-    def influence_factors(
-        self, x: Shaped[Tensor, "test ..."], y: Shaped[Tensor, "labels ..."]
-    ) -> Factors:
+    def influence_factors(self, x: Examples, y: Labels) -> Factors:
         """(F + λ)⁻¹ ∇loss of each example, layer by layer: precondition once, score many.
 
         `(test, d_out, d_in)` each. Raises `NotFitted`, `LabelsMismatch`, `NotFinite`,
         `ModelInTrainingMode`.
         """
-        return self._scorer().factors([self._pool(x, y, "influence factors")], len(x))
+        return self._factors(self._blocks(x, y, "influence factors"), len(x))
 
     def influences_by_layer(
-        self,
-        x_test: Shaped[Tensor, "test ..."],
-        y_test: Shaped[Tensor, "test_labels ..."],
-        x: Shaped[Tensor, "train ..."] | None = None,
-        y: Shaped[Tensor, "labels ..."] | None = None,
+        self, x_test: Examples, y_test: Labels, x: Examples | None = None, y: Labels | None = None
     ) -> ByLayer:
         """Each layer's part of `influences`, from input to output; they add up to it.
 
@@ -76,16 +87,11 @@ class EkfacInfluence(EkfacCurvature):
                 "Training inputs and labels come together, or not at all: one of x and y is missing."
             )
         factors = self.influence_factors(x_test, y_test)
-        if x is None or y is None:
-            x, y = x_test, y_test
-        return self._scorer().scores(factors, self._pool(x, y, "influences"))
+        x, y = (x_test, y_test) if x is None else (x, y)
+        return self.influences_by_layer_from_factors(factors, x, y)
 
     def influences(
-        self,
-        x_test: Shaped[Tensor, "test ..."],
-        y_test: Shaped[Tensor, "test_labels ..."],
-        x: Shaped[Tensor, "train ..."] | None = None,
-        y: Shaped[Tensor, "labels ..."] | None = None,
+        self, x_test: Examples, y_test: Labels, x: Examples | None = None, y: Labels | None = None
     ) -> Float[Tensor, "test train"]:
         """Influence of every training example (column) on every test example (row).
 
@@ -95,10 +101,7 @@ class EkfacInfluence(EkfacCurvature):
         return sum_over_layers(self.influences_by_layer(x_test, y_test, x, y))
 
     def influences_from_factors(
-        self,
-        factors: Factors,
-        x: Shaped[Tensor, "train ..."],
-        y: Shaped[Tensor, "labels ..."],
+        self, factors: Factors, x: Examples, y: Labels
     ) -> Float[Tensor, "test train"]:
         """`influences` of the examples `factors` were made of, from training examples `x`, `y`.
 
@@ -106,38 +109,30 @@ class EkfacInfluence(EkfacCurvature):
         """
         return sum_over_layers(self.influences_by_layer_from_factors(factors, x, y))
 
-    def influences_by_layer_from_factors(
-        self,
-        factors: Factors,
-        x: Shaped[Tensor, "train ..."],
-        y: Shaped[Tensor, "labels ..."],
-    ) -> ByLayer:
+    def influences_by_layer_from_factors(self, factors: Factors, x: Examples, y: Labels) -> ByLayer:
         """Each layer's part of `influences_from_factors`. Raises as that does."""
         self._require_fit()
-        self._check_factors(factors)
-        return self._scorer().scores(factors, self._pool(x, y, "influences"))
+        check_factors(factors, self.layers)
+        scores = {name: self.passes.zeros(len(factor), len(x)) for name, factor in factors.items()}
+        for one in self._losses(self._blocks(x, y, "influences")):
+            for name, gradients in one.gradients():
+                scores[name][:, one.rows] = products(factors[name], gradients)
+        return scores
 
-    def self_influences(
-        self, x: Shaped[Tensor, "batch ..."], y: Shaped[Tensor, "labels ..."]
-    ) -> Float[Tensor, " batch"]:
+    def self_influences(self, x: Examples, y: Labels) -> Float[Tensor, " batch"]:
         """⟨(F + λ)⁻¹ ∇loss, ∇loss⟩ of each example with itself, never negative.
 
         Raises as `influence_factors` does.
         """
-        result = self._scorer().zeros(len(x))
-
-        def into(rows: list[int], _: Trace) -> Consume:
-            return add_self_influences(result, rows, self.curvature, self.hessian_regularization)
-
-        self._over(x, y, into, "self-influences")
+        result = self.passes.zeros(len(x))
+        for one in self._losses(self._blocks(x, y, "self-influences")):
+            for name, gradients in one.gradients():
+                layer = self.curvature[name]
+                result[one.rows] += squared_norms(gradients, layer, self.hessian_regularization)
         return result
 
     def relative_influences(
-        self,
-        x_test: Shaped[Tensor, "test ..."],
-        y_test: Shaped[Tensor, "test_labels ..."],
-        x: Shaped[Tensor, "train ..."],
-        y: Shaped[Tensor, "labels ..."],
+        self, x_test: Examples, y_test: Labels, x: Examples, y: Labels
     ) -> Float[Tensor, "test train"]:
         """Influences divided by √(self-influence of the training example).
 
@@ -145,46 +140,73 @@ class EkfacInfluence(EkfacCurvature):
         pulls on everything no longer wins every row (θ-RelatIF, Barshan et al. 2020). Zero where the
         self-influence is zero. Raises as `influence_factors` does.
         """
-        factors = self.influence_factors(x_test, y_test)
-        pool = self._pool(x, y, "relative influences")
-        scores, own = self._scorer().scores_and_self_influences(factors, pool)
-        return divided_by_root(sum_over_layers(scores), own)
-
-    def unit_residual_influences(
-        self,
-        x_test: Shaped[Tensor, "test ..."],
-        y_test: Shaped[Tensor, "test_labels ..."],
-        x: Shaped[Tensor, "train ..."],
-        y: Shaped[Tensor, "labels ..."],
-    ) -> Float[Tensor, "test train"]:
-        """Influences divided by the size ‖∂loss/∂outputs‖ of the training example's residual.
-
-        At the end of training that size says how well an example was learned, not how hard it pushed
-        on the way. Zero where the residual is. Raises as `influence_factors` does.
-        """
-        factors = self.influence_factors(x_test, y_test)
-        scorer = self._scorer().with_unit_residuals()
-        return sum_over_layers(scorer.scores(factors, self._pool(x, y, "influences")))
+        return self.score([(x_test, y_test)], [(x, y)], "relative")
 
     def score(
         self, test_loader: Iterable, train_loader: Iterable, normalisation: str = "plain"
     ) -> Float[Tensor, "test train"]:
         """Influence of all training on all test examples of two loaders.
 
-        `normalisation` is "plain", "relative" (as `relative_influences`) or "unit residual" (as
-        `unit_residual_influences`). Batches are `(inputs, labels, …)`. As many test examples at a time
-        as have factors that fit `memory_budget`; the training examples pass by once for each such
-        group. Raises `EmptyLoader`, `BadNormalisation`, and as `influence_factors` does.
+        `normalisation` is "plain", "relative" (as `relative_influences`) or "unit residual": divided by
+        the size ‖∂loss/∂outputs‖ of the training example's residual, which at the end of training says
+        how well it was learned, not how hard it pushed on the way; zero where the residual is. Batches
+        are `(inputs, labels, …)`. As many test examples at a time as have factors that fit
+        `memory_budget`; the training examples pass by once for each such group. Raises `EmptyLoader`,
+        `BadNormalisation`, and as `influence_factors` does.
         """
-        return self._scorer().over_loaders(
-            test_loader, train_loader, normalisation, self.memory_budget
-        )
+        self._require_fit()
+        if normalisation not in NORMALISATIONS:
+            raise BadNormalisation(
+                f"normalisation={normalisation!r}: there are {', '.join(map(repr, NORMALISATIONS))}."
+            )
+        relative = normalisation == "relative"
+        kind = unit_loss_directions if normalisation == "unit residual" else loss_directions
+        queries = [(x, y) for x, y, *_ in test_loader]
+        for x, y in queries:
+            refuse_other_labels(x, y)
+        rows, own = [], None
+        for group in in_groups(queries, queries_at_a_time(self.layers, self.memory_budget)):
+            count = sum(len(x) for x, _ in group)
+            blocks = loader_blocks(group, self.passes.token_mask)
+            factors = self._factors(self._counted(blocks, count, "test examples"), count)
+            with_own = relative and own is None
+            columns, norms = self._columns(factors, train_loader, kind(self.likelihood), with_own)
+            own = norms if with_own else own
+            rows.append(columns)
+        if not rows:
+            raise EmptyLoader("The test loader gave no batch.")
+        scores = torch.cat(rows)
+        return divided_by_root(scores, own) if relative else scores
+
+    def _columns(
+        self, factors: Factors, loader: Iterable, directions: Directions, with_own: bool
+    ) -> tuple[Float[Tensor, "test train"], Float[Tensor, " train"] | None]:
+        """The scores of all examples of a loader, and their self-influences from the same passes."""
+        batches = ((x, y) for x, y, *_ in loader)
+        blocks = loader_blocks(batches, self.passes.token_mask)
+        blocks = self._counted(blocks, number_of_examples(loader), "training examples")
+        columns, own, rows = [], [], []
+        for one in self.passes.over(blocks, directions):
+            columns.append(0)
+            own.append(0)
+            for name, gradients in one.gradients():
+                columns[-1] = columns[-1] + products(factors[name], gradients)
+                if with_own:
+                    layer = self.curvature[name]
+                    norms = squared_norms(gradients, layer, self.hessian_regularization)
+                    own[-1] = own[-1] + norms
+            rows += one.rows
+        if not columns:
+            raise EmptyLoader(
+                "The training loader gave no batch. It must give all of them again for every group "
+                "of queries (a DataLoader or a list, no generator)."
+            )
+        in_order = torch.tensor(rows).argsort().to(self.passes.device)
+        scores = torch.cat(columns, dim=1)[:, in_order]
+        return scores, torch.cat(own)[in_order] if with_own else None
 
     def influences_by_label(
-        self,
-        x_test: Shaped[Tensor, "test ..."],
-        y_test: Shaped[Tensor, "test_labels ..."],
-        x: Shaped[Tensor, "train ..."],
+        self, x_test: Examples, y_test: Labels, x: Examples
     ) -> Float[Tensor, "test train classes"]:
         """Influences for every label that the training examples could have had.
 
@@ -192,24 +214,22 @@ class EkfacInfluence(EkfacCurvature):
         `LabelsMismatch` when the likelihood's labels are not classes.
         """
         factors = self.influence_factors(x_test, y_test)
-        scores: list[Tensor] = []
 
-        def into(rows: list[int], weights: Tensor) -> Consume:
-            if not scores:
-                scores.append(self._scorer().zeros(len(x_test), len(x), weights.shape[1]))
-            return add_scores_by_label(scores[0], rows, factors, weights)
+        def directions(outputs: Tensor, _: None) -> Iterator[Tensor]:
+            return (direction for direction, _ in self.likelihood.label_directions(outputs))
 
-        passes = self._passes()
-        work = every_label(self.likelihood, into)
-        passes.over(passes.blocks(x, None, "influences by label"), work)
-        return scores[0]
+        result = self.passes.zeros(len(x_test), len(x), 0)
+        for one in self.passes.over(self._blocks(x, None, "influences by label"), directions):
+            _, weights = list(self.likelihood.label_directions(one.outputs))[one.number]
+            if not result.shape[2]:
+                result = self.passes.zeros(len(x_test), len(x), weights.shape[1])
+            for name, gradients in one.gradients():
+                scores = products(factors[name], gradients)
+                result[:, one.rows] += scores.unsqueeze(-1) * weights.to(result)
+        return result
 
     def token_influences(
-        self,
-        x_test: Shaped[Tensor, "test ..."],
-        y_test: Shaped[Tensor, "test_labels ..."],
-        x: Shaped[Tensor, "train ..."],
-        y: Shaped[Tensor, "labels ..."],
+        self, x_test: Examples, y_test: Labels, x: Examples, y: Labels
     ) -> Float[Tensor, "test train tokens"]:
         """What each token of a training example adds to its influence; zero at padding.
 
@@ -218,22 +238,19 @@ class EkfacInfluence(EkfacCurvature):
         Raises as `influence_factors` does.
         """
         factors = self.influence_factors(x_test, y_test)
-        scores: list[Tensor] = []
-
-        def into(rows: list[int], trace: Trace) -> Consume:
-            if not scores:
-                tokens = trace.tokens if trace.mask is None else x.shape[1]
-                scores.append(self._scorer().zeros(len(x_test), len(x), tokens))
-            return add_scores_by_token(scores[0], rows, factors)
-
-        self._over(x, y, into, "token influences")
-        return scores[0]
+        result = self.passes.zeros(len(x_test), len(x), 0)
+        for one in self._losses(self._blocks(x, y, "token influences")):
+            if not result.shape[2]:
+                tokens = one.tokens if one.mask is None else x.shape[1]
+                result = self.passes.zeros(len(x_test), len(x), tokens)
+            rows = torch.tensor(one.rows, device=result.device)
+            for name, gradients in one.gradients():
+                by_row = products_by_row(factors[name], gradients)
+                result[:, rows[gradients.example], gradients.token] += by_row
+        return result
 
     def explore_hessian_regularization(
-        self,
-        x: Shaped[Tensor, "batch ..."],
-        y: Shaped[Tensor, "labels ..."],
-        regularization_values: Sequence[Regularization],
+        self, x: Examples, y: Labels, regularization_values: Sequence[Regularization]
     ) -> dict[Regularization, dict[str, Float[Tensor, "batch batch"]]]:
         """By-layer influences of examples on each other for several λ; gradients are taken once.
 
@@ -241,12 +258,15 @@ class EkfacInfluence(EkfacCurvature):
         """
         for value in regularization_values:
             check_regularization(value)
-        scorer = self._scorer()
+        self._require_fit()
         rotated = {
-            name: scorer.zeros(len(x), layer.d_out, layer.d_in)
+            name: self.passes.zeros(len(x), layer.d_out, layer.d_in)
             for name, layer in self.layers.items()
         }
-        self._over(x, y, lambda rows, _: keep_rotated(rotated, rows, self.curvature), "gradients")
+        for one in self._losses(self._blocks(x, y, "gradients")):
+            for name, gradients in one.gradients():
+                for n, matrix in rotated_one_by_one(gradients, self.curvature[name].basis):
+                    rotated[name][one.rows[n]] = matrix
         flat = {name: gradients.flatten(1) for name, gradients in rotated.items()}
         return {
             value: {
@@ -254,31 +274,29 @@ class EkfacInfluence(EkfacCurvature):
                 @ rows.T
                 for name, rows in flat.items()
             }
-            for value in self._bar(regularization_values, "regularization", "value")
+            for value in tqdm(regularization_values, "λ", unit="value", disable=not self.progress)
         }
 
-    def _scorer(self) -> Scorer:
+    def _factors(self, blocks: Iterable[Block], examples: int) -> Factors:
+        factors = {
+            name: self.passes.zeros(examples, layer.d_out, layer.d_in)
+            for name, layer in self.layers.items()
+        }
+        for one in self._losses(blocks):
+            for name, gradients in one.gradients():
+                layer = self.curvature[name]
+                inverse = damped_inverse(layer.eigenvalues, self.hessian_regularization)
+                for n, rotated in rotated_one_by_one(gradients, layer.basis):
+                    torch.mul(rotated, inverse, out=factors[name][one.rows[n]])
+        for name, solved in factors.items():  # so far in the eigenbasis: out of it once for all
+            take_out_of_basis(solved, self.curvature[name].basis)
+        return factors
+
+    def _losses(self, blocks: Iterable[Block]) -> Iterator[Pass]:
+        """Passes that send back the gradient of the loss of each example's own label."""
+        return self.passes.over(blocks, loss_directions(self.likelihood))
+
+    def _blocks(self, x: Tensor, y: Tensor | None, what: str) -> Iterator[Block]:
+        """The examples of one batch. Raises `NotFitted` and `LabelsMismatch`."""
         self._require_fit()
-        return Scorer(self._passes(), self.likelihood, self.curvature, self.hessian_regularization)
-
-    def _over(
-        self, x: Tensor, y: Tensor, into: Callable[[list[int], Trace], Consume], what: str
-    ) -> None:
-        self._passes().over(self._pool(x, y, what).blocks, labelled(self.likelihood, into))
-
-    def _pool(self, x: Tensor, y: Tensor, what: str) -> Pool:
-        self._require_fit()
-        return Pool([(x, y)], self._passes().blocks(x, y, what))
-
-    def _check_factors(self, factors: Factors) -> None:
-        if list(factors) != self.layer_names:
-            raise FactorsMismatch(
-                f"The factors belong to layers {list(factors)}, this engine tracks "
-                f"{self.layer_names}. Make them with this engine's influence_factors."
-            )
-        for name, layer in self.layers.items():
-            if factors[name].shape[1:] != (layer.d_out, layer.d_in):
-                raise FactorsMismatch(
-                    f"The factors of {name!r} have shape {tuple(factors[name].shape)}, expected "
-                    f"(test, {layer.d_out}, {layer.d_in})."
-                )
+        return self._counted(blocks_of(x, y, self.passes.token_mask), len(x), what)

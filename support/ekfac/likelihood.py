@@ -19,7 +19,7 @@ A likelihood is one small object; write your own to bring another loss:
     not classes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -165,8 +165,30 @@ def _units(outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "classes cl
     return torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
 
 
-Direction = Callable[[Likelihood, Tensor, Tensor], Tensor]
-"""What is sent back through the model for outputs and labels: `(batch, classes)`."""
+Directions = Callable[[Tensor, Tensor | None], Iterable[Tensor]]
+"""What is sent back through the model for its outputs and their labels: gradients with respect to the
+outputs, `(batch, classes)` each."""
+
+
+def fisher_directions(likelihood: Likelihood, draws: torch.Generator) -> Directions:
+    """The directions that make up the Fisher; `draws` gives the labels where they are sampled."""
+    return lambda outputs, _: likelihood.fisher_directions(outputs, draws)
+
+
+def loss_directions(likelihood: Likelihood) -> Directions:
+    """One: the gradient of each example's loss. Raises `LabelsMismatch` as `check` does."""
+    return lambda outputs, labels: [loss_direction(likelihood, outputs, labels)]
+
+
+def unit_loss_directions(likelihood: Likelihood) -> Directions:
+    """The same scaled to length 1 for each example; zero where it is zero.
+
+    The residual's direction without its size: how the example pushes, not how wrong the model is about
+    it at the moment.
+    """
+    return lambda outputs, labels: [
+        nn.functional.normalize(loss_direction(likelihood, outputs, labels), dim=1, eps=1e-30)
+    ]
 
 
 def loss_direction(
@@ -180,14 +202,3 @@ def loss_direction(
     leaf = outputs.detach().clone().requires_grad_()
     (direction,) = torch.autograd.grad(likelihood.loss(leaf, labels).sum(), leaf)
     return direction
-
-
-def unit_loss_direction(
-    likelihood: Likelihood, outputs: Float[Tensor, "batch classes"], labels: Shaped[Tensor, "..."]
-) -> Float[Tensor, "batch classes"]:
-    """`loss_direction` scaled to length 1 for each example; zero where it is zero.
-
-    The residual's direction without its size: how the example pushes, not how wrong the model is about
-    it at the moment. Raises as `loss_direction` does.
-    """
-    return nn.functional.normalize(loss_direction(likelihood, outputs, labels), dim=1, eps=1e-30)

@@ -1,4 +1,4 @@
-"""How much memory the factors of queries may take."""
+"""How much memory curvature and factors take, and how many queries that allows at a time."""
 
 from collections.abc import Iterator
 
@@ -32,6 +32,15 @@ def free_memory(device: torch.device) -> int:
 def factor_bytes(layers: dict[str, TrackedLayer]) -> int:
     """What the influence factors of one example take."""
     return sum(layer.d_out * layer.d_in * layer.dtype.itemsize for layer in layers.values())
+
+
+def curvature_bytes(layers: dict[str, TrackedLayer]) -> int:
+    """What a fit leaves: two bases, Λ, and the eigenvalues of the two covariances of every layer."""
+    return sum(
+        layer.dtype.itemsize
+        * (layer.d_in**2 + layer.d_out**2 + layer.d_in * layer.d_out + layer.d_in + layer.d_out)
+        for layer in layers.values()
+    )
 
 
 def queries_at_a_time(layers: dict[str, TrackedLayer], budget: int | None) -> int:

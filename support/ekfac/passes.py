@@ -1,196 +1,237 @@
-"""Gradients of many examples, sent back through the model one block of examples at a time."""
+"""Passes of many examples through the model: forward once for each block, back once for each direction.
 
-import itertools
+Hooks remember what the tracked layers saw, and what came back to them. Weight gradients are never
+computed: the parameters stay out of autograd and the graph starts at the output of the first tracked
+layer, so a backward pass costs what gradients of activations cost.
+
+    for one in passes.over(blocks, directions):
+        for name, gradients in one.gradients():
+            ...
+"""
+
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from support.ekfac.arithmetic import Arithmetic, arithmetic
-from support.ekfac.blocks import Batch, Block, Pool, TokenMask, blocks_of, pools_of
-from support.ekfac.capture import Consume, Trace, ordinary, undisturbed
-from support.ekfac.errors import BlockHalved
+from support.ekfac.blocks import Block
+from support.ekfac.errors import (
+    BlockHalved,
+    LayerNotSupported,
+    ModelInTrainingMode,
+    OutputsNotSupported,
+)
+from support.ekfac.gradients import LayerGradients, activation_rows, is_finite, layer_gradients
 from support.ekfac.layers import TrackedLayer
-from support.ekfac.likelihood import Direction, Likelihood, loss_direction
-from support.ekfac.positions import LayerGradients
+from support.ekfac.likelihood import Directions
+from support.ekfac.matrix_products import Arithmetic, arithmetic
 
 Item = TypeVar("Item")
 
-Bar = Callable[[Iterable, str, str], Iterable]
-"""Wraps items in a progress bar with a description and a unit."""
 
+class Pass:
+    """A block's forward pass, and what came back to each layer of the direction sent last.
 
-class Once:
-    """Lets a consumer hear of each layer once, even if its block is begun again in halves.
-
-    What a consumer adds to its result it adds in its last step: a layer on which memory ran out has
-    added nothing, and those before it are not repeated.
+    `rows` says where its examples stand among those that the block was chosen from. `outputs` are
+    `(batch, classes)`, float32 at least, out of autograd. `number` counts the directions from 0.
     """
 
-    def __init__(self, finished: frozenset = frozenset()):
-        self.finished = set(finished)
+    def __init__(self, passes: "Passes", block: Block, arithmetic: Arithmetic):
+        self.layers, self.rows, self.examples = passes.layers, block.rows, len(block.rows)
+        self.mask = passes.token_mask(block.inputs) if passes.token_mask else None
+        self.number = -1
+        self._seen: dict[str, Tensor] = {}
+        self._versions: dict[str, int] = {}
+        self._received: dict[str, Tensor] = {}
+        self._graph_starts: list[Tensor] = []
+        handles = [
+            layer.module.register_forward_hook(partial(self._remember, name))
+            for name, layer in self.layers.items()
+        ]
+        try:
+            with arithmetic():
+                self._graph: Tensor | None = passes.model(block.inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name in self.layers.keys() - self._seen.keys():
+            raise LayerNotSupported(
+                f"{name!r} requires gradients but was not called in the forward pass. Freeze it: "
+                f"model.get_submodule({name!r}).requires_grad_(False)"
+            )
+        _check_outputs(self._graph, self.examples)
+        # Probabilities are worth more digits than matrix products.
+        precise = torch.promote_types(self._graph.dtype, torch.float32)
+        self.outputs: Float[Tensor, "batch classes"] = self._graph.detach().to(precise)
 
-    def is_first(self, direction: int | str, name: str) -> bool:
-        """Whether a layer is not finished with a direction."""
-        return (direction, name) not in self.finished
+    def _remember(self, name: str, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        if name in self._seen:
+            raise LayerNotSupported(
+                f"{name!r} is called more than once in one forward pass, which EK-FAC does not "
+                f"cover. Freeze it: model.get_submodule({name!r}).requires_grad_(False)"
+            )
+        self._seen[name] = inputs[0].detach()
+        self._versions[name] = inputs[0]._version
+        if not is_finite(self._seen[name]):
+            self.activations(name)  # raises, at the first layer that sees it, unless it is padding
+        if not output.requires_grad:
+            start = output.detach().requires_grad_()
+            self._graph_starts.append(start)
+            # The model may go on in place, which a leaf would refuse.
+            output = start.clone()
+        # Not a method: the graph would hold the pass that holds the graph.
+        output.register_hook(partial(self._received.__setitem__, name))
+        return output
 
-    def finish(self, direction: int | str, name: str) -> None:
-        """Its result is in."""
-        self.finished.add((direction, name))
+    def send_back(self, direction: Float[Tensor, "batch classes"], more_to_come: bool) -> None:
+        """A backward pass of `direction`, a gradient with respect to the outputs."""
+        self._received.clear()
+        self.number += 1
+        try:
+            torch.autograd.backward(
+                self._graph,
+                direction.to(self._graph.dtype),
+                retain_graph=more_to_come,
+                inputs=self._graph_starts,
+            )
+        finally:
+            for start in self._graph_starts:
+                start.grad = None
+        if not more_to_come:
+            self._graph = None
 
-    def __call__(self, direction: int | str, consume: Consume) -> Consume:
-        """The consumer of one direction, deaf to layers that are finished."""
+    def gradients(self) -> Iterator[tuple[str, LayerGradients]]:
+        """Every tracked layer with its gradients, from input to output; without rows where nothing
+        came back. Raises `NotFinite` and `LayerNotSupported`."""
+        for name, layer in self.layers.items():
+            seen, received = self._unchanged(name), self._received.get(name)
+            yield name, layer_gradients(layer, seen, received, self.mask, self.examples)
 
-        def consume_once(name: str, gradients: LayerGradients) -> None:
-            if self.is_first(direction, name):
-                consume(name, gradients)
-                self.finish(direction, name)
+    def activations(self, name: str) -> Float[Tensor, "positions d_in"]:
+        """What went into a layer, at all real positions. Raises as `gradients` does."""
+        return activation_rows(self.layers[name], self._unchanged(name), self.mask, self.examples)
 
-        return consume_once
+    def _unchanged(self, name: str) -> Tensor:
+        seen = self._seen[name]
+        if seen._version != self._versions[name]:
+            raise LayerNotSupported(
+                f"The input of {name!r} was changed in place after the layer had read it. "
+                "Make that operation out of place (x = x + y instead of x += y)."
+            )
+        return seen
 
+    @property
+    def tokens(self) -> int:
+        """The length of the inputs: the mask's, or else that of the longest layer input."""
+        if self.mask is not None:
+            return self.mask.shape[1]
+        return max(seen.shape[1] if seen.ndim == 3 else 1 for seen in self._seen.values())
 
-Work = Callable[[Block, Trace, Once], None]
-"""What to do with one forward pass."""
+    def forget(self) -> None:
+        """Let go of all tensors: the next block's pass wants their room."""
+        self._graph = None
+        for kept in (self._seen, self._received, self._graph_starts):
+            kept.clear()
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The model that examples are sent through, its layers, and how progress is shown.
+    """The model that examples are sent through, and its layers.
 
     `precision` is the dtype of the model's matrix products, None for the model's own.
     """
 
     model: nn.Module
     layers: dict[str, TrackedLayer]
-    bar: Bar
     precision: torch.dtype | None = None
 
     @property
-    def token_mask(self) -> TokenMask | None:
+    def token_mask(self) -> Callable[[Tensor], Tensor] | None:
         return getattr(self.model, "token_mask", None)
 
-    def blocks(
-        self, x: Shaped[Tensor, "batch ..."], y: Shaped[Tensor, "labels ..."] | None, what: str
-    ) -> Iterable:
-        """The examples of one batch in blocks. Raises `LabelsMismatch`."""
-        return self.bar(blocks_of(x, y, self.token_mask), what, "batch")
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.layers.values())).device
 
-    def pools(self, loader: Iterable[Batch], length: int | None, what: str) -> Iterator[Pool]:
-        """The examples of a loader of `length` batches, in pools. Raises `LabelsMismatch`.
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of curvature and results."""
+        return next(iter(self.layers.values())).dtype
 
-        The bar counts batches: as many of a pool as the share of its examples that went by.
+    def zeros(self, *shape: int) -> Tensor:
+        """Room for a result, filled outside inference mode even when called inside."""
+        with torch.inference_mode(False):
+            return torch.zeros(*shape, dtype=self.dtype, device=self.device)
+
+    def over(self, blocks: Iterable[Block], directions: Directions) -> Iterator[Pass]:
+        """A pass for every block and direction. It is good until the next one is asked for.
+
+        A block whose way forward, or first way back, does not fit into memory is halved, with a
+        `BlockHalved` warning; a single example that does not fit raises what the model raised.
+        Between two passes the model is as it was found. Raises `ModelInTrainingMode`,
+        `LayerNotSupported`, `NotFinite`, `OutputsNotSupported`.
         """
-        ticks = itertools.count() if length is None else range(length)
-        ticks = iter(self.bar(ticks, what, "batch"))
-        for pool in pools_of(loader, self.token_mask):
-            yield Pool(pool.batches, Ticking(pool, ticks))
-        if length is not None:
-            next(ticks, None)
+        context = arithmetic(self.precision, self.device)
+        for block in blocks:
+            waiting = [block]
+            while waiting:
+                part = waiting.pop()
+                passes = self._of_block(part, directions, context)
+                first = _first(passes, part)
+                if first is None:
+                    waiting += reversed(part.halves())
+                else:
+                    yield first
+                    yield from passes
 
-    def over(self, blocks: Iterable, work: Work) -> None:
-        """A forward pass for every block, handed to `work`.
-
-        A block that does not fit into memory is halved and begun again, with a `BlockHalved` warning;
-        a single example that does not fit raises what the model raised. Raises
-        `ModelInTrainingMode`, `LayerNotSupported`, `NotFinite`, `OutputsNotSupported`.
-        """
+    def _of_block(
+        self, block: Block, directions: Directions, context: Arithmetic
+    ) -> Iterator[Pass]:
         with undisturbed(self.model):
-            arithmetic = self.arithmetic()
-            for block in blocks:
-                self._pass_or_halve(block, work, arithmetic)
-
-    def arithmetic(self) -> Arithmetic:
-        """How the model's matrix products are taken, as long as its weights stay as they are."""
-        return arithmetic(self.precision, next(iter(self.layers.values())).device)
-
-    def _pass_or_halve(self, block: Block, work: Work, arithmetic: Arithmetic) -> None:
-        waiting = [(block, Once())]
-        while waiting:
-            part, once = waiting.pop()
-            try:
-                self._pass(part, work, once, arithmetic)
-            except RuntimeError as error:
-                if len(part.rows) == 1 or not is_out_of_memory(error):
-                    raise
-                fits = False
-            else:
-                fits = True
-            # Not while the exception is held, and with it all that the failed pass had in memory.
-            if not fits:
-                halves = part.halves()
-                warnings.warn(
-                    BlockHalved(
-                        f"{len(part.rows)} examples at a time are too many for the memory; going on "
-                        f"with {len(halves[0].rows)} and {len(halves[1].rows)}."
-                    ),
-                    stacklevel=2,
-                )
-                waiting += [(half, Once(frozenset(once.finished))) for half in reversed(halves)]
-
-    def _pass(self, block: Block, work: Work, once: Once, arithmetic: Arithmetic) -> None:
-        work(block, Trace(self.model, self.layers, block.inputs, arithmetic), once)
+            block = block.ordinary()
+            one = Pass(self, block, context)
+            to_send = _with_more_to_come(directions(one.outputs, block.labels))
+        try:
+            more_to_come = True
+            while more_to_come:
+                with undisturbed(self.model):
+                    direction, more_to_come = next(to_send)
+                    one.send_back(direction, more_to_come)
+                yield one
+        finally:
+            one.forget()
 
 
-class Ticking:
-    """The blocks of a pool; a step of the bar for every batch's worth of examples that went by."""
-
-    def __init__(self, pool: Pool, ticks: Iterator):
-        self.pool = pool
-        self.ticks = ticks
-
-    def __iter__(self) -> Iterator[Block]:
-        gone = ticked = 0
-        for block in self.pool.blocks:
-            yield block
-            gone += len(block.rows)
-            due = gone * len(self.pool.batches) // self.pool.examples
-            for _ in range(due - ticked):
-                next(self.ticks, None)
-            ticked = due
-
-
-def labelled(
-    likelihood: Likelihood,
-    into: Callable[[list[int], Trace], Consume],
-    direction: Direction = loss_direction,
-) -> Work:
-    """Gradients of the loss of each example's own label, to the consumer `into(rows, trace)`.
-
-    Raises `LabelsMismatch`.
-    """
-
-    def work(block: Block, trace: Trace, once: Once) -> None:
-        sent = direction(likelihood, in_float32(trace.outputs), ordinary(block.labels))
-        trace.backward(sent, once(0, into(block.rows, trace)))
-
-    return work
+def _first(passes: Iterator[Pass], block: Block) -> Pass | None:
+    """The first of a block's passes; None, with a warning, when it wants more memory than there is."""
+    try:
+        return next(passes)
+    except RuntimeError as error:
+        if len(block.rows) == 1 or not _is_out_of_memory(error):
+            raise
+    # Not while the exception is held, and with it all that the failed pass had in memory.
+    one, other = (len(half.rows) for half in block.halves())
+    warnings.warn(
+        BlockHalved(
+            f"{one + other} examples at a time are too many for the memory; going on with {one} "
+            f"and {other}."
+        ),
+        stacklevel=3,
+    )
+    return None
 
 
-def every_label(likelihood: Likelihood, into: Callable[[list[int], Tensor], Consume]) -> Work:
-    """Gradients from which those of every possible label are combined, to `into(rows, weights)`.
-
-    The gradient of label c is Σ over the calls of weights[:, c] times what the consumer gets;
-    `weights` is `(batch, classes)`. Raises `LabelsMismatch` when labels are not classes.
-    """
-
-    def work(block: Block, trace: Trace, once: Once) -> None:
-        directions = likelihood.label_directions(in_float32(trace.outputs.detach()))
-        for (number, (direction, weights)), more in with_more_to_come(enumerate(directions)):
-            trace.backward(direction, once(number, into(block.rows, weights)), keep_graph=more)
-
-    return work
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def in_float32(outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-    """The outputs in float32 at least: probabilities are worth more digits than matrix products."""
-    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-
-
-def with_more_to_come(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
+def _with_more_to_come(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
     """Each item, and whether another follows: the last direction needs no graph kept behind it."""
     ahead = iter(items)
     for item in ahead:
@@ -200,14 +241,43 @@ def with_more_to_come(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
         yield item, False
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device, or the CPU, had no memory left."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _check_outputs(outputs: object, examples: int) -> None:
+    if not isinstance(outputs, Tensor):
+        raise OutputsNotSupported(
+            f"The model returned a {type(outputs).__name__}, but the engine wants a tensor of logits, "
+            "(batch, classes). Wrap the model in a module that returns them."
+        )
+    if outputs.ndim != 2 or len(outputs) != examples:
+        raise OutputsNotSupported(
+            f"The model returned shape {tuple(outputs.shape)} for a batch of {examples}, but the "
+            "engine wants (batch, classes): one row of logits per example."
+        )
+    if not outputs.requires_grad:
+        raise OutputsNotSupported(
+            "The model's outputs don't depend on any tracked layer. Is there a detach() or a "
+            "torch.no_grad() in its forward pass?"
+        )
 
 
-def length_of(loader: Iterable) -> int | None:
-    """How many batches a loader says it has; None if it doesn't know."""
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """The model's parameters out of autograd inside, everything as it was found afterwards.
+
+    Raises `ModelInTrainingMode`, naming the first module that is.
+    """
+    for name, module in model.named_modules():
+        if module.training:
+            who = repr(name) if name else "The model"
+            raise ModelInTrainingMode(
+                f"{who} is in training mode: dropout would make every pass another one. "
+                "Call model.eval() first."
+            )
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        return len(loader)
-    except TypeError:
-        return None
+        with torch.inference_mode(False), torch.enable_grad():
+            for parameter in wanted:
+                parameter.requires_grad_(False)
+            yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)

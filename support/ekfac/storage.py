@@ -3,9 +3,11 @@
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +17,7 @@ from torch import nn
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.errors import DamagedFile, WrongModel
 
-FORMAT = "ekfac-curvature-1"
+FORMAT = "ekfac-curvature-2"
 BASIS_PARTS = (
     "activation",
     "output_gradient",
@@ -50,69 +52,67 @@ def save(
     """Write the curvature of every layer; a file of that name is replaced only when all is written."""
     tensors = {}
     for name, layer in curvature.items():
-        tensors[f"{name}/eigenvalues"] = layer.eigenvalues
+        tensors[f"{name}/eigenvalues"] = layer.eigenvalues.contiguous()
         for part in BASIS_PARTS:
-            tensors[f"{name}/{part}"] = getattr(layer.basis, part)
-    tensors = {key: tensor.contiguous() for key, tensor in tensors.items()}
-    metadata = {
-        "format": FORMAT,
-        **identity,
-        "examples": str(examples),
-        "digest": digest(tensors),
-    }
+            tensors[f"{name}/{part}"] = getattr(layer.basis, part).contiguous()
+    told = {"format": FORMAT, **identity, "examples": str(examples)}
     with replacing(path) as fresh:
-        save_file(tensors, fresh, metadata=metadata)
+        save_file(tensors, fresh, metadata=told | {"digest": digest(tensors, told)})
 
 
-def load(path: str | Path, expected: dict[str, str]) -> tuple[dict[str, LayerCurvature], int]:
-    """The curvature of every layer, from input to output, and the number of examples behind it.
+@dataclass(frozen=True)
+class Saved:
+    """What a file holds that `save` wrote, as it was written."""
 
-    Raises `DamagedFile` when the file is absent, truncated, altered or of another format, and
-    `WrongModel` when its identity is not the expected one.
-    """
-    metadata, tensors = _read(path)
-    name_of_file = Path(path).name
-    for key, value in expected.items():
-        if metadata.get(key) != value:
-            raise WrongModel(
-                f"{name_of_file} was fitted with {key} {metadata.get(key)!r}, but here it is "
-                f"{value!r}. Fit this one."
+    name: str
+    metadata: dict[str, str]
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def examples(self) -> int:
+        """How many examples are behind the curvature."""
+        return int(self.metadata["examples"])
+
+    def curvature(self, expected: dict[str, str]) -> dict[str, LayerCurvature]:
+        """The curvature of every layer, from input to output.
+
+        Raises `WrongModel` when the identity of the engine that was saved is not the expected one.
+        """
+        for key, value in expected.items():
+            if self.metadata.get(key) != value:
+                raise WrongModel(
+                    f"{self.name} was fitted with {key} {self.metadata.get(key)!r}, but here it is "
+                    f"{value!r}. Fit this one."
+                )
+        return {
+            name: LayerCurvature(
+                Eigenbasis(*(self.tensors[f"{name}/{part}"] for part in BASIS_PARTS)),
+                self.tensors[f"{name}/eigenvalues"],
             )
-    if metadata.get("digest") != digest(tensors):
-        raise DamagedFile(
-            f"{name_of_file} was altered after it was saved (its checksum differs). "
-            "Fit again and save."
-        )
-    curvature = {
-        name: LayerCurvature(
-            Eigenbasis(*(tensors[f"{name}/{part}"] for part in BASIS_PARTS)),
-            tensors[f"{name}/eigenvalues"],
-        )
-        for name in expected["layers"].split(", ")
-    }
-    return curvature, int(metadata["examples"])
+            for name in expected["layers"].split(", ")
+        }
 
 
-def identity(path: str | Path) -> dict[str, str]:
-    """What the file says of the engine that was saved. Raises `DamagedFile` as `load` does."""
-    return _read(path)[0]
-
-
-def _read(path: str | Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+def read(path: str | Path) -> Saved:
+    """A file that `save` wrote. Raises `DamagedFile` when it is absent, truncated, altered or of
+    another format."""
+    name = Path(path).name
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DamagedFile(
-            f"{Path(path).name} can't be read ({error}). Fit again and save."
-        ) from error
+        raise DamagedFile(f"{name} can't be read ({error}). Fit again and save.") from error
     if metadata.get("format") != FORMAT:
         raise DamagedFile(
-            f"{Path(path).name} has format {metadata.get('format')!r}, expected {FORMAT!r}. "
-            "Fit again and save."
+            f"{name} has format {metadata.get('format')!r}, expected {FORMAT!r}. Fit again and save."
         )
-    return metadata, tensors
+    told = {key: value for key, value in metadata.items() if key != "digest"}
+    if metadata.get("digest") != digest(tensors, told):
+        raise DamagedFile(
+            f"{name} was altered after it was saved (its checksum differs). Fit again and save."
+        )
+    return Saved(name, metadata, tensors)
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -120,9 +120,9 @@ def model_fingerprint(model: nn.Module) -> str:
     return digest(dict(model.state_dict()))
 
 
-def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """Hexadecimal SHA-256 over names, types, shapes and values."""
-    found = hashlib.sha256()
+def digest(tensors: dict[str, torch.Tensor], told: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Hexadecimal SHA-256 over names, types, shapes and values, and over what is told of them."""
+    found = hashlib.sha256(repr(sorted(told.items())).encode())
     for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -1,15 +1,12 @@
-"""The exact Gauss–Newton solve and conjugate gradients against dense float64 solves."""
+"""The exact Gauss–Newton solve against dense float64 solves."""
 
 import pytest
 import torch
 
-from support import EkfacInfluence
-from support.ekfac import Gaussian
-from support.ekfac.conjugate_gradients import GaussNewtonInfluence, conjugate_gradients
-from support.ekfac.errors import BadRegularization, EmptyLoader, NotConverged, NotFitted
-from support.ekfac.exact import ExactInfluence
-from support.ekfac.gauss_newton import inner_products, squared_norms
-from support.ekfac.positions import LayerGradients
+from support.ekfac import Categorical, ExactInfluence, Gaussian
+from support.ekfac.errors import BadRegularization, EmptyLoader
+from support.ekfac.exact import inner_products, squared_lengths
+from support.ekfac.gradients import LayerGradients
 from tests.dense import (
     damped_influences,
     fisher_blocks,
@@ -131,91 +128,47 @@ def test_inner_products_are_those_of_the_dense_gradients(left, right):
     one, other = layer_gradients(left), layer_gradients(right)
     dense = [gradients.per_example().flatten(1) for gradients in (one, other)]
     assert_equal(inner_products(one, other), dense[0] @ dense[1].T)
-    assert_equal(squared_norms(one), dense[0].square().sum(dim=1))
+    assert_equal(squared_lengths(one), dense[0].square().sum(dim=1))
 
 
 def layer_gradients(counts):
     """Random gradients of examples with so many positions each."""
-    tokens = max(counts)
-    places = torch.cat(
-        [torch.arange(count) + example * tokens for example, count in enumerate(counts)]
-    )
     rows = sum(counts)
     activations, output_gradients = torch.randn(rows, 5).double(), torch.randn(rows, 4).double()
-    return LayerGradients(activations, output_gradients, places, len(counts), tokens)
-
-
-@pytest.mark.parametrize("joint", [True, False], ids=["joint", "per layer"])
-def test_conjugate_gradients_are_the_dense_damped_solve(case, joint):
-    model, train, test = case
-    engine = EkfacInfluence(model, hessian_regularization=DAMPING).fit([train])
-    solver = GaussNewtonInfluence(
-        engine, split(train, 2), tolerance=1e-12, max_iterations=300, joint=joint
-    )
-    solution = solver.solve(*test)
-    assert (solution.residuals <= 1e-12).all()
-    found = engine.influences_from_factors(solution.factors, *train)
-    assert_equal(found, dense_influences(model, train, test, joint))
-
-
-def test_a_better_preconditioner_needs_fewer_iterations():
-    torch.manual_seed(0)
-    root = torch.randn(6, 6).double()
-    matrix = root @ root.T + torch.diag(torch.logspace(0, 4, 6).double())
-    sides = {"all": torch.randn(3, 2, 3).double()}
-
-    def times(other):
-        return lambda v: {"all": (v["all"].flatten(1) @ other).reshape(3, 2, 3)}
-
-    plain, half, exact = (
-        conjugate_gradients(times(matrix), times(other), sides, 1e-10, 100)
-        for other in (
-            torch.eye(6).double(),
-            matrix.diagonal().reciprocal().diag(),
-            matrix.inverse(),
-        )
-    )
-    assert exact.iterations == 1 < half.iterations < plain.iterations
-    expected = torch.linalg.solve(matrix, sides["all"].flatten(1).T).T.reshape(3, 2, 3)
-    for solution in (plain, half, exact):
-        assert_equal(solution.factors["all"], expected)
-
-
-def test_queries_are_solved_as_if_alone(case):
-    model, train, (x_test, y_test) = case
-    engine = EkfacInfluence(model, hessian_regularization=DAMPING).fit([train])
-    solver = GaussNewtonInfluence(engine, [train], tolerance=1e-12, max_iterations=300)
-    together = solver.solve(x_test, y_test).factors
-    alone = solver.solve(x_test[1:2], y_test[1:2]).factors
-    for name in together:
-        assert_equal(together[name][1:2], alone[name])
-
-
-def test_a_query_that_does_not_converge_is_named(case):
-    model, train, test = case
-    engine = EkfacInfluence(model, hessian_regularization=1e-8).fit([train])
-    solver = GaussNewtonInfluence(engine, [train], tolerance=1e-14, max_iterations=1)
-    with pytest.warns(NotConverged, match=r"Queries \[.*1.*\] have relative residuals up to"):
-        solution = solver.solve(*test)
-    assert (solution.residuals > 1e-14).any()
-    assert solution.iterations == 1
-
-
-def test_a_query_without_a_gradient_has_factors_of_zero():
-    sides = {"all": torch.zeros(1, 2, 3)}
-    solution = conjugate_gradients(lambda v: v, lambda v: v, sides, 1e-3, 10)
-    assert solution.iterations == 0
-    assert (solution.residuals == 0).all()
-    assert (solution.factors["all"] == 0).all()
-
-
-def test_conjugate_gradients_want_a_fitted_engine():
-    engine = EkfacInfluence(perceptron(4, 3, 2))
-    with pytest.raises(NotFitted, match="Call fit"):
-        GaussNewtonInfluence(engine, [(vectors(5, 4),)])
+    example = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    token = torch.cat([torch.arange(count) for count in counts])
+    return LayerGradients(activations, output_gradients, example, token, len(counts))
 
 
 def test_an_empty_loader_is_told():
     model = perceptron(4, 3, 2)
     with pytest.raises(EmptyLoader, match="at least one"):
         ExactInfluence(model).inner_products([], [], [])
+
+
+def test_a_layer_that_no_gradient_reaches_adds_nothing():
+    """Its share of every inner product is zero."""
+    model = perceptron(4, 3, 2)
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[2].weight.zero_()
+    train, test = (vectors(5, 4), labels(5)), (vectors(3, 4, seed=1), labels(3, seed=1))
+    for joint in (True, False):
+        exact = ExactInfluence(model, joint=joint)
+        systems = exact.inner_products([train], [test], [train])
+        expected = dense_influences(model, train, test, joint)
+        assert_equal(exact.influences(systems, DAMPING), expected)
+
+
+def test_directions_are_taken_in_float32_though_the_model_is_bfloat16():
+    model, train = perceptron(4, 3, 2).bfloat16(), (vectors(5, 4).bfloat16(), labels(5))
+    dtypes = []
+
+    class Likelihood(Categorical):
+        def fisher_directions(self, outputs, generator):
+            dtypes.append(outputs.dtype)
+            return super().fisher_directions(outputs, generator)
+
+    exact = ExactInfluence(model, likelihood=Likelihood())
+    exact.inner_products([train], [train], [train])
+    assert dtypes == [torch.float32]

@@ -3,11 +3,9 @@
 import pytest
 import torch
 
-from support.ekfac import rank_update
 from support.ekfac.curvature import Eigenbasis, LayerCurvature, add_squares, rotated_one_by_one
-from support.ekfac.positions import LayerGradients
-from support.ekfac.rank_update import add_gram, fill_other_triangle
-from support.ekfac.scoring import products, squared_norms
+from support.ekfac.gradients import LayerGradients
+from support.ekfac.scores import products, products_by_row, squared_norms
 from tests.dense import vectors
 
 D_OUT, D_IN = 3, 4
@@ -17,19 +15,20 @@ COUNTS = {
     "few positions": [2, 1, 3],
     "more positions than one width": [4, 4, 3],
     "more positions than either width": [7, 5, 0],
+    "no position at all": [0, 0, 0],
 }
 every_count = pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 
 
 def layer_gradients(counts: list[int]) -> LayerGradients:
-    tokens = max(counts)
-    places = [n * tokens + t for n, count in enumerate(counts) for t in range(count)]
+    places = [(n, t) for n, count in enumerate(counts) for t in range(count)]
+    example, token = torch.tensor(places, dtype=torch.long).view(-1, 2).T
     return LayerGradients(
         vectors(sum(counts), D_IN, seed=1),
         vectors(sum(counts), D_OUT, seed=2),
-        torch.tensor(places),
+        example,
+        token,
         examples=len(counts),
-        tokens=tokens,
     )
 
 
@@ -38,7 +37,7 @@ def dense(counts: list[int]) -> torch.Tensor:
     gradients = layer_gradients(counts)
     result = torch.zeros(len(counts), D_OUT, D_IN, dtype=torch.float64)
     for n, a, g in zip(
-        gradients.owners, gradients.activations, gradients.output_gradients, strict=True
+        gradients.example, gradients.activations, gradients.output_gradients, strict=True
     ):
         result[n] += torch.outer(g, a)
     return result
@@ -94,36 +93,12 @@ def test_scores_are_inner_products_with_the_gradients(counts, queries):
     assert_same(found, torch.einsum("qoi,noi->qn", factors, dense(counts)))
 
 
-@pytest.mark.parametrize("rows", [0, 1, 5])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.05)],
-)
-def test_symmetric_updates_are_matrix_products(rows, dtype, tolerance):
-    total = torch.zeros(D_IN, D_IN, dtype=dtype)
-    batches = [vectors(rows, D_IN, seed).to(dtype) for seed in (0, 1)]
-    for batch in batches:
-        add_gram(total, batch)
-    expected = sum(batch.double().T @ batch.double() for batch in batches)
-    torch.testing.assert_close(
-        fill_other_triangle(total).double(), expected, rtol=tolerance, atol=tolerance
+@every_count
+def test_products_by_row_add_up_to_those_of_the_example(counts):
+    factors, gradients = (
+        vectors(2 * D_OUT, D_IN, seed=6).view(2, D_OUT, D_IN),
+        layer_gradients(counts),
     )
-
-
-@pytest.mark.parametrize("width", [4, 5, 7, 12])
-def test_symmetric_updates_of_a_wide_total_are_done_in_parts(width, monkeypatch):
-    monkeypatch.setattr(rank_update, "NARROW", 3)
-    monkeypatch.setattr(rank_update, "ALIGNED", 2)
-    rows = vectors(3, width)
-    total = torch.zeros(width, width, dtype=rows.dtype)
-    add_gram(total, rows)
-    above = torch.triu(torch.ones(width, width, dtype=torch.bool), diagonal=1)
-    assert (total[above] == 0).any()  # half of it need not be computed
-    assert_same(fill_other_triangle(total), rows.T @ rows)
-
-
-def test_symmetric_updates_read_rows_in_any_memory_order():
-    rows = vectors(D_IN, 5).T
-    total = torch.zeros(D_IN, D_IN, dtype=torch.float64)
-    add_gram(total, rows)
-    assert_same(fill_other_triangle(total), rows.T @ rows)
+    by_row = products_by_row(factors, gradients)
+    found = by_row.new_zeros(2, len(counts)).index_add_(1, gradients.example, by_row)
+    assert_same(found, products(factors, gradients))

@@ -1,14 +1,14 @@
-"""The engine's one layout for what a layer saw: real positions only, one row each.
+"""The engine's one layout for what a layer saw: a row for each position that carries gradient.
 
 Activations are `(positions, d_in)` and output gradients `(positions, d_out)`: the positions of all
-examples of a batch, one example after the other. `d_in` counts the 1 that is appended to the
+examples of a block, one example after the other. `d_in` counts the 1 that is appended to the
 activations of a layer with a bias, so that weight and bias are one matrix; gradients and everything
 shaped like a weight are `(d_out, d_in)`. Padding has no row, and neither has a position without
-gradient, which adds nothing to any gradient: in a classifier's last block all but the first are
-silent. A layer fed with one vector per example has one position per example.
+gradient, which adds nothing to any gradient: in a classifier's last block that is every position but
+the first. A layer fed with one vector per example has one position per example.
 
-`real_positions`, `activation_rows` and `layer_gradients` bring what a hook saw into this layout;
-nothing further in knows another.
+`activation_rows` and `layer_gradients` bring what a hook saw into this layout; nothing further in
+knows another.
 """
 
 from collections.abc import Iterator
@@ -21,32 +21,29 @@ from torch import Tensor
 
 from support.ekfac.errors import LayerNotSupported, NotFinite
 from support.ekfac.layers import TrackedLayer
-from support.ekfac.matrix_products import matrix_product
+from support.ekfac.matrix_products import matrix_product, nonzero_rows
+
+TokenMask = Bool[Tensor, "batch tokens"]
+"""True at real tokens, False at padding."""
 
 
 @dataclass(frozen=True)
 class LayerGradients:
-    """Gradients of a layer for a batch, G_n = Σ_t g_t a_tᵀ over the positions t of example n.
+    """Gradients of a layer for a block, G_n = Σ_t g_t a_tᵀ over the positions t of example n.
 
-    `places` says where the rows stand, counted through the batch: row r belongs to token
-    `places[r] % tokens` of example `places[r] // tokens`.
+    Row r belongs to token `token[r]` of example `example[r]`, of so many `examples`.
     """
 
     activations: Float[Tensor, "positions d_in"]
     output_gradients: Float[Tensor, "positions d_out"]
-    places: Int[Tensor, " positions"]
+    example: Int[Tensor, " positions"]
+    token: Int[Tensor, " positions"]
     examples: int
-    tokens: int
-
-    @property
-    def owners(self) -> Int[Tensor, " positions"]:
-        """The example that each row belongs to."""
-        return self.places // self.tokens
 
     @cached_property
     def counts(self) -> list[int]:
         """How many rows each example has."""
-        return torch.bincount(self.owners, minlength=self.examples).tolist()
+        return torch.bincount(self.example, minlength=self.examples).tolist()
 
     @property
     def is_rank_one(self) -> bool:
@@ -63,7 +60,7 @@ class LayerGradients:
 
     def per_example(self) -> Float[Tensor, "batch d_out d_in"]:
         """G_n of every example, summed over its positions."""
-        if self.is_rank_one and len(self.places) == self.examples:
+        if self.is_rank_one and len(self.example) == self.examples:
             return self.output_gradients.unsqueeze(2) * self.activations.unsqueeze(1)
         shape = self.examples, self.output_gradients.shape[1], self.activations.shape[1]
         result = self.activations.new_empty(shape)
@@ -72,25 +69,19 @@ class LayerGradients:
         return result
 
 
-def real_positions(
-    seen: Tensor, mask: Bool[Tensor, "batch tokens"] | None
-) -> Int[Tensor, " positions"] | None:
-    """Places of the real positions in a layer's input as a hook saw it; None when all are."""
-    if mask is None or seen.ndim != 3 or bool(mask.all()):
-        return None
-    return mask.flatten().nonzero().squeeze(1)
-
-
 def activation_rows(
-    layer: TrackedLayer, seen: Tensor, mask: Bool[Tensor, "batch tokens"] | None, examples: int
+    layer: TrackedLayer, seen: Tensor, mask: TokenMask | None, examples: int
 ) -> Float[Tensor, "positions d_in"]:
-    """What a hook saw as the layer's input, at real positions, at least float32.
+    """What a hook saw as the layer's input, at all real positions, at least float32.
 
     Raises `LayerNotSupported` when its shape is neither `(batch, d)` nor `(batch, positions, d)` with
     the mask's positions, and `NotFinite`.
     """
     flat = _flat(layer, seen, mask, examples, "activations")
-    rows = _rows(layer, flat, real_positions(seen, mask))
+    real = None
+    if mask is not None and seen.ndim == 3 and not mask.all():
+        real = mask.flatten().nonzero().squeeze(1)
+    rows = _with_bias(layer, _chosen(flat, real))
     if not is_finite(rows):
         raise _not_finite(layer, "activations")
     return rows
@@ -99,33 +90,35 @@ def activation_rows(
 def layer_gradients(
     layer: TrackedLayer,
     seen: Tensor,
-    gradient: Tensor,
-    mask: Bool[Tensor, "batch tokens"] | None,
+    gradient: Tensor | None,
+    mask: TokenMask | None,
     examples: int,
 ) -> LayerGradients:
     """A layer's input and the gradient of its output, as hooks saw them, in the engine's layout.
 
-    Raises as `activation_rows` does.
+    None is the gradient of a layer that no gradient reached: it has no rows. Raises as
+    `activation_rows` does.
     """
+    if gradient is None:
+        gradient = seen.new_zeros(*seen.shape[:-1], layer.d_out)
     activations = _flat(layer, seen, mask, examples, "activations")
     gradients = _flat(layer, gradient, mask, examples, "output gradients")
-    tokens = len(gradients) // examples
-    loud = is_loud(gradients)
+    carries = nonzero_rows(gradients)
     if mask is not None and gradient.ndim == 3:
-        loud &= mask.flatten()
-    places = loud.nonzero().squeeze(1)
-    chosen = None if len(places) == len(loud) else places
+        carries &= mask.flatten()
+    places = carries.nonzero().squeeze(1)
+    chosen = None if len(places) == len(carries) else places
     output_gradients = _chosen(gradients, chosen).to(layer.dtype)
     if not is_finite(output_gradients):
         raise _not_finite(layer, "output gradients")
-    rows = _rows(layer, activations, chosen)
-    return LayerGradients(rows, output_gradients, places, examples, tokens)
-
-
-def is_loud(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
-    """Whether a row has any entry but zeros. NaN is louder than nothing."""
-    # Largest and smallest are told much faster than one comparison per entry.
-    return (rows.amax(dim=1) != 0) | (rows.amin(dim=1) != 0)
+    tokens = max(len(gradients) // examples, 1)
+    return LayerGradients(
+        _with_bias(layer, _chosen(activations, chosen)),
+        output_gradients,
+        places // tokens,
+        places % tokens,
+        examples,
+    )
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -151,8 +144,7 @@ def _flat(
     return seen.reshape(-1, seen.shape[-1])
 
 
-def _rows(layer: TrackedLayer, flat: Tensor, chosen: Tensor | None) -> Tensor:
-    rows = _chosen(flat, chosen)
+def _with_bias(layer: TrackedLayer, rows: Tensor) -> Tensor:
     if not layer.has_bias:
         return rows.to(layer.dtype)
     with_one = rows.new_empty(len(rows), layer.d_in, dtype=layer.dtype)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from support.ekfac import EkfacInfluence, arithmetic, matrix_products
-from support.ekfac.arithmetic import FrozenLinears
-from support.ekfac.matrix_products import matrix_product
+from support.ekfac import EkfacInfluence, matrix_products
+from support.ekfac.matrix_products import FrozenLinears, matrix_product
 from tests.dense import sentences, token_classifier
 
 X, Y = sentences(5, 2, 7, 1, 4, seed=1), torch.tensor([0, 1, 1, 0, 1])
@@ -22,8 +21,8 @@ def always(monkeypatch):
 @pytest.fixture
 def anywhere(monkeypatch):
     """The path of the quick way with plain products, so that it is tested on every machine."""
-    monkeypatch.setattr(arithmetic, "is_worth_it", lambda left, right: True)
-    monkeypatch.setattr(arithmetic, "matrix_product", torch.matmul)
+    monkeypatch.setattr(matrix_products, "is_worth_it", lambda left, right: True)
+    monkeypatch.setattr(matrix_products, "_by_onednn", torch.matmul)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -43,13 +42,13 @@ def test_a_large_product_is_a_product(dtype, transposed):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(6, 3), (2, 3, 3)])
-@pytest.mark.parametrize("silent", [0, 1, 5, 6])
-def test_frozen_linears_are_linears_both_ways(anywhere, bias, shape, silent):
+@pytest.mark.parametrize("zeros", [0, 1, 5, 6])
+def test_frozen_linears_are_linears_both_ways(anywhere, bias, shape, zeros):
     torch.manual_seed(0)
     layer = nn.Linear(3, 4, bias=bias).requires_grad_(False)
     inputs = torch.randn(shape, requires_grad=True)
     gradient = torch.randn(*shape[:-1], 4)
-    gradient.flatten(0, -2)[:silent] = 0
+    gradient.flatten(0, -2)[:zeros] = 0
     with FrozenLinears():
         outputs = layer(inputs)
     assert "FrozenLinear" in outputs.grad_fn.name()
@@ -59,7 +58,7 @@ def test_frozen_linears_are_linears_both_ways(anywhere, bias, shape, silent):
     torch.testing.assert_close(quick, torch.autograd.grad(plain, inputs, gradient)[0])
 
 
-def test_a_row_is_heard_though_its_first_gradient_is_zero(anywhere):
+def test_a_row_counts_though_its_first_gradient_is_zero(anywhere):
     torch.manual_seed(0)
     layer = nn.Linear(3, 4).requires_grad_(False)
     inputs, gradient = torch.randn(6, 3, requires_grad=True), torch.randn(6, 4)

@@ -1,0 +1,285 @@
+"""From examples to curvature: a pass for the covariances, eigenproblems, a pass for Λ.
+
+`CovarianceSums` and `EigenvalueSums` are the two passes in pieces: their sums over parts of the examples
+add up to those over all of them, in any order, so that a fit may take its examples at once, a piece at
+a time, or spread over processes. `EkfacCurvature` is a model with the result, to be saved, loaded, moved.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from support.ekfac import storage
+from support.ekfac.blocks import Block, first_examples, loader_blocks, number_of_examples
+from support.ekfac.curvature import (
+    Covariances,
+    Eigenbasis,
+    LayerCurvature,
+    Regularization,
+    add_squares,
+    check_regularization,
+    eigenbasis,
+    kfac_eigenvalues,
+)
+from support.ekfac.errors import BadPrecision, BadShare, EmptyLoader, NotFitted
+from support.ekfac.layers import tracked_layers
+from support.ekfac.likelihood import Categorical, Likelihood, fisher_directions
+from support.ekfac.memory import check_budget
+from support.ekfac.passes import Passes
+
+PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
+
+
+class CovarianceSums:
+    """Σ a aᵀ and Σ g gᵀ of every layer. `tensors` are the sums by name, to be added up in place."""
+
+    def __init__(self, passes: Passes, likelihood: Likelihood):
+        self.passes, self.likelihood = passes, likelihood
+        self.layers = {
+            name: Covariances(layer.d_out, layer.d_in, layer.dtype, layer.device)
+            for name, layer in passes.layers.items()
+        }
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{part}": tensor
+            for name, covariances in self.layers.items()
+            for part, tensor in vars(covariances).items()
+        }
+
+    def add(self, blocks: Iterable[Block], draws: torch.Generator) -> int:
+        """Add the examples of some blocks; how many they were. `draws` gives labels where the
+        likelihood samples them. Raises `NotFinite`, `ModelInTrainingMode` and `LayerNotSupported`."""
+        examples = 0
+        for one in self.passes.over(blocks, fisher_directions(self.likelihood, draws)):
+            for name, gradients in one.gradients():
+                self.layers[name].add_output_gradients(gradients.output_gradients)
+                if one.number == 0:
+                    self.layers[name].add_activations(one.activations(name), one.examples)
+            examples += one.examples if one.number == 0 else 0
+        return examples
+
+    def basis(self, name: str) -> Eigenbasis:
+        """A layer's eigenbasis. Its sums are given up: ask once, at the end."""
+        covariances = self.layers.pop(name)
+        return eigenbasis(
+            covariances.activation(), covariances.output_gradient(), self.passes.precision
+        )
+
+
+class EigenvalueSums:
+    """Σ (Q_gᵀ G Q_a)² of every layer, in its eigenbasis: `tensors` by the layer's name."""
+
+    def __init__(self, passes: Passes, likelihood: Likelihood, bases: dict[str, Eigenbasis]):
+        self.passes, self.likelihood, self.bases = passes, likelihood, bases
+        self.tensors = {
+            name: torch.zeros_like(kfac_eigenvalues(basis)) for name, basis in bases.items()
+        }
+
+    def add(self, blocks: Iterable[Block], draws: torch.Generator) -> int:
+        """Add the examples of some blocks, as `CovarianceSums.add` does."""
+        examples = 0
+        for one in self.passes.over(blocks, fisher_directions(self.likelihood, draws)):
+            for name, gradients in one.gradients():
+                add_squares(self.tensors[name], gradients, self.bases[name])
+            examples += one.examples if one.number == 0 else 0
+        return examples
+
+
+def generator(seed: int) -> torch.Generator:
+    """The source of sampled labels."""
+    return torch.Generator().manual_seed(seed)
+
+
+class EkfacCurvature:
+    """A model with the EK-FAC curvature of its linear layers that require gradients.
+
+    `model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`. When it has a method
+    `token_mask(inputs)`, `(batch, tokens)` and True at real tokens, padding takes no part in
+    anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for
+    0.1 times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
+    `likelihood` is the loss, `Categorical()` by default; `seed` decides which labels it draws when
+    there are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the
+    factors of queries may take while scoring, by default a quarter of the memory that is free.
+
+    `eigenbasis_share` is the share of the examples that the eigenbases are computed from: the first
+    ⌈share · n⌉ that the loader gives, which must therefore come in random order. Corrected
+    eigenvalues are always those of all examples. With `precision="bfloat16"` the model's matrix
+    products and the rotations into the eigenbases are taken in bfloat16 and summed in float32, which
+    is faster where the processor has instructions for it and good to about two digits; covariances,
+    eigenvalues and scores stay as they are.
+
+    Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
+    gradients are not all plain linear layers, `BadRegularization`, `BadBudget`, `BadShare`
+    and `BadPrecision`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        update_diagonal: bool = True,
+        hessian_regularization: Regularization = 0.0,
+        progress: bool = False,
+        likelihood: Likelihood | None = None,
+        seed: int = 0,
+        memory_budget: int | None = None,
+        eigenbasis_share: float | int = 1,
+        precision: str = "full",
+    ):
+        check_budget(memory_budget)
+        if not 0 < eigenbasis_share <= 1:
+            raise BadShare(
+                f"eigenbasis_share={eigenbasis_share!r}: use a number above 0 and at most 1."
+            )
+        if precision not in PRECISIONS:
+            raise BadPrecision(f"precision={precision!r}: use one of {', '.join(PRECISIONS)}.")
+        self.model = model
+        self.update_diagonal = update_diagonal
+        self.hessian_regularization = hessian_regularization
+        self.progress = progress
+        self.likelihood = likelihood or Categorical()
+        self.seed = seed
+        self.memory_budget = memory_budget
+        self.eigenbasis_share = eigenbasis_share
+        self.precision = precision
+        self.layers = tracked_layers(model)
+        self.curvature: dict[str, LayerCurvature] = {}
+        self.examples = 0
+
+    @property
+    def hessian_regularization(self) -> Regularization:
+        return self._hessian_regularization
+
+    @hessian_regularization.setter
+    def hessian_regularization(self, regularization: Regularization) -> None:
+        check_regularization(regularization)
+        self._hessian_regularization = regularization
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The tracked layers, from input to output."""
+        return list(self.layers)
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.curvature)
+
+    @property
+    def passes(self) -> Passes:
+        """How examples are sent through the model."""
+        return Passes(self.model, self.layers, PRECISIONS[self.precision])
+
+    @torch.inference_mode(False)
+    def fit(self, loader: Iterable) -> "EkfacCurvature":
+        """Estimate the curvature on batches `(inputs, …)`; labels, if any, are not looked at.
+
+        Goes over the loader twice with EK-FAC, once with K-FAC. The order of the batches and their
+        size don't matter. Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode` and
+        `LayerNotSupported`; the engine is then as it was before.
+        """
+        covariances = CovarianceSums(self.passes, self.likelihood)
+        blocks = self._unlabelled(loader, "covariances", self.eigenbasis_share)
+        examples = _some(covariances.add(blocks, generator(self.seed)), "covariances")
+        names = tqdm(self.layer_names, "eigenbases", unit="layer", disable=not self.progress)
+        bases = {name: covariances.basis(name) for name in names}
+        if self.update_diagonal:
+            squares = EigenvalueSums(self.passes, self.likelihood, bases)
+            blocks = self._unlabelled(loader, "corrected eigenvalues", 1)
+            counted = squares.add(blocks, generator(self.seed + 1))
+            examples = _some(counted, "corrected eigenvalues")
+            eigenvalues = {name: total.div_(examples) for name, total in squares.tensors.items()}
+        else:
+            eigenvalues = {name: kfac_eigenvalues(basis) for name, basis in bases.items()}
+        self.curvature = {
+            name: LayerCurvature(basis, eigenvalues[name]) for name, basis in bases.items()
+        }
+        self.examples = examples
+        return self
+
+    def _unlabelled(self, loader: Iterable, what: str, share: float | int) -> Iterator[Block]:
+        """The examples of a loader, or the first of them, in blocks without labels."""
+        total = number_of_examples(loader)
+        unlabelled = ((inputs, None) for inputs, *_ in loader)
+        if share < 1:
+            if total is None:
+                total = sum(len(inputs) for inputs, *_ in loader)
+            total = math.ceil(share * total)
+            unlabelled = first_examples(unlabelled, total)
+        return self._counted(loader_blocks(unlabelled, self.passes.token_mask), total, what)
+
+    def _counted(self, blocks: Iterable[Block], total: int | None, what: str) -> Iterator[Block]:
+        """The blocks, with a bar that counts their examples, unless there is one block only."""
+        hidden = not self.progress or (isinstance(blocks, list) and len(blocks) == 1)
+        with tqdm(total=total, desc=what, unit="example", disable=hidden) as bar:
+            for block in blocks:
+                yield block
+                bar.update(len(block.rows))
+
+    def to(self, device: str | torch.device) -> "EkfacCurvature":
+        """Move the model and the fitted curvature to a device."""
+        self.model.to(device)
+        self.curvature = {name: layer.to(device) for name, layer in self.curvature.items()}
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write the curvature to a safetensors file, whole or not at all. Raises `NotFitted`."""
+        self._require_fit()
+        storage.save(path, self.curvature, self.identity(), self.examples)
+
+    def load_curvature(self, path: str | Path) -> "EkfacCurvature":
+        """Take the curvature from a file that `save` wrote, instead of fitting.
+
+        Raises `DamagedFile` when it can't be read and `WrongModel` when it was fitted on another
+        model, other layers or with other settings; the engine is then as it was before.
+        """
+        return self._take(storage.read(path))
+
+    def _take(self, saved: storage.Saved) -> "EkfacCurvature":
+        curvature = saved.curvature(self.identity())
+        self.curvature = {name: layer.to(self.passes.device) for name, layer in curvature.items()}
+        self.examples = saved.examples
+        for layer in self.curvature.values():
+            layer.basis.precision = PRECISIONS[self.precision]
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, model: nn.Module, **settings) -> "EkfacCurvature":
+        """An engine for `model` with the curvature from a file that `save` wrote.
+
+        `settings` are those of the constructor; `update_diagonal` is as it was at the fit. Raises as
+        `load_curvature` and the constructor do.
+        """
+        saved = storage.read(path)
+        settings["update_diagonal"] = saved.metadata["update_diagonal"] == "True"
+        return cls(model, **settings)._take(saved)
+
+    def identity(self) -> dict[str, str]:
+        """What a saved curvature must agree in with this engine, λ apart."""
+        return {
+            "model": storage.model_fingerprint(self.model),
+            "layers": ", ".join(self.layer_names),
+            "update_diagonal": str(self.update_diagonal),
+            "likelihood": repr(self.likelihood),
+            "seed": str(self.seed),
+            "eigenbasis_share": str(float(self.eigenbasis_share)),
+            "precision": self.precision,
+        }
+
+    def _require_fit(self) -> None:
+        if not self.is_fitted:
+            raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
+
+
+def _some(examples: int, description: str) -> int:
+    """The number of examples. Raises `EmptyLoader` when there was none."""
+    if not examples:
+        raise EmptyLoader(
+            f"The loader gave no batch while computing {description}. It must hold at least "
+            "one, and give all of them again on every pass (a DataLoader or a list, no generator)."
+        )
+    return examples

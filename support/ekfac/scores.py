@@ -1,0 +1,101 @@
+"""What is asked of a layer's gradients once the curvature is known, as pure mathematics.
+
+Factors are preconditioned gradients (F + λ)⁻¹ G, `(test, d_out, d_in)` for each layer.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from support.ekfac.curvature import (
+    LayerCurvature,
+    Regularization,
+    damped_inverse,
+    rotated_one_by_one,
+    rotated_rows,
+)
+from support.ekfac.errors import FactorsMismatch
+from support.ekfac.gradients import LayerGradients
+from support.ekfac.layers import TrackedLayer
+
+ByLayer = dict[str, Float[Tensor, "test train"]]
+"""Scores of each layer, from input to output."""
+
+Factors = dict[str, Float[Tensor, "test d_out d_in"]]
+"""Factors of each layer, from input to output."""
+
+
+def check_factors(factors: Factors, layers: dict[str, TrackedLayer]) -> None:
+    """Raise `FactorsMismatch` unless these are factors of these layers."""
+    if list(factors) != list(layers):
+        raise FactorsMismatch(
+            f"The factors belong to layers {list(factors)}, this engine tracks {list(layers)}. Make "
+            "them with this engine's influence_factors."
+        )
+    for name, layer in layers.items():
+        if factors[name].shape[1:] != (layer.d_out, layer.d_in):
+            raise FactorsMismatch(
+                f"The factors of {name!r} have shape {tuple(factors[name].shape)}, expected "
+                f"(test, {layer.d_out}, {layer.d_in})."
+            )
+
+
+def products(
+    factors: Float[Tensor, "test d_out d_in"], gradients: LayerGradients
+) -> Float[Tensor, "test batch"]:
+    """⟨factors, G⟩ for every pair, in the order that costs fewer multiplications.
+
+    With T positions per example and Q queries, in units of d_out·d_in: G first is T products and Q
+    more to compare them; carrying every row of activations through every factor is Q·T.
+    """
+    queries, positions = len(factors), len(gradients.example)
+    if queries * positions > positions + queries * gradients.examples:
+        return factors.flatten(1) @ gradients.per_example().flatten(1).T
+    carried = factors.flatten(0, 1) @ gradients.activations.T
+    by_row = carried.view((*factors.shape[:2], positions)).mul_(gradients.output_gradients.T)
+    result = by_row.new_zeros(queries, gradients.examples)
+    return result.index_add_(1, gradients.example, by_row.sum(dim=1))
+
+
+def products_by_row(
+    factors: Float[Tensor, "test d_out d_in"], gradients: LayerGradients
+) -> Float[Tensor, "test positions"]:
+    """g_tᵀ · factors · a_t for every row; those of an example add up to its `products`."""
+    by_row = [
+        (gradients.output_gradients @ factor).mul_(gradients.activations).sum(dim=1)
+        for factor in factors
+    ]
+    return torch.stack(by_row)
+
+
+def squared_norms(
+    gradients: LayerGradients, curvature: LayerCurvature, regularization: Regularization
+) -> Float[Tensor, " batch"]:
+    """⟨G, (F + λ)⁻¹ G⟩ per example: one layer's share of the self-influence.
+
+    With one position per example it is (Q_gᵀ g)² · 1/(Λ + λ) · (Q_aᵀ a)², without forming G.
+    """
+    inverse = damped_inverse(curvature.eigenvalues, regularization)
+    result = inverse.new_zeros(gradients.examples)
+    if gradients.is_rank_one:
+        a, g = rotated_rows(gradients, curvature.basis)
+        by_row = (g.square_() @ inverse).mul_(a.square_()).sum(dim=1)
+        return result.index_add_(0, gradients.example, by_row)
+    root = inverse.sqrt_()
+    for example, rotated in rotated_one_by_one(gradients, curvature.basis):
+        scaled = rotated.mul_(root).flatten()
+        result[example] = torch.dot(scaled, scaled)
+    return result
+
+
+def sum_over_layers(by_layer: ByLayer) -> Float[Tensor, "test train"]:
+    """Σ over layers of by-layer influences."""
+    return torch.stack(list(by_layer.values())).sum(dim=0)
+
+
+def divided_by_root(
+    scores: Float[Tensor, "test train"], own: Float[Tensor, " train"]
+) -> Float[Tensor, "test train"]:
+    """Relative influences: each column over the root of its self-influence, zero where that is."""
+    norms = own.sqrt()
+    return torch.where(norms > 0, scores / norms, 0)
