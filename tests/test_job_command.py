@@ -95,6 +95,29 @@ def test_top_prints_a_table_and_leaves_it_as_data_and_as_a_page(finished, said, 
     assert table["text"][0] in page
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_count_below_one_is_refused(finished, said, count):
+    err = said("top", "--store", finished, "--count", count, status=1)
+    assert f"BadSetting: --count {count}: use 1 or more." in err
+
+
+def test_top_that_dies_while_it_writes_leaves_the_old_page_whole(
+    finished, said, tmp_path, monkeypatch
+):
+    said("top", "--store", finished, "--output", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def die(path, *_, **__):
+        path.write_bytes(b"half")
+        raise MemoryError
+
+    monkeypatch.setattr(type(tmp_path), "write_text", die)
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", lambda _, path: die(path))
+    with pytest.raises(MemoryError):
+        main(["top", "--store", str(finished), "--count", "1", "--output", str(tmp_path)])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_top_says_the_scores_that_the_store_has(finished, said, tmp_path):
     said("top", "--store", finished, "--count", TRAINING, "--output", tmp_path)
     table = pd.read_parquet(tmp_path / "top.parquet")

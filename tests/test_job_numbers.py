@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from torch import distributed as dist
 
 from support.ekfac import Categorical, EkfacInfluence
 from support.job import fit as fit_module
@@ -11,13 +12,15 @@ from support.job.examples import Examples
 from support.job.fit import JobFit
 from support.job.score import Scoring
 from support.job.store import Store
-from support.job.team import Alone
+from support.job.team import Team
 from tests.dense import labels, sentences, token_classifier
 
 LENGTHS = (5, 3, 4, 2, 5, 1, 6, 2, 3, 4, 2)
 TRAINING, TRAINING_LABELS = sentences(*LENGTHS), labels(len(LENGTHS))
 QUERIES, QUERY_LABELS = sentences(3, 5, 4, seed=1), labels(3, seed=1)
 BLOCK = 3
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def examples(input_ids, classes):
@@ -39,7 +42,9 @@ def fitting(folder, engine=None, **settings):
     store = Store(folder)
     store.begin()
     training = examples(TRAINING, TRAINING_LABELS)
-    return JobFit(engine or new_engine(), training, BLOCK, Alone(), store, **settings)
+    return JobFit(
+        engine or new_engine(), training, BLOCK, Team(dist.HashStore()), store, **settings
+    )
 
 
 def scoring(folder, engine=None):
@@ -47,7 +52,7 @@ def scoring(folder, engine=None):
     if not fit.store.curvature.exists():
         fit.run()
     fit.engine.load_curvature(fit.store.curvature)
-    return Scoring(fit.engine, fit.examples, BLOCK, Alone(), fit.store)
+    return Scoring(fit.engine, fit.examples, BLOCK, Team(dist.HashStore()), fit.store)
 
 
 def score(folder, query_block=2, by_layer=False):
@@ -165,13 +170,13 @@ def test_what_was_saved_is_not_computed_again(tmp_path, monkeypatch):
         job.run()
     monkeypatch.undo()
     resumed, seen = fitting(tmp_path, save_seconds=0), []
-    add = fit_module.Fisher.add_to_covariances
+    add = fit_module.CovarianceSums.add
 
-    def spy(fisher, *arguments):
-        seen.append(add(fisher, *arguments))
+    def spy(sums, *arguments):
+        seen.append(add(sums, *arguments))
         return seen[-1]
 
-    monkeypatch.setattr(fit_module.Fisher, "add_to_covariances", spy)
+    monkeypatch.setattr(fit_module.CovarianceSums, "add", spy)
     resumed.run()
     assert sum(seen) == len(LENGTHS) - 3 * BLOCK
 

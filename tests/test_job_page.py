@@ -10,8 +10,7 @@ import pytest
 from datasets import Dataset
 
 from support.job.examples import Examples
-from support.job.page import page
-from support.job.top import Top
+from support.job.top import Top, page
 
 HOSTILE = '<script>alert("x")</script> & <b onclick=1>bold</b> film, http://example.org'
 BROKEN = "First line.<br /><br />Second line.\nThird."

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.job.sharding import deal, in_blocks
+from support.job.examples import in_blocks
+from support.job.fit import deal
 
 SIZES = st.lists(st.integers(0, 50), max_size=40)
 HANDS = st.integers(1, 7)

@@ -15,8 +15,9 @@ from transformers import (
 
 from support.ekfac import EkfacInfluence
 from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
+from support.job.examples import chosen_rows
 from support.job.settings import Subject
-from support.job.sources import chosen_rows, load_classifier, load_texts
+from support.job.sources import load_classifier, load_texts
 from support.model import LABELS
 from tests.tiny_job import make_model
 

@@ -18,14 +18,8 @@ import torch
 from support.ekfac import EkfacInfluence
 from support.ekfac.blocks import blocks_of
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
+from support.ekfac.fit import CovarianceSums, EigenvalueSums, generator
 from support.ekfac.storage import BASIS_PARTS
-from support.job.engine_pieces import (
-    CovarianceSums,
-    EigenvalueSums,
-    generator,
-    passes_device,
-    passes_of,
-)
 from support.job.examples import Examples, in_blocks
 from support.job.progress import progress
 from support.job.store import Store, blocks_in, disk_full_is_told, load_sums, save_sums
@@ -63,7 +57,7 @@ class JobFit:
         """Fit the engine, and leave the curvature in the store. Raises what `engine.fit` raises,
         `DiskFull` and `StoreDamaged`."""
         shards = self.team.on_first(self._shards)
-        passes, likelihood = passes_of(self.engine), self.engine.likelihood
+        passes, likelihood = self.engine.passes, self.engine.likelihood
         covariances = Stage(
             "covariances", "fit 1/2, covariances", partial(CovarianceSums, passes, likelihood)
         )
@@ -133,7 +127,7 @@ class JobFit:
             load_sums(self._basis_file(name), dict(zip(BASIS_PARTS, tensors, strict=True)))
         for tensor in tensors:
             self.team.hand_out(tensor, owner)
-        return Eigenbasis(*tensors, precision=passes_of(self.engine).precision)
+        return Eigenbasis(*tensors, precision=self.engine.passes.precision)
 
     def _sums(self, stage: Stage, shards: list[list[range]]) -> Sums:
         """The stage's sums over all shards, in every process."""
@@ -160,9 +154,9 @@ class JobFit:
     ) -> None:
         path = self._shard_file(stage, number)
         done = load_sums(path, sums.tensors)
-        passes, saved = passes_of(self.engine), time.monotonic()
+        passes, saved = self.engine.passes, time.monotonic()
         for block in shard[done:]:
-            inputs, _ = self.examples.batch(block, passes_device(self.engine))
+            inputs, _ = self.examples.batch(block, passes.device)
             blocks = blocks_of(inputs, None, passes.token_mask)
             count(sums.add(blocks, self._draws(stage, block)))
             done += 1

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from support.ekfac.memory import factor_bytes
-from support.job.engine_pieces import plan_of
 from support.job.examples import Examples, in_blocks
 from support.job.team import device
 from support.job.work import Job
@@ -38,9 +37,9 @@ def planned(job: Job) -> str:
     engine, block, query_group = job.engine, job.subject.block, job.query_group()
     engine.memory_budget = query_group * factor_bytes(engine.layers)
     training = Batches(job.training, block, device())
-    plan = plan_of(engine, training, Batches(job.queries, query_group, device()))
+    plan = engine.plan(training, Batches(job.queries, query_group, device()))
     if job.fitted_on is not job.training:
-        fit = plan_of(engine, Batches(job.fitted_on, block, device()))
+        fit = engine.plan(Batches(job.fitted_on, block, device()))
         plan = replace(plan, fit_seconds=fit.fit_seconds)
     size = job.team.size
     seconds = {"fit": plan.fit_seconds, "self": plan.self_seconds, "score": plan.score_seconds}

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from support.ekfac import EkfacInfluence
 from support.ekfac.blocks import EXAMPLES_AT_A_TIME
-from support.job.engine_pieces import passes_device
 from support.job.examples import Examples, in_blocks
 from support.job.progress import progress
 from support.job.store import Store
@@ -128,7 +127,7 @@ class Scoring:
 
     @property
     def _device(self) -> torch.device:
-        return passes_device(self.engine)
+        return self.engine.passes.device
 
     @property
     def _dtype(self) -> str:
