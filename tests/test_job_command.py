@@ -285,8 +285,11 @@ def test_a_fleet_is_planned_on_paper(said, shape):
     assert "scores on disk 4.0 GB" in " ".join(out.split())
 
 
-def test_a_fleet_without_devices_is_refused(said):
-    assert "BadSetting: --devices 0" in said("fleet", "--devices", 0, status=1)
+@pytest.mark.parametrize(
+    "name", ["examples", "tokens", "queries", "fit-examples", "devices", "teraflops"]
+)
+def test_a_fleet_of_nothing_is_refused_by_name(said, name):
+    assert f"BadSetting: --{name}" in said("fleet", f"--{name}", 0, status=1)
 
 
 # Help

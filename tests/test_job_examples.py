@@ -130,7 +130,7 @@ def test_equal_texts_in_other_rows_are_other_examples(tmp_path, tokenizer):
     assert one != other
 
 
-def test_the_digest_changes_with_the_tokenizer(tmp_path, tokenizer, tokenizer, five):
+def test_the_digest_changes_with_the_tokenizer(tmp_path, tokenizer, five):
     extended = type(tokenizer).from_pretrained(_saved(tokenizer, tmp_path / "tokenizer"))
     extended.add_tokens(["plot"])
     assert examples(tmp_path, extended).digest != five.digest

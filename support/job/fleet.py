@@ -70,7 +70,7 @@ def on_paper(
         )
     passes, groups, at_a_time = min(cuts)
 
-    def work(step: str, *of: int) -> int:
+    def work(step: str, *of: list[int] | int) -> int:
         return sum(getattr(layer, step)(*of) for layer in layers)
 
     one, rest = [tokens], queries % at_a_time

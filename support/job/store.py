@@ -35,6 +35,9 @@ from support.job.settings import refuse_unless_equal
 from support.job.team import Team
 
 FORMAT = "influence-job-1"
+HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/tmp*")
+"""What a killed run may leave."""
+
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 MAKERS = {
     "scores": "Run: score",
@@ -67,8 +70,8 @@ class Store:
             version = group.attrs["format"]
         except (KeyError, ValueError, TypeError) as error:
             raise StoreDamaged(
-                f"{self._results / 'zarr.json'} is not that of a job's results ({type(error).__name__}: "
-                f"{error}). Name another --store."
+                f"{self._results / 'zarr.json'} is not that of a job's results "
+                f"({type(error).__name__}: {error}). Name another --store."
             ) from error
         if version != FORMAT:
             raise StoreMismatch(
@@ -216,24 +219,23 @@ class Store:
             self._refuse_other_folder()
             with disk_full_is_told(self.folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            with self._busy_is_told():
-                own.acquire()
-                for path in set(folder.glob("rank-*")) - {Path(own.lock_file)}:
-                    with FileLock(path, timeout=0):
-                        pass
-            for pattern in (
-                "results.zarr/**/*.partial",
-                "*.partial",
-                "fit/*.partial",
-                "tokens/tmp*",
-            ):
+            own.acquire()
+            for path in set(folder.glob("rank-*")) - {Path(own.lock_file)}:
+                with FileLock(path, timeout=0):
+                    pass
+            for pattern in HALF_WRITTEN:
                 for path in self.folder.glob(pattern):
                     path.unlink(missing_ok=True)
 
         try:
-            team.on_first(look)
-            with self._busy_is_told():
+            try:
+                team.on_first(look)
                 own.acquire()
+            except Timeout as error:
+                raise StoreBusy(
+                    f"Another job is at work on {self.folder}. Wait for it, stop it, or name another "
+                    "--store."
+                ) from error
             yield
         finally:
             own.release(force=True)
@@ -247,16 +249,6 @@ class Store:
             raise StoreMismatch(
                 f"{self.folder} holds other things ({strange[0]}) and no store. Name a new folder."
             )
-
-    @contextmanager
-    def _busy_is_told(self) -> Iterator[None]:
-        try:
-            yield
-        except Timeout as error:
-            raise StoreBusy(
-                f"Another job is at work on {self.folder}. Wait for it, stop it, or name another "
-                "--store."
-            ) from error
 
 
 def save_sums(path: Path, sums: Mapping[str, Tensor], blocks: int) -> None:
@@ -272,33 +264,28 @@ def load_sums(path: Path, sums: Mapping[str, Tensor]) -> int:
 
     Without a file they stay as they are, and it is 0. Raises `StoreDamaged`.
     """
-    if path.exists():
-        with _damage_is_told(path), safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if file.metadata()["digest"] != digest(found):
-                raise ValueError("its checksum differs")
-            for key, tensor in sums.items():
-                tensor.copy_(found[key])
-    return blocks_in(path)
-
-
-def blocks_in(path: Path) -> int:
-    """How many blocks the saved sums are over; 0 when there is no file. Raises `StoreDamaged`."""
     if not path.exists():
         return 0
-    with _damage_is_told(path), safe_open(path, framework="pt") as file:
-        return int(file.metadata()["blocks"])
-
-
-@contextmanager
-def _damage_is_told(path: Path) -> Iterator[None]:
     try:
-        yield
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+            if sums:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if about["digest"] != digest(found):
+                    raise ValueError("its checksum differs")
+                for key, tensor in sums.items():
+                    tensor.copy_(found[key])
+            return int(about["blocks"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise StoreDamaged(
             f"{path.parent.name}/{path.name} can't be read ({error}). Remove it: its blocks are "
             "computed anew."
         ) from error
+
+
+def blocks_in(path: Path) -> int:
+    """How many blocks the saved sums are over, without reading them. Otherwise as `load_sums`."""
+    return load_sums(path, {})
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Which training examples matter most: as tables, as text, and as one page of HTML that needs nothing
-else. Read from the store a column of chunks at a time: memory holds the best so far and one block of
-training examples, however many there are.
+else. Scores are read a column of chunks at a time: memory holds one block of training examples, and two
+numbers for each.
 
 Texts are data from strangers: the page's template escapes all of them; of their markup only line breaks
 are kept, as line breaks.
@@ -73,27 +73,24 @@ def strongest(
         totals += np.abs(scores).sum(axis=1)
         for effect, sign in EFFECTS.items():
             best[effect].take(sign * scores, block.start)
-    overall, helped = _Best(1, count), {}
     totals = np.where(totals > 0, totals, 1)
+    shares, helps = np.zeros(len(training)), np.zeros(len(training), dtype=np.int64)
     for block, scores in _columns(store, relative):
-        overall.take((np.abs(scores) / totals[:, None]).mean(axis=0)[None], block.start)
-        kept = set(overall.numbers[0].tolist())
-        helped = {number: times for number, times in helped.items() if number in kept}
-        for number in kept.intersection(block):
-            helped[number] = int((scores[:, number - block.start] > 0).sum())
+        shares[block] = (np.abs(scores) / totals[:, None]).mean(axis=0)
+        helps[block] = (scores > 0).sum(axis=0)
     tables = []
     for query, row in enumerate(queries.rows):
         for effect, sign in EFFECTS.items():
             numbers, sizes = best[effect].found(query)
-            scored = {"score": sign * sizes, "share": sizes / totals[query]}
             about = {"query": query, "query_row": row, "effect": effect}
+            scored = {"score": sign * sizes, "share": sizes / totals[query]}
             tables.append(_table(training, numbers, about, scored))
-    numbers, shares = overall.found(0)
-    helps = [helped[number] for number in numbers.tolist()]
-    return Top(
-        pd.concat(tables, ignore_index=True),
-        _table(training, numbers, {}, {"share": shares, "helps": helps}),
-    )
+    overall = _Best(1, count)
+    overall.take(shares[None], 0)
+    numbers, largest = overall.found(0)
+    scored = {"share": largest, "helps": helps[numbers]}
+    by_query = pd.concat(tables, ignore_index=True)
+    return Top(by_query, _table(training, numbers, {}, scored))
 
 
 class _Best:

@@ -47,7 +47,7 @@ class Job:
     team: Team
 
     @cached_property
-    def stored(self) -> dict[str, dict]:
+    def stored(self) -> dict[str, object]:
         """What the store knows already; empty when there is none."""
         return self.team.on_first(lambda: self.store.facts() if self.store.exists else {})
 
