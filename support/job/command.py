@@ -9,7 +9,9 @@ from pathlib import Path
 from support.ekfac.errors import EkfacError
 from support.job import fleet
 from support.job.errors import BadSetting, JobError, ToldElsewhere
+from support.job.fit import fit
 from support.job.plan import planned
+from support.job.score import score, self_influences
 from support.job.settings import LEAST, Damping, Question, Subject, add_options, refuse_below
 from support.job.store import Store
 from support.job.team import Team, assembled
@@ -82,15 +84,15 @@ def parser() -> ArgumentParser:
     )
     commands = whole.add_subparsers(required=True, metavar="command")
     everything = (Subject, Question, Damping)
-    run_all = _steps(Job.begin, Job.ask, Job.fit, Job.score, Job.self_influences)
+    run_all = _steps(Job.begin, Job.ask, fit, score, self_influences)
     for name, run, meaning, settings in (
         ("plan", _steps(planned), "what the job will cost on this machine", (Subject, Question)),
         ("run", run_all, "fit, score and self in one go", everything),
-        ("fit", _steps(Job.fit), "the curvature of the model", (Subject,)),
-        ("score", _steps(Job.score), "influence of all training examples", everything),
+        ("fit", _steps(fit), "the curvature of the model", (Subject,)),
+        ("score", _steps(score), "influence of all training examples", everything),
         (
             "self",
-            _steps(Job.self_influences),
+            _steps(self_influences),
             "influence of each one on itself",
             (Subject, Damping),
         ),

@@ -9,183 +9,160 @@ what would have come out, to the bit; with another number, to rounding.
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from support.ekfac import EkfacInfluence
 from support.ekfac.blocks import blocks_of
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, generator
 from support.ekfac.storage import BASIS_PARTS
-from support.job.examples import Examples, in_blocks
+from support.job.examples import in_blocks
 from support.job.progress import progress
-from support.job.store import Store, blocks_in, disk_full_is_told, load_sums, save_sums
-from support.job.team import Team
+from support.job.store import blocks_in, disk_full_is_told, load_sums, save_sums
+from support.job.work import Job
 
+Shards = list[list[range]]
 Sums = CovarianceSums | EigenvalueSums
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One pass over the examples, and the sums it begins with. `name` is that of its files, `title`
-    what people read."""
-
-    name: str
-    title: str
-    begin: Callable[[], Sums]
+TITLES = {"covariances": "fit 1/2, covariances", "eigenvalues": "fit 2/2, eigenvalues"}
+"""What people read, for each of the two sums, by the name of its files."""
 
 
-@dataclass(frozen=True)
-class JobFit:
-    """A fit of `engine` on `examples`, `block` of them at a time.
+def fit(job: Job) -> str:
+    """Fit the job's engine, unless that was done, and leave the curvature in the store.
 
-    The sums are saved every `save_seconds`, and a line is written every `tell_seconds`.
+    Raises what `engine.fit` raises, `DiskFull`, `StoreDamaged`, and what `Job.begin` raises.
     """
+    job.begin()
+    if job.team.on_first(job.store.curvature.exists):
+        job.team.on_first(job.store.forget_partial_fit)
+        return "It was fitted before."
+    engine, examples = job.engine, len(job.fitted_on)
+    shards = job.team.on_first(lambda: _shards(job))
+    bases = _bases(job, shards)
+    squares = _sums(
+        job,
+        "eigenvalues",
+        lambda: EigenvalueSums(engine.passes, engine.likelihood, bases),
+        shards,
+    )
+    engine.curvature = {
+        name: LayerCurvature(basis, squares.tensors[name] / examples)
+        for name, basis in bases.items()
+    }
+    engine.examples = examples
 
-    engine: EkfacInfluence
-    examples: Examples
-    block: int
-    team: Team
-    store: Store
-    save_seconds: float | int = 60
-    tell_seconds: float | int = 60
+    def save() -> None:
+        with disk_full_is_told(job.store.folder):
+            engine.save(job.store.curvature)
+        job.store.forget_partial_fit()
 
-    def run(self) -> None:
-        """Fit the engine, and leave the curvature in the store. Raises what `engine.fit` raises,
-        `DiskFull` and `StoreDamaged`."""
-        shards = self.team.on_first(self._shards)
-        passes, likelihood = self.engine.passes, self.engine.likelihood
-        covariances = Stage(
-            "covariances", "fit 1/2, covariances", partial(CovarianceSums, passes, likelihood)
+    job.team.on_first(save)
+    return f"Fitted on {examples:,} examples."
+
+
+def _shards(job: Job) -> Shards:
+    """The blocks, dealt over as many processes as began the fit, however many go on with it."""
+    blocks = in_blocks(len(job.fitted_on), job.subject.block)
+    if "shards" not in job.store.facts():
+        job.store.settle("shards", min(job.team.size, len(blocks)))
+    with disk_full_is_told(job.store.folder):
+        job.store.partial_fit.mkdir(exist_ok=True)
+    lengths = job.fitted_on.lengths
+    tokens = [int(lengths[block.start : block.stop].sum()) for block in blocks]
+    hands = deal(tokens, job.store.facts()["shards"])
+    return [[blocks[number] for number in hand] for hand in hands]
+
+
+def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
+    """Every layer's eigenbasis: computed by one process, handed to the others from its disk."""
+    team, engine = job.team, job.engine
+    missing = team.on_first(lambda: missing_bases(job))
+    names, layers = engine.layer_names, engine.layers.values()
+    hands = deal([layer.d_in**3 + layer.d_out**3 for layer in layers], team.size)
+    owners = {names[number]: rank for rank, hand in enumerate(hands) for number in hand}
+    if missing:
+        sums = _sums(
+            job,
+            "covariances",
+            lambda: CovarianceSums(engine.passes, engine.likelihood),
+            shards,
         )
-        bases = self._bases(covariances, shards)
-        eigenvalues = Stage(
-            "eigenvalues",
-            "fit 2/2, eigenvalues",
-            partial(EigenvalueSums, passes, likelihood, bases),
-        )
-        sums = self._sums(eigenvalues, shards)
-        self.engine.curvature = {
-            name: LayerCurvature(basis, sums.tensors[name] / len(self.examples))
-            for name, basis in bases.items()
-        }
-        self.engine.examples = len(self.examples)
-        self.team.on_first(self._save)
+        for name in missing:
+            if owners[name] == team.rank:
+                basis = sums.basis(name)
+                parts = {part: getattr(basis, part) for part in BASIS_PARTS}
+                save_sums(_basis_file(job, name), parts, 0)
+        del sums
+    team.wait()
+    return {name: _handed_out(job, name, owners[name]) for name in names}
 
-    def _save(self) -> None:
-        with disk_full_is_told(self.store.folder):
-            self.engine.save(self.store.curvature)
-        self.store.forget_partial_fit()
 
-    def _shards(self) -> list[list[range]]:
-        """The blocks, dealt over as many processes as began the fit, however many go on with it."""
-        blocks = in_blocks(len(self.examples), self.block)
-        if "shards" not in self.store.facts():
-            self.store.settle("shards", min(self.team.size, len(blocks)))
-        with disk_full_is_told(self.store.folder):
-            self.store.partial_fit.mkdir(exist_ok=True)
-        lengths = self.examples.lengths
-        tokens = [int(lengths[block.start : block.stop].sum()) for block in blocks]
-        hands = deal(tokens, self.store.facts()["shards"])
-        return [[blocks[number] for number in hand] for hand in hands]
+def missing_bases(job: Job) -> list[str]:
+    """Layers without a basis on the disk. Sums of squares in another basis are worth nothing: if there
+    are any, they go."""
+    missing = [name for name in job.engine.layer_names if not _basis_file(job, name).exists()]
+    for path in job.store.partial_fit.glob("eigenvalues-*") if missing else ():
+        path.unlink()
+    return missing
 
-    def _bases(self, stage: Stage, shards: list[list[range]]) -> dict[str, Eigenbasis]:
-        """Every layer's eigenbasis: computed by one process, handed to the others from its disk."""
-        missing = self.team.on_first(self._missing_bases)
-        layers = self.engine.layers
-        hands = deal([one.d_in**3 + one.d_out**3 for one in layers.values()], self.team.size)
-        names = list(layers)
-        owners = {names[number]: rank for rank, hand in enumerate(hands) for number in hand}
-        if missing:
-            sums = self._sums(stage, shards)
-            for name in missing:
-                if owners[name] == self.team.rank:
-                    basis = sums.basis(name)
-                    parts = {part: getattr(basis, part) for part in BASIS_PARTS}
-                    save_sums(self._basis_file(name), parts, 0)
-            del sums
-        self.team.wait()
-        return {name: self._handed_out(name, owners[name]) for name in names}
 
-    def _missing_bases(self) -> list[str]:
-        """Layers without a basis on the disk. Sums of squares in another basis are worth nothing."""
-        missing = [name for name in self.engine.layers if not self._basis_file(name).exists()]
-        if missing:
-            for path in self.store.partial_fit.glob("eigenvalues-*"):
-                path.unlink()
-        return missing
+def _handed_out(job: Job, name: str, owner: int) -> Eigenbasis:
+    layer = job.engine.layers[name]
+    d_in, d_out = layer.d_in, layer.d_out
+    shapes = [(d_in, d_in), (d_out, d_out), (d_in,), (d_out,)]
+    tensors = [torch.empty(shape, dtype=layer.dtype, device=layer.device) for shape in shapes]
+    if owner == job.team.rank:
+        load_sums(_basis_file(job, name), dict(zip(BASIS_PARTS, tensors, strict=True)))
+    for tensor in tensors:
+        job.team.hand_out(tensor, owner)
+    return Eigenbasis(*tensors, precision=job.engine.passes.precision)
 
-    def _handed_out(self, name: str, owner: int) -> Eigenbasis:
-        layer = self.engine.layers[name]
-        d_in, d_out = layer.d_in, layer.d_out
-        shapes = [(d_in, d_in), (d_out, d_out), (d_in,), (d_out,)]
-        tensors = [torch.empty(shape, dtype=layer.dtype, device=layer.device) for shape in shapes]
-        if owner == self.team.rank:
-            load_sums(self._basis_file(name), dict(zip(BASIS_PARTS, tensors, strict=True)))
-        for tensor in tensors:
-            self.team.hand_out(tensor, owner)
-        return Eigenbasis(*tensors, precision=self.engine.passes.precision)
 
-    def _sums(self, stage: Stage, shards: list[list[range]]) -> Sums:
-        """The stage's sums over all shards, in every process."""
-        own = range(self.team.rank, len(shards), self.team.size)
-        total = stage.begin()
-        with self._progress(stage, shards) as count:
-            for number in own:
-                sums = total if len(own) == 1 else stage.begin()
-                self._add_shard(stage, sums, number, shards[number], count)
-                if sums is not total:
-                    for key, tensor in total.tensors.items():
-                        tensor += sums.tensors[key]
-            for tensor in total.tensors.values():
-                self.team.add_up(tensor)
-        return total
+def _sums(job: Job, name: str, begin: Callable[[], Sums], shards: Shards) -> Sums:
+    """One pass over the examples: sums over all shards, in every process."""
+    files = [job.store.partial_fit / f"{name}-{n}.safetensors" for n in range(len(shards))]
 
-    def _add_shard(
-        self,
-        stage: Stage,
-        sums: Sums,
-        number: int,
-        shard: list[range],
-        count: Callable[[int], None],
-    ) -> None:
-        path = self._shard_file(stage, number)
-        done = load_sums(path, sums.tensors)
-        passes, saved = self.engine.passes, time.monotonic()
-        for block in shard[done:]:
-            inputs, _ = self.examples.batch(block, passes.device)
-            blocks = blocks_of(inputs, None, passes.token_mask)
-            count(sums.add(blocks, self._draws(stage, block)))
-            done += 1
-            if done == len(shard) or time.monotonic() - saved >= self.save_seconds:
-                save_sums(path, sums.tensors, done)
-                saved = time.monotonic()
+    def before() -> int:
+        done = [shard[: blocks_in(path)] for shard, path in zip(shards, files, strict=True)]
+        return sum(len(block) for blocks in done for block in blocks)
 
-    def _progress(self, stage: Stage, shards: list[list[range]]):
-        def before() -> int:
-            done = [blocks_in(self._shard_file(stage, number)) for number in range(len(shards))]
-            return sum(
-                len(block)
-                for shard, blocks in zip(shards, done, strict=True)
-                for block in shard[:blocks]
-            )
+    own = range(job.team.rank, len(shards), job.team.size)
+    total, done = begin(), job.team.on_first(before)
+    seconds = job.given["tell_seconds"]
+    with progress(job.team, TITLES[name], len(job.fitted_on), done, seconds) as count:
+        for number in own:
+            sums = total if len(own) == 1 else begin()
+            _add_shard(job, sums, shards[number], files[number], name, count)
+            if sums is not total:
+                for key, tensor in total.tensors.items():
+                    tensor += sums.tensors[key]
+        for tensor in total.tensors.values():
+            job.team.add_up(tensor)
+    return total
 
-        done = self.team.on_first(before)
-        return progress(self.team, stage.title, len(self.examples), done, self.tell_seconds)
 
-    def _draws(self, stage: Stage, block: range) -> torch.Generator:
-        """Sampled labels of a block: the same, whoever draws them, and in whatever order."""
-        text = f"{self.engine.seed} {stage.name} {block.start}"
-        return generator(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
+def _add_shard(
+    job: Job, sums: Sums, shard: list[range], path: Path, name: str, count: Callable[[int], None]
+) -> None:
+    """The examples of a shard that are not in its file yet; it is written as often as is wanted."""
+    passes, saved = job.engine.passes, time.monotonic()
+    done = load_sums(path, sums.tensors)
+    for block in shard[done:]:
+        inputs, _ = job.fitted_on.batch(block, passes.device)
+        # Sampled labels of a block are the same, whoever draws them, and in whatever order.
+        text = f"{job.engine.seed} {name} {block.start}"
+        draws = generator(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
+        count(sums.add(blocks_of(inputs, None, passes.token_mask), draws))
+        done += 1
+        if done == len(shard) or time.monotonic() - saved >= job.given["save_seconds"]:
+            save_sums(path, sums.tensors, done)
+            saved = time.monotonic()
 
-    def _shard_file(self, stage: Stage, number: int) -> Path:
-        return self.store.partial_fit / f"{stage.name}-{number}.safetensors"
 
-    def _basis_file(self, name: str) -> Path:
-        return self.store.partial_fit / f"basis-{list(self.engine.layers).index(name)}.safetensors"
+def _basis_file(job: Job, name: str) -> Path:
+    return job.store.partial_fit / f"basis-{job.engine.layer_names.index(name)}.safetensors"
 
 
 def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:

@@ -6,133 +6,141 @@ same.
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from support.ekfac import EkfacInfluence
 from support.ekfac.blocks import EXAMPLES_AT_A_TIME
-from support.job.examples import Examples, in_blocks
+from support.ekfac.errors import DamagedFile
+from support.job.errors import StepMissing, StoreDamaged
+from support.job.examples import in_blocks
 from support.job.progress import progress
-from support.job.store import Store
+from support.job.settings import refuse_unless_equal
 from support.job.team import Team
+from support.job.work import Job
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """The fitted `engine`, its training examples in blocks, and where results go."""
+def score(job: Job) -> str:
+    """Influence of every training example on every query, into `scores`, by layer on demand.
 
-    engine: EkfacInfluence
-    training: Examples
-    block: int
-    team: Team
-    store: Store
-    tell_seconds: float | int = 60
-
-    def make_arrays(self, queries: Examples, query_group: int, by_layer: bool) -> None:
-        """Room for the influences on all queries. Raises `DiskFull`."""
-        shape, chunks = (len(queries), len(self.training)), (query_group, self.block)
-        names = ("query", "training")
-        if by_layer:
-            layers = len(self.engine.layers)
-            self.store.make_array(
-                "layer_scores", (layers, *shape), (layers, *chunks), self._dtype, ("layer", *names)
-            )
-        self.store.make_array("scores", shape, chunks, self._dtype, names)
-
-    def score(self, queries: Examples, query_group: int, by_layer: bool) -> None:
-        """Influence of every training example on every query, into arrays that are there.
-
-        Queries are preconditioned `query_group` at a time, and the training examples that are not
-        scored yet pass by once for each such group. Raises what the engine raises, and `DiskFull`.
-        """
-        names = ["scores", "layer_scores"] if by_layer else ["scores"]
-        groups = in_blocks(len(queries), query_group)
-        missing = self.team.on_first(lambda: [self._missing(names, group) for group in groups])
-        with self._progress("score", missing) as count:
-            for number, (group, blocks) in enumerate(zip(groups, missing, strict=True)):
-                if not blocks:
-                    continue
-                factors = self._factors(queries, group)
-                for block in self._claimed(f"score/{number}", blocks):
-                    x, y = self.training.batch(block, self._device)
-                    by_name = self.engine.influences_by_layer_from_factors(factors, x, y)
-                    layers = torch.stack(list(by_name.values()))
-                    place = _place(group, block)
-                    if by_layer:
-                        self.store.write("layer_scores", place, _array(layers))
-                    self.store.write("scores", place, _array(layers.sum(dim=0)))
-                    count(len(block))
-            self.team.wait()
-
-    def self_influences(self) -> None:
-        """⟨(F + λ)⁻¹ ∇loss, ∇loss⟩ of every training example, into `self_influences`.
-
-        Raises as `score` does.
-        """
-        name, shape, chunks = "self_influences", (len(self.training),), (self.block,)
-        self.team.on_first(
-            lambda: self.store.make_array(name, shape, chunks, self._dtype, ("training",))
-        )
-        missing = self.team.on_first(lambda: self._missing([name]))
-        with self._progress("self", [missing]) as count:
-            for block in self._claimed("self", missing):
-                own = self.engine.self_influences(*self.training.batch(block, self._device))
-                self.store.write(name, _place(block), _array(own))
+    Queries are preconditioned a group at a time, and the training examples that are not scored yet pass
+    by once for each such group. Raises what the engine, `Job.begin` and `Job.ask` raise, `StepMissing`
+    without a fit, `StoreDamaged`, and `DiskFull`.
+    """
+    _load(job)
+    job.ask()
+    training, queries, by_layer = len(job.training), len(job.queries), job.question.by_layer
+    names = ["scores", "layer_scores"] if by_layer else ["scores"]
+    groups = in_blocks(queries, job.team.on_first(lambda: _make_arrays(job, job.query_group())))
+    missing = job.team.on_first(lambda: [_missing(job, names, group) for group in groups])
+    with _progress(job, "score", missing) as count:
+        for number, (group, blocks) in enumerate(zip(groups, missing, strict=True)):
+            factors = _factors(job, group) if blocks else {}
+            for block in _claimed(job.team, f"score/{number}", blocks):
+                x, y = job.training.batch(block, job.engine.passes.device)
+                by_name = job.engine.influences_by_layer_from_factors(factors, x, y)
+                layers = torch.stack(list(by_name.values()))
+                if by_layer:
+                    job.store.write("layer_scores", _place(group, block), _array(layers))
+                job.store.write("scores", _place(group, block), _array(layers.sum(dim=0)))
                 count(len(block))
-            self.team.wait()
+        job.team.wait()
+    return f"Scored {training:,} training examples on {queries:,} queries."
 
-    def _missing(self, names: list[str], *group: range) -> list[range]:
-        """The blocks of training examples that one of these arrays lacks for a group of queries."""
-        return [
-            block
-            for block in in_blocks(len(self.training), self.block)
-            if not all(self.store.has(name, _place(*group, block)) for name in names)
-        ]
 
-    def _factors(self, queries: Examples, group: range) -> dict[str, Tensor]:
-        """Each process preconditions some of the queries; then all have them all.
+def self_influences(job: Job) -> str:
+    """⟨(F + λ)⁻¹ ∇loss, ∇loss⟩ of every training example, into `self_influences`.
 
-        They are cut into the same pieces for any number of processes, and so is the arithmetic.
-        """
-        factors = {
-            name: torch.zeros(
-                len(group), layer.d_out, layer.d_in, dtype=layer.dtype, device=layer.device
-            )
-            for name, layer in self.engine.layers.items()
-        }
-        pieces = in_blocks(len(group), EXAMPLES_AT_A_TIME)
-        for piece in pieces[self.team.rank :: self.team.size]:
-            x, y = queries.batch([group[number] for number in piece], self._device)
-            for name, own in self.engine.influence_factors(x, y).items():
-                factors[name][piece.start : piece.stop] = own
-        for factor in factors.values():
-            self.team.add_up(factor)
-        return factors
+    Raises as `score` does.
+    """
+    _load(job)
+    job.settle_damping()
+    name, training = "self_influences", len(job.training)
+    array = (training,), (job.subject.block,), _dtype(job), ("training",)
+    job.team.on_first(lambda: job.store.make_array(name, *array))
+    missing = job.team.on_first(lambda: _missing(job, [name]))
+    with _progress(job, "self", [missing]) as count:
+        for block in _claimed(job.team, "self", missing):
+            x, y = job.training.batch(block, job.engine.passes.device)
+            job.store.write(name, _place(block), _array(job.engine.self_influences(x, y)))
+            count(len(block))
+        job.team.wait()
+    return f"Self-influence of {training:,} training examples."
 
-    def _claimed(self, name: str, blocks: list[range]) -> Iterator[range]:
-        """Blocks, each to one process: whoever is free takes the next."""
-        for number in self.team.numbers(name):
-            if number >= len(blocks):
-                return
-            yield blocks[number]
 
-    def _progress(self, stage: str, missing: list[list[range]]) -> AbstractContextManager:
-        """Counts training examples, as often as they pass by; what is not missing is done."""
-        total = len(missing) * len(self.training)
-        to_do = sum(len(block) for blocks in missing for block in blocks)
-        return progress(self.team, stage, total, total - to_do, self.tell_seconds)
+def _load(job: Job) -> None:
+    """Give the engine the curvature in the store."""
+    job.begin()
+    curvature = job.store.curvature
+    if not job.team.on_first(curvature.exists):
+        raise StepMissing(f"{job.store.folder} has no curvature yet. Run: fit")
+    try:
+        job.engine.load_curvature(curvature)
+    except DamagedFile as error:
+        raise StoreDamaged(f"{error} Remove {curvature.name} and run: fit") from error
 
-    @property
-    def _device(self) -> torch.device:
-        return self.engine.passes.device
 
-    @property
-    def _dtype(self) -> str:
-        layer = next(iter(self.engine.layers.values()))
-        return str(torch.empty(0, dtype=layer.dtype).numpy().dtype)
+def _make_arrays(job: Job, query_group: int) -> int:
+    """Room for the influences on all queries; so many of them make a chunk."""
+    shape, chunks = (len(job.queries), len(job.training)), (query_group, job.subject.block)
+    names, layers = ("query", "training"), len(job.engine.layers)
+    if job.question.by_layer:
+        of_layers = (layers, *shape), (layers, *chunks), _dtype(job), ("layer", *names)
+        job.store.make_array("layer_scores", *of_layers)
+    job.store.make_array("scores", shape, chunks, _dtype(job), names)
+    found = job.store.array("scores").chunks[0]
+    if job.given.get("query_block"):
+        refuse_unless_equal("--query-block", found, query_group)
+    return found
+
+
+def _missing(job: Job, names: list[str], *group: range) -> list[range]:
+    """The blocks of training examples that one of these arrays lacks for a group of queries."""
+    return [
+        block
+        for block in in_blocks(len(job.training), job.subject.block)
+        if not all(job.store.has(name, _place(*group, block)) for name in names)
+    ]
+
+
+def _factors(job: Job, group: range) -> dict[str, Tensor]:
+    """Each process preconditions some of the queries; then all have them all.
+
+    They are cut into the same pieces for any number of processes, and so is the arithmetic.
+    """
+    passes = job.engine.passes
+    factors = {
+        name: passes.zeros(len(group), layer.d_out, layer.d_in)
+        for name, layer in passes.layers.items()
+    }
+    pieces = in_blocks(len(group), EXAMPLES_AT_A_TIME)
+    for piece in pieces[job.team.rank :: job.team.size]:
+        x, y = job.queries.batch([group[number] for number in piece], passes.device)
+        for name, own in job.engine.influence_factors(x, y).items():
+            factors[name][piece.start : piece.stop] = own
+    for factor in factors.values():
+        job.team.add_up(factor)
+    return factors
+
+
+def _claimed(team: Team, name: str, blocks: list[range]) -> Iterator[range]:
+    """Blocks, each to one process: whoever is free takes the next."""
+    for number in team.numbers(name):
+        if number >= len(blocks):
+            return
+        yield blocks[number]
+
+
+def _progress(job: Job, stage: str, missing: list[list[range]]) -> AbstractContextManager:
+    """Counts training examples, as often as they pass by; what is not missing is done."""
+    total = len(missing) * len(job.training)
+    to_do = sum(len(block) for blocks in missing for block in blocks)
+    return progress(job.team, stage, total, total - to_do, job.given["tell_seconds"])
+
+
+def _dtype(job: Job) -> str:
+    return str(job.engine.passes.zeros(0).numpy(force=True).dtype)
 
 
 def _place(*numbers: range) -> tuple[slice, ...]:

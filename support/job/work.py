@@ -8,12 +8,8 @@ from importlib.metadata import version
 from typing import TypeVar
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.errors import DamagedFile
 from support.ekfac.memory import queries_at_a_time
-from support.job.errors import StepMissing, StoreDamaged
 from support.job.examples import Examples, chosen_rows, tokenised
-from support.job.fit import JobFit
-from support.job.score import Scoring
 from support.job.settings import (
     PACKAGED,
     Damping,
@@ -159,52 +155,9 @@ class Job:
         for name, first in self.team.on_first(settle).items():
             refuse_unless_equal(name, first, facts[name])
 
-    def fit(self) -> str:
-        """The curvature into the store."""
-        self.begin()
-        if self.team.on_first(self.store.curvature.exists):
-            self.team.on_first(self.store.forget_partial_fit)
-            return "It was fitted before."
-        seconds = self.given["save_seconds"], self.given["tell_seconds"]
-        block = self.subject.block
-        JobFit(self.engine, self.fitted_on, block, self.team, self.store, *seconds).run()
-        return f"Fitted on {len(self.fitted_on):,} examples."
-
-    def score(self) -> str:
-        """Influences of all training examples on all queries, into the store."""
-        scoring = self._scoring()
-        self.ask()
-        queries, by_layer, query_group = self.queries, self.question.by_layer, self.query_group()
-
-        def make_arrays() -> int:
-            scoring.make_arrays(queries, query_group, by_layer)
-            found = self.store.array("scores").chunks[0]
-            if self.given.get("query_block"):
-                refuse_unless_equal("--query-block", found, query_group)
-            return found
-
-        scoring.score(queries, self.team.on_first(make_arrays), by_layer)
-        return f"Scored {len(self.training):,} training examples on {len(queries):,} queries."
-
-    def self_influences(self) -> str:
-        """Influence of every training example on itself, into the store."""
-        scoring = self._scoring()
+    def settle_damping(self) -> None:
+        """Settle λ alone. Raises `StoreMismatch`."""
         self._settle({"damping": asdict(self.damping)})
-        scoring.self_influences()
-        return f"Self-influence of {len(self.training):,} training examples."
-
-    def _scoring(self) -> Scoring:
-        """The fitted engine. Raises `StepMissing` without a fit."""
-        self.begin()
-        curvature = self.store.curvature
-        if not self.team.on_first(curvature.exists):
-            raise StepMissing(f"{self.store.folder} has no curvature yet. Run: fit")
-        try:
-            self.engine.load_curvature(curvature)
-        except DamagedFile as error:
-            raise StoreDamaged(f"{error} Remove {curvature.name} and run: fit") from error
-        block, seconds = self.subject.block, self.given["tell_seconds"]
-        return Scoring(self.engine, self.training, block, self.team, self.store, seconds)
 
     def query_group(self) -> int:
         """As asked, or as many as there is room for beside the other processes of this machine."""
