@@ -3,6 +3,7 @@
 import argparse
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -317,6 +318,13 @@ def test_every_option_of_every_command_is_explained(capsys, command):
     for action in commands()[command]._actions:
         assert action.help
         assert action.option_strings[-1] in out
+
+
+def test_the_users_page_names_every_option():
+    page = (Path(__file__).parents[1] / "notebooks" / "api" / "jobs.md").read_text()
+    for command in commands().values():
+        for action in command._actions:
+            assert action.dest == "help" or f"`{action.option_strings[-1]}`" in page
 
 
 def test_a_command_is_needed(capsys):

@@ -86,16 +86,11 @@ def parser() -> ArgumentParser:
     everything = (Subject, Question, Damping)
     run_all = _steps(Job.begin, Job.ask, fit, score, self_influences)
     for name, run, meaning, settings in (
-        ("plan", _steps(planned), "what the job will cost on this machine", (Subject, Question)),
+        ("plan", _steps(planned), "what the job will cost on this machine", everything[:2]),
         ("run", run_all, "fit, score and self in one go", everything),
         ("fit", _steps(fit), "the curvature of the model", (Subject,)),
         ("score", _steps(score), "influence of all training examples", everything),
-        (
-            "self",
-            _steps(self_influences),
-            "influence of each one on itself",
-            (Subject, Damping),
-        ),
+        ("self", _steps(self_influences), "influence of each one on itself", everything[::2]),
         ("top", _top, "the strongest training examples, to read", ()),
         ("show", _show, "what a store knows, and how far it is", ()),
         ("fleet", _fleet, "what a job would cost on machines that you don't have", ()),
@@ -103,9 +98,8 @@ def parser() -> ArgumentParser:
         command = commands.add_parser(name, help=meaning, description=f"{meaning.capitalize()}.")
         command.set_defaults(run=run)
         if name != "fleet":
-            command.add_argument(
-                "--store", required=True, metavar="FOLDER", help="the job's results"
-            )
+            store = {"required": True, "metavar": "FOLDER", "help": "the job's results"}
+            command.add_argument("--store", **store)
         for one in settings:
             add_options(command, one)
         if Question in settings:
@@ -125,17 +119,16 @@ def _add(command: ArgumentParser, name: str, kind: type, default: object, meanin
 
 
 def _add_to_top(command: ArgumentParser) -> None:
-    meaning = "scores over √self-influence; needs self"
     _add(command, "count", int, 10, "how many (10)")
+    meaning = "scores over √self-influence; needs self"
     command.add_argument("--relative", action="store_true", help=meaning)
     _add(command, "output", Path, None, "folder for top.parquet and top.html (the store)")
 
 
 def _add_to_fleet(command: ArgumentParser) -> None:
-    shapes = f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"
-    command.add_argument(
-        "--shape", choices=fleet.SHAPES, default="llama-3-8b", metavar="…", help=shapes
-    )
+    shapes = {"choices": fleet.SHAPES, "default": "llama-3-8b", "metavar": "…"}
+    meaning = f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"
+    command.add_argument("--shape", **shapes, help=meaning)
     for name, default, unit in (
         ("examples", 1_000_000, "training examples"),
         ("tokens", 512, "tokens of each"),
@@ -195,10 +188,9 @@ def shown(store: Store) -> str:
             lines += [f"  {key}: {one}" for key, one in value.items() if one != ""]
         else:
             lines.append(f"{name}: {value}")
-    longest = 92
-    lines = [line if len(line) <= longest else f"{line[: longest - 1]}…" for line in lines]
-    lines.append("progress:")
-    return "\n".join([*lines, *(f"  {step}: {how}" for step, how in store.progress().items())])
+    lines = [line if len(line) <= 92 else f"{line[:91]}…" for line in lines]
+    steps = [f"  {step}: {how}" for step, how in store.progress().items()]
+    return "\n".join([*lines, "progress:", *steps])
 
 
 def _fleet(chosen: Namespace, team: Team) -> Iterator[str]:

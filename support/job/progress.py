@@ -26,14 +26,8 @@ def progress(
     start = last = time.monotonic()
     in_terminal = sys.stderr.isatty()
     writes = team.rank == 0 and not in_terminal
-    bar = tqdm(
-        total=total,
-        initial=before,
-        desc=stage,
-        unit="example",
-        smoothing=0.05,
-        disable=team.rank > 0 or not in_terminal,
-    )
+    hidden = team.rank > 0 or not in_terminal
+    bar = tqdm(desc=stage, total=total, initial=before, unit="example", disable=hidden)
 
     def tell(done: int) -> None:
         nonlocal last

@@ -29,7 +29,6 @@ from support.model import (
 )
 
 READERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-"""The reader of `datasets` for each kind of file."""
 
 INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 """Entries of a model's configuration that change nothing of what it computes here."""
@@ -106,21 +105,18 @@ def load_texts(name: str, split: str, subject: Subject, class_names: dict[str, i
     Raises `DatasetNotUsable`.
     """
     datasets.disable_progress_bars()
-    found = _read(name, split)
-    if isinstance(found, dict):
-        if split not in found:
-            raise DatasetNotUsable(
-                f"{name!r} has no split {split!r}. There are: {', '.join(found)}."
-            )
-        found = found[split]
-    for column in (subject.text_column, subject.label_column):
+    found, columns = _read(name, split), [subject.text_column, subject.label_column]
+    if isinstance(found, dict) and split not in found:
+        raise DatasetNotUsable(f"{name!r} has no split {split!r}. There are: {', '.join(found)}.")
+    found = found[split] if isinstance(found, dict) else found
+    for column in columns:
         if column not in found.column_names:
             raise DatasetNotUsable(
                 f"{name!r} has no column {column!r}. There are: {', '.join(found.column_names)}. "
                 "Say which ones with --text-column and --label-column."
             )
-    found = found.select_columns([subject.text_column, subject.label_column])
-    found = found.rename_columns({subject.text_column: "text", subject.label_column: "label"})
+    found = found.select_columns(columns)
+    found = found.rename_columns(dict(zip(columns, ("text", "label"), strict=True)))
     found = _with_numbers(found, class_names, name)
     _refuse_unusable_rows(found, len(class_names), name)
     return found
@@ -164,17 +160,18 @@ def _with_numbers(texts: Dataset, class_names: dict[str, int], name: str) -> Dat
     """Labels by name, which may stand in another order than the model's, as the model's numbers."""
     kind, labels = texts.features["label"], texts["label"]
     if isinstance(kind, ClassLabel) and set(kind.names) <= class_names.keys():
-        numbers = [class_names[kind.names[number]] for number in labels]
-    elif isinstance(kind, ClassLabel) or "int" in getattr(kind, "dtype", ""):
+        names = [kind.names[number] for number in labels]
+    elif "int" in getattr(kind, "dtype", ""):
         return texts
     else:
-        unknown = sorted({str(label) for label in texts.unique("label")} - class_names.keys())
-        if unknown:
-            raise DatasetNotUsable(
-                f"{name!r} has the label {unknown[0]!r}, but the model's classes are "
-                f"{', '.join(class_names)}. Use those names, or their numbers."
-            )
-        numbers = [class_names[str(label)] for label in labels]
+        names = list(map(str, labels))
+    unknown = sorted(set(names) - class_names.keys())
+    if unknown:
+        raise DatasetNotUsable(
+            f"{name!r} has the label {unknown[0]!r}, but the model's classes are "
+            f"{', '.join(class_names)}. Use those names, or their numbers."
+        )
+    numbers = [class_names[one] for one in names]
     return texts.remove_columns("label").add_column("label", numbers)
 
 

@@ -10,8 +10,7 @@
 - `tokens/`: the examples, tokenised;
 - `locks/`: one for each process at work.
 
-What is written takes its place when all of it is there, and carries a checksum: after a kill a part is
-there and right, or not there.
+What is written takes its place when it is whole, with a checksum: after a kill it is there, or not there.
 """
 
 import errno
@@ -36,9 +35,8 @@ from support.job.team import Team
 
 FORMAT = "influence-job-1"
 HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/tmp*")
-"""What a killed run may leave."""
-
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+Sizes = tuple[int, ...]
 MAKERS = {
     "scores": "Run: score",
     "layer_scores": "Only a store begun with score --by-layer keeps them.",
@@ -62,7 +60,7 @@ class Store:
 
     @property
     def results(self) -> zarr.Group:
-        """Raises `StepMissing` when there is no store yet, `StoreDamaged` for something else."""
+        """Raises `StepMissing` when there is no store yet, `StoreDamaged`, `StoreMismatch`."""
         if not self.exists:
             raise StepMissing(f"There is no store at {self.folder}. Begin one with: fit --store …")
         try:
@@ -95,20 +93,15 @@ class Store:
 
         Raises `StoreMismatch`, naming the first entry that differs.
         """
-        stored = self.facts().get(name)
+        stored = self.results.attrs.get(name)
         if stored is not None:
             refuse_unless_equal(name, stored, facts)
-            return
-        with disk_full_is_told(self.folder):
-            self.results.attrs[name] = facts
+        else:
+            with disk_full_is_told(self.folder):
+                self.results.attrs[name] = facts
 
     def make_array(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        chunks: tuple[int, ...],
-        dtype: str,
-        dimensions: tuple[str, ...],
+        self, name: str, shape: Sizes, chunks: Sizes, dtype: str, dimensions: tuple[str, ...]
     ) -> None:
         """An array of missing influences, unless it is there; other chunks while it is empty only."""
         if name in self.results:
@@ -130,7 +123,7 @@ class Store:
     def keep_rows(self, name: str, rows: np.ndarray) -> None:
         """Row numbers of examples, unless they are there: a kill may have left the array empty."""
         rows = np.asarray(rows, dtype=np.int64)
-        if name not in self.results or not np.array_equal(self.results[name][:], rows):
+        if name not in self.results or not np.array_equal(self.results[name], rows):
             with disk_full_is_told(self.folder):
                 self.results.create_array(name, data=rows, overwrite=True)
 
@@ -232,10 +225,8 @@ class Store:
                 team.on_first(look)
                 own.acquire()
             except Timeout as error:
-                raise StoreBusy(
-                    f"Another job is at work on {self.folder}. Wait for it, stop it, or name another "
-                    "--store."
-                ) from error
+                busy = f"Another job is at work on {self.folder}."
+                raise StoreBusy(f"{busy} Wait for it, stop it, or name another --store.") from error
             yield
         finally:
             own.release(force=True)

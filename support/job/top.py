@@ -50,13 +50,14 @@ class Top:
 
         Raises `DiskFull`.
         """
-        with disk_full_is_told(folder):
-            with replacing(folder / "top.parquet") as fresh:
-                self.by_query.to_parquet(fresh)
-            with replacing(folder / "top_overall.parquet") as fresh:
-                self.overall.to_parquet(fresh)
-            with replacing(folder / "top.html") as fresh:
-                fresh.write_text(html, encoding="utf-8")
+        writers = {
+            "top.parquet": self.by_query.to_parquet,
+            "top_overall.parquet": self.overall.to_parquet,
+            "top.html": lambda path: path.write_text(html, encoding="utf-8"),
+        }
+        for name, write in writers.items():
+            with disk_full_is_told(folder), replacing(folder / name) as fresh:
+                write(fresh)
 
 
 def strongest(
@@ -85,12 +86,10 @@ def strongest(
             about = {"query": query, "query_row": row, "effect": effect}
             scored = {"score": sign * sizes, "share": sizes / totals[query]}
             tables.append(_table(training, numbers, about, scored))
-    overall = _Best(1, count)
-    overall.take(shares[None], 0)
-    numbers, largest = overall.found(0)
-    scored = {"share": largest, "helps": helps[numbers]}
-    by_query = pd.concat(tables, ignore_index=True)
-    return Top(by_query, _table(training, numbers, {}, scored))
+    numbers = np.argsort(-shares, kind="stable")[:count]
+    numbers = numbers[shares[numbers] > 0]
+    overall = _table(training, numbers, {}, {"share": shares[numbers], "helps": helps[numbers]})
+    return Top(pd.concat(tables, ignore_index=True), overall)
 
 
 class _Best:
@@ -175,16 +174,9 @@ def page(top: Top, queries: Examples, class_names: Mapping[int, str], facts: Map
         for effect, found in rows.groupby("effect"):
             query[effect] = [readable(one) for one in found.to_dict("records")]
         shown.append(readable(query | queries.texts[number]))
-    environment = Environment(
-        loader=PackageLoader("support.job", ""), autoescape=True, trim_blocks=True
+    overall = [readable(row) for row in top.overall.to_dict("records")]
+    loader = PackageLoader("support.job", "")
+    template = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(
+        "page.html.jinja"
     )
-    return environment.get_template("page.html.jinja").render(
-        title="Which training examples made the model say that?",
-        introduction=(
-            "Blue: more weight on this training example would lower the loss on the query. Red: it "
-            "would raise it. The share is the size of a score over that of all scores of the query."
-        ),
-        facts=facts,
-        overall=[readable(row) for row in top.overall.to_dict("records")],
-        queries=shown,
-    )
+    return template.render(facts=facts, overall=overall, queries=shown)

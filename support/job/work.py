@@ -49,18 +49,19 @@ class Job:
 
     @cached_property
     def subject(self) -> Subject:
-        return self._settled(Subject, "subject")
+        return self._settled(Subject)
 
     @cached_property
     def question(self) -> Question:
-        return self._settled(Question, "question")
+        return self._settled(Question)
 
     @cached_property
     def damping(self) -> Damping:
-        return self._settled(Damping, "damping")
+        return self._settled(Damping)
 
-    def _settled(self, settings: type[Settings], name: str) -> Settings:
-        stored, subject = self.stored.get(name), self.stored.get("subject", {})
+    def _settled(self, settings: type[Settings]) -> Settings:
+        stored = self.stored.get(settings.__name__.lower())
+        subject = self.stored.get("subject", {})
         model = self.given.get("model") or subject.get("model", PACKAGED)
         return self.team.on_first(lambda: settled(settings, self.given, stored, model == PACKAGED))
 
@@ -117,10 +118,7 @@ class Job:
 
     def begin(self) -> None:
         """Make the store, or see that it is this job's. Raises `StoreMismatch`, by name."""
-        versions = self.stored.get("versions") or {
-            "python": platform.python_version(),
-            **{name: version(name) for name in RECORDED},
-        }
+        versions = self.stored.get("versions") or self.team.on_first(_versions)
         self._settle(
             {
                 "subject": asdict(self.subject),
@@ -138,8 +136,9 @@ class Job:
 
         Nothing is settled unless all of it can be. Raises `StoreMismatch`, by name.
         """
-        facts = {"queries": self.queries.about(), "damping": asdict(self.damping)}
-        self._settle(facts | {"question": asdict(self.question)}, query_rows=self.queries)
+        about = self.queries.about()
+        facts = {"damping": asdict(self.damping), "question": asdict(self.question)}
+        self._settle(facts | {"queries": about}, query_rows=self.queries)
 
     def _settle(self, facts: Mapping[str, dict], **rows: Examples) -> None:
         """Each process has read model and examples for itself, maybe on another machine."""
@@ -170,3 +169,7 @@ class Job:
         """Raise `StoreMismatch` unless examples and queries are those that were scored."""
         for name, examples in (("training", self.training), ("queries", self.queries)):
             refuse_unless_equal(name, self.stored.get(name), examples.about())
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in RECORDED}}
