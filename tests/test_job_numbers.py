@@ -1,5 +1,6 @@
 """A job's numbers are the engine's, however the work is cut, stopped and taken up again."""
 
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +13,7 @@ from support.ekfac import Categorical, EkfacInfluence
 from support.job import fit as fit_module
 from support.job.examples import Examples
 from support.job.fit import fit
+from support.job.plan import planned
 from support.job.score import score, self_influences
 from support.job.settings import Damping, Question, Subject
 from support.job.store import Store
@@ -261,3 +263,20 @@ def test_a_damaged_chunk_is_computed_anew(tmp_path, chunk):
     again = scored(tmp_path, by_layer=True)
     np.testing.assert_array_equal(again.array("scores")[:], before)
     assert not np.isnan(again.array("layer_scores")[:]).any()
+
+
+def test_a_plan_never_holds_all_examples(tmp_path, monkeypatch):
+    job, held, most = new_job(tmp_path), [], []
+    many = examples(sentences(*[2] * 900), labels(900))
+    vars(job).update(training=many, fitted_on=many, subject=Subject(block=100))
+    batch = Examples.batch
+
+    def spied(*arguments):
+        inputs, classes = batch(*arguments)
+        held.append((weakref.ref(inputs), len(inputs)))
+        most.append(sum(size for tensor, size in held if tensor() is not None))
+        return inputs, classes
+
+    monkeypatch.setattr(Examples, "batch", spied)
+    assert planned(job).startswith("900 training examples, 1,800 tokens; 3 queries; 1 process\n")
+    assert max(most) <= 400

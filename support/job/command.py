@@ -160,13 +160,14 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     # Before queries are looked for: only `score` says which they are.
     team.on_first(lambda: job.store.array("scores").shape)
     job.refuse_other_texts()
-    if team.rank:
+    regularization = job.damping.regularization
+    if team.rank:  # from here on nothing may be asked of the team
         return
     found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
     facts = {
         "model": job.subject.model,
         "training examples": f"{len(job.training):,}",
-        "regularization": job.damping.regularization,
+        "regularization": regularization,
         "scores": "divided by √self-influence" if chosen.relative else "plain",
     }
     output = chosen.output or job.store.folder

@@ -14,8 +14,7 @@ from support.job.errors import BadSetting
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer: its tracked layers with how often each occurs, the weights that every token
-    meets in a forward pass, the bytes of one of them, and its attention."""
+    """A transformer: its tracked layers, each with how often it occurs; `weights` that a token meets."""
 
     tracked: tuple[tuple[int, LayerWork], ...]
     weights: int
@@ -53,14 +52,14 @@ def on_paper(
     layers; `at_a_time` queries have room beside the curvature of a group, so that the training set
     passes by `passes` times: as rarely as possible. Raises `BadSetting` when the weights leave no room.
     """
-    layers = [layer for count, layer in shape.tracked for _ in range(count)]
+    layers = [layer for often, layer in shape.tracked for _ in range(often)]
     weights = shape.weights * shape.weight_bytes
     curvature = 4 * curvature_entries(layers)  # in float32, as factors and scores
     factor = 4 * sum(layer.d_in * layer.d_out for layer in layers)
     cuts = []
     for groups in range(1, len(layers) + 1):
-        room = memory - weights - curvature / groups
-        at_a_time = min(queries, int(room // (factor / groups)))
+        room = groups * (memory - weights) - curvature
+        at_a_time = min(queries, int(room // factor))
         if at_a_time >= 1:
             cuts.append((groups * math.ceil(queries / at_a_time), groups, at_a_time))
     if not cuts:
@@ -73,15 +72,16 @@ def on_paper(
     def work(step: str, *of: list[int] | int) -> int:
         return sum(getattr(layer, step)(*of) for layer in layers)
 
-    one, rest = [tokens], queries % at_a_time
-    products = queries // at_a_time * work("scores", one, at_a_time) + work("scores", one, rest)
-    fit = work("covariances", one) + work("squares", one)
-    fit_passes, all_passes = shape.passes(fit_examples, tokens), shape.passes(examples, tokens)
+    one, squares = [tokens], work("squares", [tokens])
+    whole, rest = divmod(queries, at_a_time)
+    products = whole * work("scores", one, at_a_time) + work("scores", one, rest)
+    fit = 2 * groups * shape.passes(fit_examples, tokens) + work("eigenbasis")
     asked = groups * shape.passes(queries, tokens) + queries * work("factors", one)
+    pass_by = shape.passes(examples, tokens)
     return {
-        "fit": 2 * groups * fit_passes + fit_examples * fit + work("eigenbasis"),
-        "self-influences": groups * all_passes + examples * work("squares", one),
-        "score": asked + passes * all_passes + examples * products,
+        "fit": fit + fit_examples * (work("covariances", one) + squares),
+        "self-influences": groups * pass_by + examples * squares,
+        "score": asked + passes * pass_by + examples * products,
         "curvature": curvature,
         "factors of one query": factor,
         "largest on a device": weights + (curvature + at_a_time * factor) / groups,
@@ -99,13 +99,9 @@ def told(plan: dict[str, int | float], operations: float | int) -> str:
     for name in ("curvature", "factors of one query", "largest on a device", "scores on disk"):
         rows.append(f"{name:24} {plan[name] / 1e9:10.1f} GB")
     if plan["groups"] > 1:
-        rows.append(
-            f"The layers are taken in {plan['groups']} groups, a job each (--layers); their scores "
-            "add up."
-        )
+        cut = f"The layers are taken in {plan['groups']} groups, a job each (--layers)"
+        rows.append(f"{cut}; their scores add up.")
     if plan["passes"] > plan["groups"]:
-        rows.append(
-            f"{plan['at_a_time']} queries fit at a time: the training set passes by "
-            f"{plan['passes']} times."
-        )
+        cut = f"{plan['at_a_time']} queries fit at a time"
+        rows.append(f"{cut}: the training set passes by {plan['passes']} times.")
     return "\n".join(rows)

@@ -24,9 +24,6 @@ class Batches:
     size: int
     device: torch.device
 
-    def __len__(self) -> int:
-        return -(-len(self.examples) // self.size)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for block in in_blocks(len(self.examples), self.size):
             yield self.examples.batch(block, self.device)
@@ -70,8 +67,8 @@ def planned(job: Job) -> str:
 
 def _existing(folder: Path) -> Path:
     """The folder itself, or the nearest one above it that is there."""
-    folder = folder.absolute()
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    absolute = folder.absolute()
+    return next(path for path in (absolute, *absolute.parents) if path.exists())
 
 
 def _size(bytes_: int) -> str:
