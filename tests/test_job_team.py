@@ -1,7 +1,5 @@
 """One process answers as a team does, and what would set processes against each other is refused."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -21,11 +19,12 @@ def test_one_process_is_a_team():
             assert tensor.tolist() == [0, 1, 2]
 
 
-def test_numbers_go_round_and_tallies_grow_each_by_its_name(alone):
+def test_what_is_shared_goes_to_one_and_tallies_grow_each_by_its_name(alone):
     team = alone()
-    assert list(itertools.islice(team.numbers("a"), 3)) == [0, 1, 2]
-    assert list(itertools.islice(team.numbers("b"), 1)) == [0]
-    assert list(itertools.islice(team.numbers("a"), 1)) == [3]
+    one, other = team.shared("a", "xyz"), team.shared("a", "xyz")
+    assert [next(one), next(other), next(one)] == ["x", "y", "z"]
+    assert list(one) == list(other) == []
+    assert list(team.shared("b", "xy")) == ["x", "y"]
     tallies = [team.tally("a", 2), team.tally("b", 5), team.tally("a", 3), team.tally("a")]
     assert tallies == [2, 5, 5, 5]
 

@@ -4,10 +4,8 @@ A chunk depends on its own examples and queries alone, so whoever computes it, w
 same.
 """
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +15,6 @@ from support.job.errors import StepMissing, StoreDamaged
 from support.job.examples import in_blocks
 from support.job.progress import progress
 from support.job.settings import refuse_unless_equal
-from support.job.team import Team
 from support.job.work import Job
 
 
@@ -37,13 +34,13 @@ def score(job: Job) -> str:
     with _progress(job, "score", missing) as count:
         for number, (group, blocks) in enumerate(zip(groups, missing, strict=True)):
             factors = _factors(job, group) if blocks else {}
-            for block in _claimed(job.team, f"score/{number}", blocks):
+            for block in job.team.shared(f"score/{number}", blocks):
                 x, y = job.training.batch(block, job.engine.passes.device)
                 by_name = job.engine.influences_by_layer_from_factors(factors, x, y)
                 layers = torch.stack(list(by_name.values()))
                 if by_layer:
-                    job.store.write("layer_scores", _place(group, block), _array(layers))
-                job.store.write("scores", _place(group, block), _array(layers.sum(dim=0)))
+                    job.store.write("layer_scores", _place(group, block), layers.numpy(force=True))
+                job.store.write("scores", _place(group, block), layers.sum(dim=0).numpy(force=True))
                 count(len(block))
         job.team.wait()
     return f"Scored {training:,} training examples on {queries:,} queries."
@@ -61,9 +58,10 @@ def self_influences(job: Job) -> str:
     job.team.on_first(lambda: job.store.make_array(name, *array))
     missing = job.team.on_first(lambda: _missing(job, [name]))
     with _progress(job, "self", [missing]) as count:
-        for block in _claimed(job.team, "self", missing):
+        for block in job.team.shared("self", missing):
             x, y = job.training.batch(block, job.engine.passes.device)
-            job.store.write(name, _place(block), _array(job.engine.self_influences(x, y)))
+            own = job.engine.self_influences(x, y)
+            job.store.write(name, _place(block), own.numpy(force=True))
             count(len(block))
         job.team.wait()
     return f"Self-influence of {training:,} training examples."
@@ -124,14 +122,6 @@ def _factors(job: Job, group: range) -> dict[str, Tensor]:
     return factors
 
 
-def _claimed(team: Team, name: str, blocks: list[range]) -> Iterator[range]:
-    """Blocks, each to one process: whoever is free takes the next."""
-    for number in team.numbers(name):
-        if number >= len(blocks):
-            return
-        yield blocks[number]
-
-
 def _progress(job: Job, stage: str, missing: list[list[range]]) -> AbstractContextManager:
     """Counts training examples, as often as they pass by; what is not missing is done."""
     total = len(missing) * len(job.training)
@@ -145,7 +135,3 @@ def _dtype(job: Job) -> str:
 
 def _place(*numbers: range) -> tuple[slice, ...]:
     return tuple(slice(part.start, part.stop) for part in numbers)
-
-
-def _array(scores: Tensor) -> np.ndarray:
-    return scores.cpu().numpy()

@@ -1,10 +1,9 @@
 """The processes of a job: those that torchrun has started, or one that serves itself."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
 from typing import TypeVar
 
 import torch
@@ -66,9 +65,10 @@ class Team:
         """Replace a tensor, in every process, by that of process `owner`."""
         dist.broadcast(tensor, src=owner)
 
-    def numbers(self, name: str) -> Iterator[int]:
-        """0, 1, 2, …: each number goes to one process, the first that asks."""
-        return (self._store.add(f"number/{name}", 1) - 1 for _ in count())
+    def shared(self, name: str, items: Sequence[Result]) -> Iterator[Result]:
+        """Each of the items, in order, to one process: whoever is free takes the next."""
+        while (number := self._store.add(f"shared/{name}", 1) - 1) < len(items):
+            yield items[number]
 
     def tally(self, name: str, more: int = 0) -> int:
         """Add to a count that all share; what it then is."""
