@@ -189,7 +189,7 @@ def shown(store: Store) -> str:
             lines += [f"  {key}: {one}" for key, one in value.items() if one != ""]
         else:
             lines.append(f"{name}: {value}")
-    lines = [line if len(line) <= 92 else f"{line[:91]}…" for line in lines]
+    lines = [line if len(line) <= 100 else f"{line[:99]}…" for line in lines]
     steps = [f"  {step}: {how}" for step, how in store.progress().items()]
     return "\n".join([*lines, "progress:", *steps])
 
