@@ -28,9 +28,7 @@ BUILD = ROOT / "build" / "bench"
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "--quick", action="store_true", help="toy sizes, once: does everything run?"
-    )
+    parser.add_argument("--quick", action="store_true", help="toy sizes, once: does everything run?")
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="TEXT",
         help='cells whose name has every TEXT, as in "score | real lengths | ours | 10 x 50"',
@@ -73,8 +71,7 @@ def without_paths(found: dict) -> dict:
     """Without where on this machine the commands of failed measurements ran."""
     for cell in found["cells"]:
         cell["errors"] = [
-            error.replace(sys.executable, "python").replace(f"{ROOT}/", "")
-            for error in cell["errors"]
+            error.replace(sys.executable, "python").replace(f"{ROOT}/", "") for error in cell["errors"]
         ]
     return found
 

@@ -99,9 +99,7 @@ def pairwise_scores(analyzer: Analyzer, work: Work) -> Tensor:
         train_dataset=dataset(work.train),
         per_device_query_batch_size=BATCH_SIZE,
         per_device_train_batch_size=BATCH_SIZE,
-        score_args=ScoreArguments(
-            damping_factor=REGULARIZATION, query_gradient_accumulation_steps=steps
-        ),
+        score_args=ScoreArguments(damping_factor=REGULARIZATION, query_gradient_accumulation_steps=steps),
         overwrite_output_dir=True,
     )
     return analyzer.load_pairwise_scores(SCORES)["all_modules"]

@@ -23,9 +23,7 @@ def padded(input_ids: Tensor) -> Tensor:
 def notebook(work: Work) -> Job:
     (x, y), (x_test, y_test) = work.train.whole(), work.test.whole()
     x, x_test = padded(x), padded(x_test)
-    engine = EkfacInfluence(
-        work.classifier, update_diagonal=True, hessian_regularization=REGULARIZATION
-    )
+    engine = EkfacInfluence(work.classifier, update_diagonal=True, hessian_regularization=REGULARIZATION)
 
     def job(clock: Clock) -> Done:
         with clock.part("fit"):

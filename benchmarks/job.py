@@ -7,6 +7,7 @@ build/bench.
 
 import argparse
 import json
+import os
 import random
 import re
 import shutil
@@ -25,7 +26,7 @@ import zarr
 from benchmarks import machine
 from benchmarks.running import ROOT
 from benchmarks.table import table
-from support.job.launch import finished, kill, launched, workers
+from tests.processes import finished, kill, launched, workers
 
 LOOKS = 0.1
 """Seconds between two looks at the memory of the processes."""
@@ -58,13 +59,18 @@ class Run:
 def watched(arguments: list[str], processes: int = 1) -> Run:
     """A job to its end."""
     start, most = time.perf_counter(), 0
-    job = launched(arguments, processes)
+    job = launched(arguments, processes, _threads(processes))
     with ThreadPoolExecutor() as pool:
         said = pool.submit(finished, job)
         while not said.done():
             most = max([most, *(_memory(one) for one in workers(job))])
             time.sleep(LOOKS)
     return Run(_stages(said.result()), time.perf_counter() - start, most / 1e6)
+
+
+def _threads(processes: int) -> int:
+    """Of each process: all together are as many as the cores, but one each at least."""
+    return max(1, (os.cpu_count() or 1) // processes)
 
 
 def _memory(process: psutil.Process) -> int:
@@ -76,9 +82,7 @@ def _memory(process: psutil.Process) -> int:
 
 def _stages(said: str) -> dict[str, float]:
     """Seconds of each stage, from the line that tells its end."""
-    found = re.findall(
-        r"^(.+): [\d,]+ of [\d,]+ examples \(100%\), ([\d.]+) s$", said, re.MULTILINE
-    )
+    found = re.findall(r"^(.+): [\d,]+ of [\d,]+ examples \(100%\), ([\d.]+) s$", said, re.MULTILINE)
     return {stage: float(seconds) for stage, seconds in found}
 
 
@@ -110,9 +114,7 @@ def processes(sizes: Sizes, folder: Path) -> list[dict]:
             shutil.rmtree(store, ignore_errors=True)
             print(f"{number} processes, round {turn + 1} of {sizes.rounds}", flush=True)
             small_blocks = ["--block", "8"]
-            runs[number].append(
-                watched(["run", *options(store, *sizes.spread), *small_blocks], number)
-            )
+            runs[number].append(watched(["run", *options(store, *sizes.spread), *small_blocks], number))
     alone = statistics.median(work(run) for run in runs[1])
     return [
         {
@@ -143,7 +145,7 @@ def kills(sizes: Sizes, folder: Path) -> list[dict]:
         moment = draw.uniform(0.2, 0.95) * took
         store = folder / f"killed-{number}"
         arguments = ["run", *options(store, reviews, queries), *cut]
-        job = launched(arguments, 2)
+        job = launched(arguments, 2, _threads(2))
         time.sleep(moment)
         ended = job.poll() is not None
         kill(job)
@@ -181,7 +183,7 @@ def whole_job(sizes: Sizes, folder: Path) -> dict:
     store, (reviews, queries, fitted_on) = folder / "whole", sizes.whole
     job = [*subject(store, reviews), "--fit-rows", str(fitted_on)]
     asked = ["--query-rows", str(queries)]
-    plan = finished(launched(["plan", *job, *asked]))
+    plan = finished(launched(["plan", *job, *asked], threads=_threads(1)))
     fit, score = watched(["fit", *job]), watched(["score", *job, *asked])
     stages = fit.stages | score.stages
     files = [path for path in store.rglob("*") if path.is_file()]

@@ -14,9 +14,7 @@ PYDVL_REQUIREMENTS = Path(__file__).parent / "requirements-pydvl.txt"
 def described() -> dict[str, str]:
     """Processor, cores, memory, system, and versions of what does the work in either environment."""
     ours = [f"{name} {version(name)}" for name in ("torch", "transformers", "kronfluence", "numpy")]
-    pins = re.findall(
-        r"^(pyDVL|torch|transformers|numpy)==(\S+)", PYDVL_REQUIREMENTS.read_text(), re.M
-    )
+    pins = re.findall(r"^(pyDVL|torch|transformers|numpy)==(\S+)", PYDVL_REQUIREMENTS.read_text(), re.M)
     return {
         "processor": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": f"{usable_cores()} (torch uses {torch.get_num_threads()} threads)",
@@ -29,9 +27,7 @@ def described() -> dict[str, str]:
 
 def processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    found = (
-        re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
-    )
+    found = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.M) if cpuinfo.exists() else None
     return found[1] if found else platform.processor() or platform.machine()
 
 

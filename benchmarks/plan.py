@@ -85,9 +85,7 @@ def full() -> Plan:
 def quick() -> Plan:
     """The same jobs at toy size, once: shows that everything runs, not what anything costs."""
     tiny = Setting("96 tokens, width 96", tokens=96, width=96, fitted=4)
-    growth = growth_axes(
-        reviews=(2, 4), tokens=(16, 32), queries=(1, 2), widths=(48, 96), usual_width=96
-    )
+    growth = growth_axes(reviews=(2, 4), tokens=(16, 32), queries=(1, 2), widths=(48, 96), usual_width=96)
     cells = [
         *side_by_side(tiny, reviews=4, queries=2, repeats=1),
         # The packaged model and no fewer: from less, pyDVL's eigenproblems in float32 don't converge.
@@ -111,16 +109,13 @@ def side_by_side(setting: Setting, reviews: int, queries: int, repeats: int = 3)
 
 def pairwise(setting: Setting, reviews: int, queries: int, repeats: int) -> list[Cell]:
     """Every review scored for every query, by ours and by Kronfluence."""
-    return [
-        Cell(SCORE, setting, engine, reviews, queries, repeats) for engine in (OURS, KRONFLUENCE)
-    ]
+    return [Cell(SCORE, setting, engine, reviews, queries, repeats) for engine in (OURS, KRONFLUENCE)]
 
 
 def notebook(setting: Setting, reviews: int, queries: int, repeats: int = 2) -> list[Cell]:
     """The job of notebook 04 at its small size: fit on the reviews, then all their influences."""
     return [
-        Cell(NOTEBOOK, setting, engine, reviews, queries, repeats)
-        for engine in (OURS, KRONFLUENCE, PYDVL)
+        Cell(NOTEBOOK, setting, engine, reviews, queries, repeats) for engine in (OURS, KRONFLUENCE, PYDVL)
     ]
 
 

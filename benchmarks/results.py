@@ -43,9 +43,7 @@ def exponent(sizes: list[float], seconds: list[float | None]) -> float | None:
     ).slope
 
 
-def collect(
-    plan: Plan, records: list[dict], scores_of: Callable[[str], list[float]]
-) -> dict[str, list]:
+def collect(plan: Plan, records: list[dict], scores_of: Callable[[str], list[float]]) -> dict[str, list]:
     """Cells, agreement of scores, growth: all that the table and the figures need, as plain JSON.
 
     `scores_of` reads the scores that a record names.
@@ -72,9 +70,7 @@ def published(cell: Cell, records: list[dict]) -> dict:
         "reviews": cell.reviews,
         "queries": cell.queries,
         "seconds": [record.get("seconds") for record in ordered],
-        "parts": {
-            name: [record.get("parts", {}).get(name) for record in ordered] for name in parts
-        },
+        "parts": {name: [record.get("parts", {}).get(name) for record in ordered] for name in parts},
         "peak_mb": [record.get("peak_mb") for record in ordered],
         "loaded_mb": [record.get("loaded_mb") for record in ordered],
         "others_cores": [record.get("others_cores") for record in ordered],
@@ -87,8 +83,7 @@ def agreements(
 ) -> list[dict]:
     """Every peer's scores against ours, where both made some of the same job."""
     first_scores = {
-        cell: next((r["scores"] for r in taken.get(cell, []) if r.get("scores")), None)
-        for cell in plan.cells
+        cell: next((r["scores"] for r in taken.get(cell, []) if r.get("scores")), None) for cell in plan.cells
     }
     found = []
     for cell, path in first_scores.items():

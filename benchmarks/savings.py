@@ -59,9 +59,7 @@ class Material:
 def material(setting: Setting, reviews: int, queries: int) -> Material:
     folder = Workshop(ROOT / "build" / "bench", Version("any")).inputs(setting)
     if not (folder / "model.json").exists():
-        output_of(
-            [sys.executable, "-m", "benchmarks.inputs", json.dumps(asdict(setting)), str(folder)]
-        )
+        output_of([sys.executable, "-m", "benchmarks.inputs", json.dumps(asdict(setting)), str(folder)])
     classifier, train, test = inputs.read(folder)
     return Material(setting.name, classifier, train.first(reviews), test.first(queries))
 

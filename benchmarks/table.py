@@ -129,9 +129,7 @@ def parts_of_the_fit(cells: list[dict]) -> list[str]:
     if not cells:
         return []
     names = list(dict.fromkeys(name for cell in cells for name in cell["parts"]))
-    rows = [
-        [cell["setting"], *(shown(cell["parts"].get(name, [])) for name in names)] for cell in cells
-    ]
+    rows = [[cell["setting"], *(shown(cell["parts"].get(name, [])) for name in names)] for cell in cells]
     return ["## Parts of Kronfluence's fit, seconds", "", *table(["", *names], rows)]
 
 
@@ -160,9 +158,7 @@ def growth(axes: list[dict]) -> list[str]:
         exponents = [axis["exponents"].get(name) for name in names]
         texts = [MISSING if value is None else f"{value:.2f}" for value in exponents]
         rows.append([axis["axis"], ", ".join(map(str, axis["sizes"])), *texts])
-    note = (
-        "Exponents k of seconds ~ sizeᵏ for ours, fitted over the sizes (log–log, least squares)."
-    )
+    note = "Exponents k of seconds ~ sizeᵏ for ours, fitted over the sizes (log–log, least squares)."
     heads = ["along", "sizes", *names]
     return ["## How cost grows", "", *table(heads, rows), "", note, "", "![](growth.png)"]
 

@@ -52,9 +52,7 @@ EXPERIMENTS = {
         Recipe(30, learning_rate=1e-3),
         Design(subsets=60, seeds=3),
     ),
-    "trained": Experiment(
-        "three epochs more, from weights trained on all", Recipe(3, 1e-3, trained_for=3)
-    ),
+    "trained": Experiment("three epochs more, from weights trained on all", Recipe(3, 1e-3, trained_for=3)),
     "other head": Experiment("another untrained head", Recipe(3, 1e-3, head_seed=1)),
     "other reviews": Experiment("another 1,000 training reviews", first_review=TRAIN_REVIEWS),
     "nine tenths": Experiment("a tenth left out instead of half", design=Design(share=0.9)),
@@ -147,9 +145,7 @@ def _check(path: Path, wanted: dict[str, str]) -> None:
         with safe_open(path, "pt") as file:
             theirs = file.metadata() or {}
     except SafetensorError as error:
-        raise BankDamaged(
-            f"{path} cannot be read ({error}). Delete it: it is made again."
-        ) from error
+        raise BankDamaged(f"{path} cannot be read ({error}). Delete it: it is made again.") from error
     for name, value in wanted.items():
         if theirs.get(name) != value:
             raise BankMismatch(
@@ -158,8 +154,6 @@ def _check(path: Path, wanted: dict[str, str]) -> None:
             )
 
 
-def _save(
-    path: Path, member: torch.Tensor, margins: torch.Tensor, metadata: dict[str, str]
-) -> None:
+def _save(path: Path, member: torch.Tensor, margins: torch.Tensor, metadata: dict[str, str]) -> None:
     with replacing(path) as fresh:
         save_file({"membership": member, "margins": margins.contiguous()}, fresh, metadata)

@@ -155,9 +155,7 @@ def _bar_as_text(output: NotebookNode, widgets: Mapping) -> NotebookNode | None:
     if model["model_name"] == "HBoxModel":
         before, bar, after = (_state(widgets, child) for child in model["state"]["children"])
         # tqdm pads with figure spaces, because HTML swallows ordinary ones.
-        left, right = (
-            html.unescape(part["value"]).replace("\u2007", " ") for part in (before, after)
-        )
+        left, right = (html.unescape(part["value"]).replace("\u2007", " ") for part in (before, after))
         output.data["text/plain"] = f"{left}|{Bar(bar['value'] / bar['max'])}|{right}"
     del output.data[WIDGET_VIEW]
     return output
@@ -195,9 +193,7 @@ def _with_slug(heading: re.Match) -> str:
     name = unquote(html.unescape(heading["name"]))
     slug = re.sub(r"[^\w-]", "", name.lower())
     return (
-        heading[0]
-        .replace(f'"{heading["name"]}"', f'"{slug}"')
-        .replace(f'"#{heading["name"]}"', f'"#{slug}"')
+        heading[0].replace(f'"{heading["name"]}"', f'"{slug}"').replace(f'"#{heading["name"]}"', f'"#{slug}"')
     )
 
 

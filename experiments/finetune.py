@@ -77,9 +77,7 @@ class Recipe:
 class Finetuning:
     """One training run: model, optimizer and schedule, advanced a step at a time."""
 
-    def __init__(
-        self, model: DistilBertForSequenceClassification, dataset: ImdbDataset, recipe: Recipe
-    ):
+    def __init__(self, model: DistilBertForSequenceClassification, dataset: ImdbDataset, recipe: Recipe):
         self.dataset, self.recipe = dataset, recipe
         for block in model.distilbert.transformer.layer:
             block.attention.dropout.p = recipe.attention_dropout
@@ -163,8 +161,7 @@ class Finetuning:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, KeyError) as error:
             raise CheckpointDamaged(
-                f"{path} cannot be read ({type(error).__name__}). "
-                "Delete it to train from the start."
+                f"{path} cannot be read ({type(error).__name__}). Delete it to train from the start."
             ) from error
         for setting, value in self.identity().items():
             if told["identity"].get(setting) != value:
@@ -183,9 +180,7 @@ class Finetuning:
                 state["state"].setdefault(int(number), {})[moment] = tensor
         self.optimizer.load_state_dict(state)
         self.schedule.load_state_dict(told["schedule"])
-        for group, rate in zip(
-            self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True
-        ):
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         self.losses, self.learning_rates = told["losses"], told["learning_rates"]
 

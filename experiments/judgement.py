@@ -91,9 +91,7 @@ class Judge:
 
     def table(self, asked: Sequence[Asked]) -> pd.DataFrame:
         """LDS of similarities, gradient products and solvers, on both halves of the queries."""
-        rows = [
-            self.row(scorer(self.question), scorer=name) for name, scorer in SIMILARITIES.items()
-        ]
+        rows = [self.row(scorer(self.question), scorer=name) for name, scorer in SIMILARITIES.items()]
         for name, scores in gradient_products(self.question.path[-1], self.question).items():
             rows.append(self.row(scores, scorer=name, where="100%"))
         for one in asked:
@@ -112,8 +110,7 @@ class Judge:
                 parts = [at[regularization].all() for at in found]
                 for normalisation in parts[0]:
                     scores = sum(
-                        weight * part[normalisation]
-                        for weight, part in zip(weights, parts, strict=True)
+                        weight * part[normalisation] for weight, part in zip(weights, parts, strict=True)
                     )
                     yield {
                         "scores": scores,
@@ -154,10 +151,7 @@ class Judge:
 def judge_all(progress: bool = False) -> pd.DataFrame:
     """The whole table: `main` in full, of every other committed experiment what the story asks."""
     return pd.concat(
-        [
-            Judge(name, progress).table(ON_MAIN if name == "main" else ELSEWHERE)
-            for name in EXPERIMENTS
-        ],
+        [Judge(name, progress).table(ON_MAIN if name == "main" else ELSEWHERE) for name in EXPERIMENTS],
         ignore_index=True,
     )
 

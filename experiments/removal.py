@@ -41,9 +41,7 @@ def losses_without(
     left = torch.ones(len(retraining.reviews), dtype=torch.bool)
     left[removed] = False
     rows = left.nonzero()[:, 0]
-    return torch.stack(
-        [losses(margins(retraining.run(rows, seed), queries)) for seed in seeds]
-    ).mean(dim=0)
+    return torch.stack([losses(margins(retraining.run(rows, seed), queries)) for seed in seeds]).mean(dim=0)
 
 
 def removal_curve(
@@ -73,12 +71,8 @@ def scorers_to_remove_by(judge: Judge) -> dict[str, Scores]:
     """The scorers that are tried: the recommended one, what it is compared with, and chance."""
     question: Question = judge.question
     end = Asked("EK-FAC", (1e-5, 1e-2), ("100%",))
-    found = {
-        (row["regularization"], row["normalisation"]): row["scores"] for row in judge.scores(end)
-    }
-    recommended = Asked(
-        RECOMMENDED.scorer, (float(RECOMMENDED.regularization),), (RECOMMENDED.where,)
-    )
+    found = {(row["regularization"], row["normalisation"]): row["scores"] for row in judge.scores(end)}
+    recommended = Asked(RECOMMENDED.scorer, (float(RECOMMENDED.regularization),), (RECOMMENDED.where,))
     generator = torch.Generator().manual_seed(0)
     return {
         "recommended": next(
@@ -88,12 +82,8 @@ def scorers_to_remove_by(judge: Judge) -> dict[str, Scores]:
         ),
         "EK-FAC, end, λ = 1e-2": found["0.01", "plain"],
         "EK-FAC, end, λ = 1e-5": found["1e-05", "plain"],
-        "gradient dot product": gradient_products(question.path[-1], question)[
-            "gradient dot product"
-        ],
-        "representation cosine, label sign": SIMILARITIES["representation cosine, label sign"](
-            question
-        ),
+        "gradient dot product": gradient_products(question.path[-1], question)["gradient dot product"],
+        "representation cosine, label sign": SIMILARITIES["representation cosine, label sign"](question),
         "random": torch.rand(len(question.queries), len(question.train), generator=generator),
     }
 

@@ -73,8 +73,7 @@ def representation_cosine(question: Question) -> Scores:
     """Cosine of what the frozen layers make of the texts, about the training reviews' mean."""
     centre = question.train.vectors.mean(dim=0)
     queries, train = (
-        nn.functional.normalize(side.vectors - centre)
-        for side in (question.queries, question.train)
+        nn.functional.normalize(side.vectors - centre) for side in (question.queries, question.train)
     )
     return queries @ train.T
 
@@ -169,7 +168,5 @@ def exact_at(
 def _inner_products(checkpoint: Checkpoint, question: Question, joint: bool) -> list[InnerProducts]:
     # In float64: λ is many orders of magnitude below the largest inner product.
     exact = ExactInfluence(checkpoint.model().double(), joint=joint)
-    train, queries = (
-        [(side.vectors.double(), side.labels)] for side in (question.train, question.queries)
-    )
+    train, queries = ([(side.vectors.double(), side.labels)] for side in (question.train, question.queries))
     return exact.inner_products(train, queries, train)

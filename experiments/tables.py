@@ -34,8 +34,7 @@ def across_experiments() -> pd.DataFrame:
         "at 20 %, unit residual": Recommendation(STAND_IN, "20%", "0.01", "unit residual"),
     }
     columns = {
-        name: rows_of(table, chosen).set_index("experiment")["report"]
-        for name, chosen in shown.items()
+        name: rows_of(table, chosen).set_index("experiment")["report"] for name, chosen in shown.items()
     }
     signed = table[table["scorer"] == "representation cosine, label sign"]
     columns["representation × label"] = signed.set_index("experiment")["report"]

@@ -28,9 +28,7 @@ def cache_folder() -> Path:
     return Path(named) if named else Path.home() / ".cache" / "influence-notebooks"
 
 
-def fit_or_load(
-    engine: EkfacInfluence, loader: Iterable, folder: Path | None = None
-) -> EkfacInfluence:
+def fit_or_load(engine: EkfacInfluence, loader: Iterable, folder: Path | None = None) -> EkfacInfluence:
     """`engine.fit(loader)`, or its result from the cache if the same fit was made before.
 
     A damaged file is told by a `CacheDamaged` warning and computed again. Raises as `fit` does.

@@ -59,9 +59,7 @@ def _split(reviews: pd.DataFrame) -> DatasetDict:
     repeated = reviews["text"].isin(reviews.loc[held_out, "text"])
     parts = {"train": ~held_out & ~repeated, "test": held_out}
     columns, form = reviews[["text", "label"]], {"features": FEATURES, "preserve_index": False}
-    return DatasetDict(
-        {name: Dataset.from_pandas(columns[rows], **form) for name, rows in parts.items()}
-    )
+    return DatasetDict({name: Dataset.from_pandas(columns[rows], **form) for name, rows in parts.items()})
 
 
 class ImdbDataset(data.Dataset):
@@ -70,9 +68,7 @@ class ImdbDataset(data.Dataset):
     Each review is tokenised once, at construction, and cut at `max_tokens`; nothing is padded here.
     """
 
-    def __init__(
-        self, reviews: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int = MAX_TOKENS
-    ):
+    def __init__(self, reviews: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int = MAX_TOKENS):
         self.texts = list(reviews["text"])
         self.labels = torch.tensor(reviews["label"])
         encoded = tokenizer(self.texts, truncation=True, max_length=max_tokens)
@@ -89,9 +85,7 @@ class ImdbDataset(data.Dataset):
         """Number of tokens of each review, after the cut."""
         return [len(ids) for ids in self.input_ids]
 
-    def batch(
-        self, rows: list[int]
-    ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"], list[str]]:
+    def batch(self, rows: list[int]) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"], list[str]]:
         """The given rows as one padded batch."""
         return pad_batch([self[row] for row in rows], self.pad_token_id)
 
@@ -106,9 +100,7 @@ def pad_batch(
 ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"], list[str]]:
     """Stack items of an `ImdbDataset`, each padded on the right to the longest of them."""
     input_ids, labels, texts = zip(*items, strict=True)
-    padded = torch.nn.utils.rnn.pad_sequence(
-        list(input_ids), batch_first=True, padding_value=pad_token_id
-    )
+    padded = torch.nn.utils.rnn.pad_sequence(list(input_ids), batch_first=True, padding_value=pad_token_id)
     return padded, torch.stack(labels), list(texts)
 
 

@@ -88,9 +88,7 @@ def retrained_margins(
         yield torch.stack([margins(retraining.run(rows, seed), queries) for seed in seeds])
 
 
-def make_bank(
-    retraining: Retraining, queries: Reviews, design: Design, progress: bool = False
-) -> Bank:
+def make_bank(retraining: Retraining, queries: Reviews, design: Design, progress: bool = False) -> Bank:
     """The bank of this design: as many trainings as it has subsets times seeds, one after the other."""
     made = retrained_margins(retraining, queries, design)
     bar = tqdm(made, "retraining", design.subsets, unit="subset", disable=not progress)

@@ -41,9 +41,7 @@ class AdapterDamaged(ValueError):
     """A file of the adapter is there, but cannot be read."""
 
 
-def load_tokenizer(
-    source: Source | str = "packaged", revision: str | None = None
-) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: Source | str = "packaged", revision: str | None = None) -> PreTrainedTokenizerBase:
     """The WordPiece tokenizer (uncased, 30,522 pieces) that belongs to `load_model(source)`.
 
     Raises `UnknownSource`, `AssetMissing`, `AssetChanged` or `HubUnreachable`.
@@ -51,13 +49,9 @@ def load_tokenizer(
     assets.check_source(source)
     if source == "hub":
         return _from_hub(transformers.AutoTokenizer, revision)
-    special = {
-        f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")
-    }
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
     path = str(assets.find(assets.TOKENIZER))
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_file=path, model_max_length=512, **special
-    )
+    return transformers.PreTrainedTokenizerFast(tokenizer_file=path, model_max_length=512, **special)
 
 
 def load_model(
@@ -192,12 +186,10 @@ def _check_adapter(found: dict[str, Tensor], expected: dict[str, Tensor], folder
 
 
 def require_gradients_only(model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS) -> list[str]:
-    """Freeze everything but the linear layers with one of `parts` in their name; return their names.
+    """Freeze everything but the linear layers with one of `parts` in their dotted names; their names.
 
-    `parts` are whole words between dots; without any, all linear layers are taken, GPT-2's `Conv1D`
-    among them. Raises `ValueError`, naming the parts that there are, when no layer matches.
+    No parts mean all linear layers. Raises `ValueError`, naming the parts there are, when none matches.
     """
-    model.requires_grad_(False)
     linear = [
         name
         for name, module in model.named_modules()
@@ -207,9 +199,9 @@ def require_gradients_only(model: nn.Module, parts: Sequence[str] = TRACKED_LAYE
     if not chosen:
         known = sorted({part for name in linear for part in name.split(".") if not part.isdigit()})
         raise ValueError(
-            f"No linear layer has one of {', '.join(parts)} in its name. "
-            f"Parts of names that there are: {', '.join(known)}."
+            f"No linear layer has one of {', '.join(parts)} in its name. There are: {', '.join(known)}."
         )
+    model.requires_grad_(False)
     for name in chosen:
         model.get_submodule(name).requires_grad_(True)
     return chosen

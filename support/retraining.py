@@ -191,9 +191,7 @@ class Retraining:
         """`run` on all reviews."""
         return self.run(torch.arange(len(self.reviews)), seed)
 
-    def path(
-        self, rows: Int[Tensor, " rows"], seed: int, shares: Iterable[float]
-    ) -> list[Checkpoint]:
+    def path(self, rows: Int[Tensor, " rows"], seed: int, shares: Iterable[float]) -> list[Checkpoint]:
         """Checkpoints of one run at these shares of its steps."""
         steps = self.recipe.epochs * -(-len(rows) // self.recipe.batch_size)
         kept = sorted({round(share * steps) for share in shares})

@@ -111,9 +111,7 @@ def opens_with_its_title(chapter):
 def has_a_title_of_its_own(chapter):
     others = [Chapter(path) for path in reading_order(chapter.path.parent) if path != chapter.path]
     title = chapter.cells[0].source.partition("\n")[0]
-    namesakes = [
-        other.path.name for other in others if other.cells[0].source.startswith(title + "\n")
-    ]
+    namesakes = [other.path.name for other in others if other.cells[0].source.startswith(title + "\n")]
     assert not namesakes, f"{namesakes} have the same title {title!r}"
 
 
@@ -162,9 +160,7 @@ def hides_its_parameters(chapter):
 
 
 def starts_its_code_with_the_parameters(chapter):
-    assert chapter.code_cells[0] is chapter.parameters, (
-        "no code may come before the parameters cell"
-    )
+    assert chapter.code_cells[0] is chapter.parameters, "no code may come before the parameters cell"
 
 
 def derives_all_sizes_in_the_next_cell(chapter):

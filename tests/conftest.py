@@ -19,6 +19,17 @@ def tokenizer():
     return load_tokenizer()
 
 
+@pytest.fixture(scope="module")
+def alone():
+    """Makes teams of this process alone, each with counts of its own."""
+    from torch import distributed as dist
+
+    from support.job.team import Team, assembled
+
+    with assembled():
+        yield lambda: Team(dist.HashStore())
+
+
 @pytest.fixture
 def figure(monkeypatch):
     """Draws: the figure that a function shows when it gets these arguments."""

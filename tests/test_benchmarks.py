@@ -28,9 +28,7 @@ def record(cell, repeat, seconds, **more):
 
 
 def records(cells=SECONDS):
-    return [
-        record(cell, n, value) for cell, values in cells.items() for n, value in enumerate(values)
-    ]
+    return [record(cell, n, value) for cell, values in cells.items() for n, value in enumerate(values)]
 
 
 def published(found, chosen=PLAN, scores=None):
@@ -101,9 +99,7 @@ def test_agreement_is_correlation_and_relative_difference():
 
 
 def test_scores_of_the_same_job_are_compared():
-    ours, theirs = (
-        Cell("score", SETTING, name, 2, 1, repeats=1) for name in ("ours", "kronfluence")
-    )
+    ours, theirs = (Cell("score", SETTING, name, 2, 1, repeats=1) for name in ("ours", "kronfluence"))
     other = Cell("score", SETTING, "kronfluence", 3, 1, repeats=1)
     cells = [ours, theirs, other]
     found = published(

@@ -17,9 +17,9 @@ self: 2,000 of 2,000 examples (100%), 70 s
 """
 PLAN = """\
 2,000 training examples, 580,000 tokens; 50 queries; 1 process
-fit                          3.74e+11 multiply-adds          3 min
-self                         1.05e+11 multiply-adds         85 s
-score                        1.05e+11 multiply-adds        2.5 h
+fit                                3 min
+self                                85 s
+score                              2.5 h
 memory of a process               384 MB
 """
 

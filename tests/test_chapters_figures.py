@@ -26,9 +26,7 @@ TEST_LABELS, TRAIN_LABELS = np.array([1, 0]), np.array([0, 1, 0])
 LAYERS = ["first", "second", "third"]
 BY_LAYER = np.array([[3.0, -1.0], [2.0, 0.5], [0.0, -4.0]])
 SHARES = np.array([[0.5, 0.3, 0.2], [0.7, 0.2, 0.1], [0.6, 0.1, 0.3], [0.4, 0.4, 0.2]])
-INTERVALS = pd.DataFrame(
-    {"name": ["a", "b"], "report": [0.2, 0.7], "low": [0.1, 0.6], "high": [0.3, 0.8]}
-)
+INTERVALS = pd.DataFrame({"name": ["a", "b"], "report": [0.2, 0.7], "low": [0.1, 0.6], "high": [0.3, 0.8]})
 RISES = pd.DataFrame(
     {"scorer": ["a", "a", "random", "random"], "removed": [0, 9] * 2, "rise": [0, 1.0, 0, 0.1]}
 )

@@ -37,9 +37,7 @@ def test_probabilities_of_a_review_sum_to_one(model, dataset):
 
 
 @pytest.mark.parametrize("shape", [(-1,), (1, -1)], ids=["one review", "a batch of one"])
-def test_predictions_in_words_are_the_models_probabilities_and_the_true_label(
-    model, dataset, capsys, shape
-):
+def test_predictions_in_words_are_the_models_probabilities_and_the_true_label(model, dataset, capsys, shape):
     negative, positive = class_probabilities(model, dataset)[0].tolist()
     print_sentiment_preds(model, dataset[0][0].reshape(shape), torch.tensor(1))
     expected = f"positive {positive:6.1%}   negative {negative:6.1%}   true label: positive\n"

@@ -28,9 +28,7 @@ def test_shares_don_t_depend_on_sign_scale_or_order(scale):
     np.testing.assert_allclose(cumulative_shares(changed), cumulative_shares(SCORES))
 
 
-@pytest.mark.parametrize(
-    ("share", "needed"), [(0.3, [1, 1, 2]), (0.6, [2, 2, 3]), (0.95, [4, 2, 4])]
-)
+@pytest.mark.parametrize(("share", "needed"), [(0.3, [1, 1, 2]), (0.6, [2, 2, 3]), (0.95, [4, 2, 4])])
 def test_as_many_are_needed_as_reach_the_share(share, needed):
     assert examples_for(share, SCORES).tolist() == needed
 

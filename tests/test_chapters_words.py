@@ -228,18 +228,14 @@ def test_all_zero_influences_are_drawn_without_marks():
 @pytest.mark.parametrize("color", [words.HELPS, words.HARMS], ids=["helps", "harms"])
 @pytest.mark.parametrize(("ground", "ink"), [LIGHT, DARK], ids=["light", "dark"])
 def test_text_under_the_deepest_veil_has_the_contrast_that_wcag_asks(color, ground, ink):
-    veiled = [
-        words.DEEPEST * c + (1 - words.DEEPEST) * g for c, g in zip(color, ground, strict=True)
-    ]
+    veiled = [words.DEEPEST * c + (1 - words.DEEPEST) * g for c, g in zip(color, ground, strict=True)]
     brighter, darker = sorted([luminance(veiled), luminance(ink)], reverse=True)
     assert (brighter + 0.05) / (darker + 0.05) >= 4.5
 
 
 def luminance(rgb):
     """Relative luminance as WCAG 2 defines it."""
-    linear = [
-        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(rgb) / 255
-    ]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in np.array(rgb) / 255]
     return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
 

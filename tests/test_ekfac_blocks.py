@@ -79,9 +79,7 @@ def test_every_example_of_a_loader_is_in_one_block_under_its_own_number(monkeypa
 
 
 def test_batches_of_different_widths_are_not_merged_when_nothing_says_how_to_pad():
-    found = [
-        block.rows for block in loader_blocks([(sentences(3, 3), None), (sentences(5), None)], MASK)
-    ]
+    found = [block.rows for block in loader_blocks([(sentences(3, 3), None), (sentences(5), None)], MASK)]
     assert found == [[0, 1], [2]]
 
 

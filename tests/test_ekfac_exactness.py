@@ -30,9 +30,7 @@ def assert_equal(found, expected, tolerance=1e-8):
 def approximate_block(engine: EkfacInfluence, name: str) -> torch.Tensor:
     """The engine's approximation of a Fisher block, as a dense matrix over row-flattened G."""
     curvature = engine.curvature[name]
-    basis = torch.kron(
-        curvature.basis.output_gradient.contiguous(), curvature.basis.activation.contiguous()
-    )
+    basis = torch.kron(curvature.basis.output_gradient.contiguous(), curvature.basis.activation.contiguous())
     return basis @ torch.diag(curvature.eigenvalues.flatten()) @ basis.T
 
 

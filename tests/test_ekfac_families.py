@@ -52,9 +52,7 @@ def bert():
 
 
 def gpt2():
-    config = transformers.GPT2Config(
-        n_embd=4, n_inner=5, n_layer=2, n_head=2, n_positions=12, **SHARED
-    )
+    config = transformers.GPT2Config(n_embd=4, n_inner=5, n_layer=2, n_head=2, n_positions=12, **SHARED)
     return transformers.GPT2ForSequenceClassification(config)
 
 

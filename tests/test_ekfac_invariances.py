@@ -78,21 +78,15 @@ def test_padding_that_the_model_fills_with_junk_changes_nothing():
 
 
 def test_order_of_examples_changes_nothing(settings):
-    assert_same(
-        influences(fitted([(X.flip(0),)], **settings)), influences(fitted([(X,)], **settings))
-    )
+    assert_same(influences(fitted([(X.flip(0),)], **settings)), influences(fitted([(X,)], **settings)))
 
 
 def test_duplicated_data_changes_nothing(settings):
-    assert_same(
-        influences(fitted([(X,), (X,)], **settings)), influences(fitted([(X,)], **settings))
-    )
+    assert_same(influences(fitted([(X,), (X,)], **settings)), influences(fitted([(X,)], **settings)))
 
 
 def test_labels_at_fit_change_nothing():
-    assert_same(
-        influences(fitted([(X, labels(5))])), influences(fitted([(X, 1 - labels(5), "texts")])), 0
-    )
+    assert_same(influences(fitted([(X, labels(5))])), influences(fitted([(X, 1 - labels(5), "texts")])), 0)
 
 
 def test_fitting_again_forgets_the_first_fit():
@@ -183,9 +177,7 @@ def state_of(model):
         "training": [module.training for module in model.modules()],
         "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
         "gradients": [parameter.grad for parameter in model.parameters()],
-        "hooks": [
-            (len(module._forward_hooks), len(module._backward_hooks)) for module in model.modules()
-        ],
+        "hooks": [(len(module._forward_hooks), len(module._backward_hooks)) for module in model.modules()],
         "values": [tensor.clone() for tensor in model.state_dict().values()],
         "random": torch.get_rng_state(),
     }
@@ -225,9 +217,7 @@ def test_a_failure_in_the_middle_leaves_the_model_as_found():
 
 
 @pytest.mark.parametrize("failing", ["loss", "label_directions"])
-def test_a_failure_while_scoring_leaves_the_model_as_found_even_while_it_is_handled(
-    monkeypatch, failing
-):
+def test_a_failure_while_scoring_leaves_the_model_as_found_even_while_it_is_handled(monkeypatch, failing):
     """Whoever holds the exception holds the frames it went through: cleaning up must not wait."""
     model = token_classifier()
     engine = fitted([(X,)], model=model)
@@ -282,9 +272,7 @@ def test_in_place_activations_change_nothing():
 
     x = vectors(3, 4)
     results = [
-        EkfacInfluence(model(inplace), hessian_regularization=DAMPING)
-        .fit([(x,)])
-        .influences(x, labels(3))
+        EkfacInfluence(model(inplace), hessian_regularization=DAMPING).fit([(x,)]).influences(x, labels(3))
         for inplace in (True, False)
     ]
     assert_same(*results)

@@ -204,8 +204,7 @@ def test_ekfac_is_never_farther_from_the_exact_fisher_than_kfac(problem):
         axes = torch.kron(basis.output_gradient.contiguous(), basis.activation.contiguous())
         rotated = axes.T @ block @ axes
         errors = [
-            (torch.diag(layers[name].eigenvalues.flatten()) - rotated).norm()
-            for layers in (ekfac, kfac)
+            (torch.diag(layers[name].eigenvalues.flatten()) - rotated).norm() for layers in (ekfac, kfac)
         ]
         assert errors[0] <= errors[1] + 1e-12
 

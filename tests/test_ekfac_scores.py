@@ -36,9 +36,7 @@ def dense(counts: list[int]) -> torch.Tensor:
     """G_n = Σ_t g_t a_tᵀ, one product at a time."""
     gradients = layer_gradients(counts)
     result = torch.zeros(len(counts), D_OUT, D_IN, dtype=torch.float64)
-    for n, a, g in zip(
-        gradients.example, gradients.activations, gradients.output_gradients, strict=True
-    ):
+    for n, a, g in zip(gradients.example, gradients.activations, gradients.output_gradients, strict=True):
         result[n] += torch.outer(g, a)
     return result
 

@@ -49,9 +49,7 @@ def test_curvature_is_loaded_with_the_precision_it_was_fitted_with_and_no_other(
     model = token_classifier().float()
     engine = fitted(model=model, **settings)
     engine.save(tmp_path / "curvature")
-    loaded = EkfacInfluence.load(
-        tmp_path / "curvature", model, hessian_regularization=1e-3, **settings
-    )
+    loaded = EkfacInfluence.load(tmp_path / "curvature", model, hessian_regularization=1e-3, **settings)
     torch.testing.assert_close(loaded.influences(X, Y), engine.influences(X, Y), rtol=0, atol=0)
     with pytest.raises(WrongModel, match="precision"):
         EkfacInfluence.load(tmp_path / "curvature", model)

@@ -60,9 +60,7 @@ def test_score_takes_batches_that_carry_more_than_inputs_and_labels():
     assert_same(found, engine.influences(QUERIES, QUERY_LABELS, X, Y))
 
 
-@pytest.mark.parametrize(
-    ("tests", "trains", "side"), [([], [(X, Y)], "test"), ([(X, Y)], [], "training")]
-)
+@pytest.mark.parametrize(("tests", "trains", "side"), [([], [(X, Y)], "test"), ([(X, Y)], [], "training")])
 def test_score_refuses_an_empty_loader_by_its_side(tests, trains, side):
     with pytest.raises(EmptyLoader, match=f"The {side} loader gave no batch"):
         fitted().score(tests, trains)
@@ -205,9 +203,7 @@ def test_the_sampled_fisher_converges_to_the_exact_one():
 
 def test_the_sampled_fisher_is_the_same_for_one_seed_and_another_for_another():
     def eigenvalues(seed):
-        engine = fitted(
-            token_classifier(classes=4), likelihood=Categorical(exact_classes=2), seed=seed
-        )
+        engine = fitted(token_classifier(classes=4), likelihood=Categorical(exact_classes=2), seed=seed)
         return engine.curvature["inner"].eigenvalues
 
     assert_same(eigenvalues(0), eigenvalues(0), 0)

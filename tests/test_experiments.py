@@ -17,9 +17,7 @@ DESIGN = Design(subsets=7, seeds=2)
 
 @pytest.fixture(scope="module")
 def retraining():
-    return Retraining(
-        untrained_tail(), reviews(24), Recipe(epochs=2, learning_rate=1e-3, batch_size=8)
-    )
+    return Retraining(untrained_tail(), reviews(24), Recipe(epochs=2, learning_rate=1e-3, batch_size=8))
 
 
 @pytest.fixture
@@ -145,6 +143,6 @@ def test_removal_trains_without_the_most_helpful_reviews(retraining):
     rows = left.nonzero()[:, 0]
     after = [losses(margins(retraining.run(rows, seed), queries))[4].item() for seed in (1, 2)]
     assert curve["loss"][4] == pytest.approx(np.mean(after), rel=1e-5)
-    assert losses_without(retraining, queries, most_helpful(scores[4], 3), [1, 2])[
-        4
-    ].item() == pytest.approx(np.mean(after), rel=1e-5)
+    assert losses_without(retraining, queries, most_helpful(scores[4], 3), [1, 2])[4].item() == pytest.approx(
+        np.mean(after), rel=1e-5
+    )

@@ -78,21 +78,15 @@ def test_pages_are_linked_in_order_and_show_no_parameters(write, tmp_path, capsy
     assert "All notebooks" not in index
     assert "packaged" not in page
     said = capsys.readouterr().out
-    assert (
-        said.index("[1/2] 01_a: ") < said.index("[2/2] appendix_z: ") < said.index("2 notebooks in")
-    )
+    assert said.index("[1/2] 01_a: ") < said.index("[2/2] appendix_z: ") < said.index("2 notebooks in")
 
 
 def test_what_is_on_the_site_alone_is_no_link_on_these_pages(write, tmp_path):
-    said = (
-        "[`fit`](api.md#support.fit) of the [*Fisher*](glossary.md), [paper](https://a.org/b.md)."
-    )
+    said = "[`fit`](api.md#support.fit) of the [*Fisher*](glossary.md), [paper](https://a.org/b.md)."
     write("01_a.ipynb", opening=f"# Alpha\n\n{said}")
     assert main([]) == 0
     page = (tmp_path / "build/notebooks/01_a.html").read_text()
-    assert (
-        '<code>fit</code> of the <em>Fisher</em>, <a href="https://a.org/b.md">paper</a>.' in page
-    )
+    assert '<code>fit</code> of the <em>Fisher</em>, <a href="https://a.org/b.md">paper</a>.' in page
 
 
 def test_the_first_failing_notebook_is_named_and_ends_the_run(write, tmp_path, capsys):

@@ -77,9 +77,7 @@ def interrupted(reviews, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_resumed_run_ends_with_the_very_numbers_of_an_uninterrupted_one(
-    reviews, whole, interrupted
-):
+def test_a_resumed_run_ends_with_the_very_numbers_of_an_uninterrupted_one(reviews, whole, interrupted):
     expected, expected_folder, expected_snapshots = whole
     resumed = new_run(reviews)
     assert train(resumed, interrupted) == expected_snapshots
@@ -96,9 +94,7 @@ def test_a_resumed_run_repeats_only_the_steps_since_the_checkpoint(reviews, inte
     assert resumed.steps_done == 4
 
 
-def test_a_kill_while_a_checkpoint_is_written_leaves_the_previous_one(
-    reviews, interrupted, monkeypatch
-):
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_previous_one(reviews, interrupted, monkeypatch):
     def torn(tensors, path, metadata=None):
         if metadata is None:  # an adapter
             return save_file(tensors, path)
@@ -114,9 +110,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_previous_one(
     assert again.steps_done == 4
 
 
-def test_a_checkpoint_of_another_recipe_is_refused_by_the_setting_that_differs(
-    reviews, interrupted
-):
+def test_a_checkpoint_of_another_recipe_is_refused_by_the_setting_that_differs(reviews, interrupted):
     expected = (
         f"{interrupted / CHECKPOINT} belongs to another run: its learning_rate is 0.001, "
         "this run's is 0.01. Delete it, or use its settings."
@@ -192,9 +186,7 @@ def test_every_review_is_read_once_per_epoch(reviews):
 
 
 def test_scores_are_those_of_a_table_worked_out_by_hand():
-    table = pd.DataFrame(
-        {"label": [0, 0, 1, 1, 1], "positive_probability": [0.1, 0.7, 0.6, 0.9, 0.2]}
-    )
+    table = pd.DataFrame({"label": [0, 0, 1, 1, 1], "positive_probability": [0.1, 0.7, 0.6, 0.9, 0.2]})
     assert held_out_scores(table) == {
         "reviews": 5,
         "accuracy": 0.6,
@@ -236,9 +228,7 @@ def record(command_output):
     return json.loads((command_output / "record.json").read_text())
 
 
-def test_the_command_leaves_adapters_a_record_and_predictions_and_nothing_else(
-    command_output, record
-):
+def test_the_command_leaves_adapters_a_record_and_predictions_and_nothing_else(command_output, record):
     assert {path.name for path in command_output.iterdir()} == {
         *record["snapshots"],
         "final",

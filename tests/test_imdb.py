@@ -146,8 +146,7 @@ def test_batches_by_length_need_no_more_padding_than_sorted_reviews(dataset):
 
 def test_batches_by_length_depend_on_the_seed_alone(dataset):
     first, again, other = (
-        list(batches_by_length(dataset, 7, torch.Generator().manual_seed(seed)))
-        for seed in (0, 0, 1)
+        list(batches_by_length(dataset, 7, torch.Generator().manual_seed(seed))) for seed in (0, 0, 1)
     )
     assert first == again
     assert first != other

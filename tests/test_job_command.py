@@ -3,6 +3,7 @@
 import argparse
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -95,6 +96,27 @@ def test_top_prints_a_table_and_leaves_it_as_data_and_as_a_page(finished, said, 
     assert table["text"][0] in page
 
 
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_count_below_one_is_refused(finished, said, count):
+    err = said("top", "--store", finished, "--count", count, status=1)
+    assert f"BadSetting: --count {count}: use 1 or more." in err
+
+
+def test_top_that_dies_while_it_writes_leaves_the_old_page_whole(finished, said, tmp_path, monkeypatch):
+    said("top", "--store", finished, "--output", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def die(path, *_, **__):
+        path.write_bytes(b"half")
+        raise MemoryError
+
+    monkeypatch.setattr(type(tmp_path), "write_text", die)
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", lambda _, path: die(path))
+    with pytest.raises(MemoryError):
+        main(["top", "--store", str(finished), "--count", "1", "--output", str(tmp_path)])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
 def test_top_says_the_scores_that_the_store_has(finished, said, tmp_path):
     said("top", "--store", finished, "--count", TRAINING, "--output", tmp_path)
     table = pd.read_parquet(tmp_path / "top.parquet")
@@ -165,9 +187,7 @@ def test_top_before_scores_is_refused(inputs, said, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["plan", "run", "fit", "score", "self"])
-def test_a_folder_that_holds_other_things_is_refused_and_left_as_it_is(
-    inputs, said, tmp_path, command
-):
+def test_a_folder_that_holds_other_things_is_refused_and_left_as_it_is(inputs, said, tmp_path, command):
     model, reviews = inputs
     (tmp_path / "thesis.tex").touch()
     given = ("--store", tmp_path, "--model", model, "--dataset", reviews)
@@ -262,8 +282,9 @@ def test_a_fleet_is_planned_on_paper(said, shape):
     assert "scores on disk 4.0 GB" in " ".join(out.split())
 
 
-def test_a_fleet_without_devices_is_refused(said):
-    assert "BadSetting: --devices 0" in said("fleet", "--devices", 0, status=1)
+@pytest.mark.parametrize("name", ["examples", "tokens", "queries", "fit-examples", "devices", "teraflops"])
+def test_a_fleet_of_nothing_is_refused_by_name(said, name):
+    assert f"BadSetting: --{name}" in said("fleet", f"--{name}", 0, status=1)
 
 
 # Help
@@ -291,6 +312,13 @@ def test_every_option_of_every_command_is_explained(capsys, command):
     for action in commands()[command]._actions:
         assert action.help
         assert action.option_strings[-1] in out
+
+
+def test_the_users_page_names_every_option():
+    page = (Path(__file__).parents[1] / "notebooks" / "api" / "jobs.md").read_text()
+    for command in commands().values():
+        for action in command._actions:
+            assert action.dest == "help" or f"`{action.option_strings[-1]}`" in page
 
 
 def test_a_command_is_needed(capsys):

@@ -1,26 +1,15 @@
 """Examples are tokenised once, known by their contents, and padded no further than they must be."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
 from support.job.examples import tokenised
-from support.job.sources import Classifier
-from support.model import ModelLogitsWrapper
 
 TEXTS = ["great", "a dull film of the plot", "", "warm and bad", "x" * 40]
 LABELS = [1, 0, 1, 1, 0]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def classifier(tokenizer):
-    return Classifier(
-        ModelLogitsWrapper(torch.nn.Identity()), tokenizer, {"negative": 0, "positive": 1}, {}
-    )
 
 
 def silence(tokenizer, monkeypatch):
@@ -32,14 +21,14 @@ def silence(tokenizer, monkeypatch):
     monkeypatch.setattr(type(tokenizer), "__call__", refuse)
 
 
-def examples(folder, classifier, texts=TEXTS, labels=LABELS, rows=range(5), max_tokens=512):
+def examples(folder, tokenizer, texts=TEXTS, labels=LABELS, rows=range(5), max_tokens=512):
     data = Dataset.from_dict({"text": list(texts), "label": list(labels)})
-    return tokenised(data, np.array(rows), classifier, max_tokens, folder)
+    return tokenised(data, np.array(rows), tokenizer, max_tokens, folder)
 
 
 @pytest.fixture
-def five(tmp_path, classifier):
-    return examples(tmp_path, classifier)
+def five(tmp_path, tokenizer):
+    return examples(tmp_path, tokenizer)
 
 
 def test_an_example_is_its_text_as_the_tokenizer_reads_it(five, tokenizer):
@@ -66,51 +55,51 @@ def test_a_range_is_the_list_of_its_numbers(five):
 
 def test_lengths_and_labels_are_those_of_all_examples(five, tokenizer):
     assert five.lengths.tolist() == [len(tokenizer(text)["input_ids"]) for text in TEXTS]
-    assert five.labels.tolist() == LABELS
+    assert five.texts["label"][:] == LABELS
 
 
-def test_example_n_is_row_n_of_the_chosen_ones(tmp_path, classifier):
-    chosen = examples(tmp_path, classifier, rows=[1, 3])
+def test_example_n_is_row_n_of_the_chosen_ones(tmp_path, tokenizer):
+    chosen = examples(tmp_path, tokenizer, rows=[1, 3])
     assert chosen.rows.tolist() == [1, 3]
     assert chosen.texts["text"][:] == [TEXTS[1], TEXTS[3]]
-    assert chosen.labels.tolist() == [0, 1]
+    assert chosen.texts["label"][:] == [0, 1]
 
 
-def test_a_long_text_is_cut_at_max_tokens_and_keeps_its_separator(tmp_path, classifier, tokenizer):
-    ids, _ = examples(tmp_path, classifier, max_tokens=4).batch([1], CPU)
+def test_a_long_text_is_cut_at_max_tokens_and_keeps_its_separator(tmp_path, tokenizer):
+    ids, _ = examples(tmp_path, tokenizer, max_tokens=4).batch([1], CPU)
     assert ids.tolist() == [[*tokenizer(TEXTS[1])["input_ids"][:3], tokenizer.sep_token_id]]
 
 
-def test_tokens_come_from_the_file_the_second_time(tmp_path, classifier, monkeypatch):
-    first = examples(tmp_path, classifier)
-    silence(classifier.tokenizer, monkeypatch)
-    again = examples(tmp_path, classifier)
+def test_tokens_come_from_the_file_the_second_time(tmp_path, tokenizer, monkeypatch):
+    first = examples(tmp_path, tokenizer)
+    silence(tokenizer, monkeypatch)
+    again = examples(tmp_path, tokenizer)
     assert again.digest == first.digest
     assert again.tokens["input_ids"][:] == first.tokens["input_ids"][:]
 
 
-def test_other_examples_are_tokenised_beside_the_first(tmp_path, classifier, monkeypatch):
-    examples(tmp_path, classifier)
+def test_other_examples_are_tokenised_beside_the_first(tmp_path, tokenizer, monkeypatch):
+    examples(tmp_path, tokenizer)
     with monkeypatch.context() as patch:
-        silence(classifier.tokenizer, patch)
+        silence(tokenizer, patch)
         with pytest.raises(AssertionError, match="Asked again"):
-            examples(tmp_path, classifier, rows=[0, 1])
-    examples(tmp_path, classifier, rows=[0, 1])
+            examples(tmp_path, tokenizer, rows=[0, 1])
+    examples(tmp_path, tokenizer, rows=[0, 1])
     assert len(list(tmp_path.glob("*.arrow"))) == 2
-    silence(classifier.tokenizer, monkeypatch)
-    assert len(examples(tmp_path, classifier)) == 5
+    silence(tokenizer, monkeypatch)
+    assert len(examples(tmp_path, tokenizer)) == 5
 
 
-def test_the_digest_is_that_of_the_contents_wherever_they_lie(tmp_path, classifier):
-    one, other = (examples(tmp_path / name, classifier) for name in ("one", "other"))
+def test_the_digest_is_that_of_the_contents_wherever_they_lie(tmp_path, tokenizer):
+    one, other = (examples(tmp_path / name, tokenizer) for name in ("one", "other"))
     assert one.digest == other.digest
-    longer = examples(tmp_path, classifier, texts=[*TEXTS, "not chosen"], labels=[*LABELS, 0])
+    longer = examples(tmp_path, tokenizer, texts=[*TEXTS, "not chosen"], labels=[*LABELS, 0])
     assert longer.digest == one.digest
 
 
-def test_the_digest_does_not_change_with_what_was_tokenised_before(tmp_path, classifier, five):
-    classifier.tokenizer(TEXTS, truncation=True, max_length=3, padding="max_length")
-    assert examples(tmp_path, classifier).digest == five.digest
+def test_the_digest_does_not_change_with_what_was_tokenised_before(tmp_path, tokenizer, five):
+    tokenizer(TEXTS, truncation=True, max_length=3, padding="max_length")
+    assert examples(tmp_path, tokenizer).digest == five.digest
 
 
 @pytest.mark.parametrize(
@@ -124,27 +113,25 @@ def test_the_digest_does_not_change_with_what_was_tokenised_before(tmp_path, cla
     ],
     ids=["text", "label", "fewer rows", "order", "max_tokens"],
 )
-def test_the_digest_changes_with_each_part_of_the_contents(tmp_path, classifier, five, change):
-    assert examples(tmp_path, classifier, **change).digest != five.digest
+def test_the_digest_changes_with_each_part_of_the_contents(tmp_path, tokenizer, five, change):
+    assert examples(tmp_path, tokenizer, **change).digest != five.digest
 
 
-def test_words_do_not_move_from_one_text_to_the_next_unnoticed(tmp_path, classifier):
-    one = examples(tmp_path, classifier, ["a b", "c"], [0, 0], range(2))
-    other = examples(tmp_path, classifier, ["a", "b c"], [0, 0], range(2))
+def test_words_do_not_move_from_one_text_to_the_next_unnoticed(tmp_path, tokenizer):
+    one = examples(tmp_path, tokenizer, ["a b", "c"], [0, 0], range(2))
+    other = examples(tmp_path, tokenizer, ["a", "b c"], [0, 0], range(2))
     assert one.digest != other.digest
 
 
-def test_equal_texts_in_other_rows_are_other_examples(tmp_path, classifier):
-    one, other = (
-        examples(tmp_path, classifier, ["a", "a"], [0, 0], rows).digest for rows in ([0], [1])
-    )
+def test_equal_texts_in_other_rows_are_other_examples(tmp_path, tokenizer):
+    one, other = (examples(tmp_path, tokenizer, ["a", "a"], [0, 0], rows).digest for rows in ([0], [1]))
     assert one != other
 
 
-def test_the_digest_changes_with_the_tokenizer(tmp_path, classifier, tokenizer, five):
+def test_the_digest_changes_with_the_tokenizer(tmp_path, tokenizer, five):
     extended = type(tokenizer).from_pretrained(_saved(tokenizer, tmp_path / "tokenizer"))
     extended.add_tokens(["plot"])
-    assert examples(tmp_path, replace(classifier, tokenizer=extended)).digest != five.digest
+    assert examples(tmp_path, extended).digest != five.digest
 
 
 def _saved(tokenizer, folder):

@@ -5,28 +5,28 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.counting import LayerWork, curvature_entries
-from support.ekfac.memory import factor_bytes
+from support.ekfac.counting import LayerWork
+from support.ekfac.memory import curvature_bytes, factor_bytes
 from support.job.errors import BadSetting
-from support.job.fleet import SHAPES, Fleet, Shape, on_paper, told
+from support.job.fleet import SHAPES, Shape, on_paper, told
 from support.model import ModelLogitsWrapper, load_model, require_gradients_only
 
 FIRST = LayerWork(3, 4, sees_positions=True, hears_positions=True)
 SECOND = LayerWork(2, 5, sees_positions=False, hears_positions=False)
-TINY = Shape(((2, FIRST), (1, SECOND)), weights=7, attention_blocks=2, width=5, weight_bytes=2)
+TINY = Shape(((2, FIRST), (1, SECOND)), weights=7, weight_bytes=2, attention_blocks=2, width=5)
 """Three tracked layers. Curvature: 4 · (2 · (9 + 16 + 12 + 7) + 4 + 25 + 10 + 7) bytes."""
 
 CURVATURE, FACTOR, WEIGHTS = 4 * 134, 4 * 34, 14
-ROOMY = Fleet(1, 10.0, 1e9)
+SQUARES = 2 * (3 * 16 + 3 * 9 + 3 * 12 + 12) + (25 + 4 + 10)
 
 
-def plan(fleet=ROOMY, shape=TINY, examples=11, tokens=3, queries=5, fit_examples=7):
-    return on_paper(shape, fleet, examples, tokens, queries, fit_examples)
+def plan(memory=1e9, shape=TINY, examples=11, tokens=3, queries=5, fit_examples=7):
+    return on_paper(shape, examples, tokens, queries, fit_examples, memory)
 
 
-def with_room_for(queries, groups=1):
-    """A device that holds just so many queries beside the curvature of a group of layers."""
-    return Fleet(1, 10.0, WEIGHTS + (CURVATURE + queries * FACTOR) / groups)
+def room_for(queries, groups=1):
+    """Memory of a device that holds just so many queries beside the curvature of a group of layers."""
+    return WEIGHTS + (CURVATURE + queries * FACTOR) / groups
 
 
 @pytest.fixture(scope="module")
@@ -43,32 +43,28 @@ def test_a_pass_is_two_products_per_weight_and_six_per_attended_position():
     assert TINY.passes(examples=11, tokens=3) == 11 * 3 * (2 * 7 + 6 * 2 * 5 * 3)
 
 
-def test_bytes_are_four_for_every_number_that_is_kept():
-    assert TINY.curvature_bytes == CURVATURE
-    assert TINY.factor_bytes == FACTOR
-
-
 def test_a_fit_is_two_passes_covariances_squares_and_eigenbases():
     covariances = 2 * (3 * 10 + 3 * 6) + (15 + 3)
-    squares = 2 * (3 * 16 + 3 * 9 + 3 * 12 + 12) + (25 + 4 + 10)
     eigenbases = 2 * ((27 + 64) * 9 // 2) + (8 + 125) * 9 // 2
-    assert plan().fit == 2 * TINY.passes(7, 3) + 7 * (covariances + squares) + eigenbases
+    assert plan()["fit"] == 2 * TINY.passes(7, 3) + 7 * (covariances + SQUARES) + eigenbases
 
 
 def test_self_influences_are_a_pass_and_squares():
-    squares = 2 * (3 * 16 + 3 * 9 + 3 * 12 + 12) + (25 + 4 + 10)
-    assert plan().self_influences == TINY.passes(11, 3) + 11 * squares
+    assert plan()["self-influences"] == TINY.passes(11, 3) + 11 * SQUARES
 
 
 def test_scores_are_a_pass_of_queries_one_of_examples_factors_and_products():
     factors = 2 * (3 * 16 + 3 * 9 + 3 * 12 + 12 * 7) + (25 + 4 + 10 + 10 * 7)
     products = 2 * 12 * (3 + 5) + 10 * 5
     passes = TINY.passes(5, 3) + TINY.passes(11, 3)
-    assert plan().score == passes + 5 * factors + 11 * products
+    assert plan()["score"] == passes + 5 * factors + 11 * products
 
 
-def test_scores_take_four_bytes_each_on_disk():
-    assert plan().score_bytes == 4 * 5 * 11
+def test_bytes_are_four_for_every_number_that_is_kept():
+    found = plan()
+    assert found["curvature"] == CURVATURE
+    assert found["factors of one query"] == FACTOR
+    assert found["scores on disk"] == 4 * 5 * 11
 
 
 # The packaged model
@@ -76,8 +72,9 @@ def test_scores_take_four_bytes_each_on_disk():
 
 def test_the_packaged_shape_keeps_what_the_engine_keeps(packaged):
     layers = EkfacInfluence(packaged).layers
-    assert SHAPES["packaged"].curvature_bytes == 4 * curvature_entries(layers.values())
-    assert SHAPES["packaged"].factor_bytes == factor_bytes(layers)
+    found = plan(1e12, SHAPES["packaged"])
+    assert found["curvature"] == curvature_bytes(layers)
+    assert found["factors of one query"] == factor_bytes(layers)
 
 
 @pytest.mark.parametrize("tokens", [16, 256])
@@ -98,98 +95,51 @@ def test_the_packaged_shape_passes_cost_what_a_counter_counts(packaged, tokens):
 
 
 def test_all_queries_go_at_once_where_they_fit():
-    found = plan(with_room_for(5))
-    assert (found.layer_groups, found.query_groups, found.queries_at_a_time) == (1, 1, 5)
-    assert found.device_bytes == WEIGHTS + CURVATURE + 5 * FACTOR
+    found = plan(room_for(5))
+    assert (found["groups"], found["passes"], found["at_a_time"]) == (1, 1, 5)
+    assert found["largest on a device"] == WEIGHTS + CURVATURE + 5 * FACTOR
 
 
 def test_one_query_less_of_memory_means_one_pass_more():
-    assert plan(with_room_for(4)).query_groups == 2
-    assert plan(with_room_for(20), queries=50).query_groups == 3
-
-
-def test_queries_in_groups_cost_a_pass_each_and_the_same_products_at_best():
-    once, twice = plan(with_room_for(5)), plan(with_room_for(4))
-    assert twice.score > once.score + TINY.passes(11, 3)
-    assert twice.fit == once.fit
+    once, twice = plan(room_for(5)), plan(room_for(4))
+    assert twice["passes"] == 2
+    assert twice["score"] > once["score"] + TINY.passes(11, 3)
+    assert twice["fit"] == once["fit"]
+    assert plan(room_for(20), queries=50)["passes"] == 3
 
 
 def test_layers_go_in_groups_where_all_together_leave_no_room():
-    found = plan(with_room_for(1, groups=2), queries=1)
-    assert (found.layer_groups, found.query_groups) == (2, 1)
-    assert found.fit - plan(queries=1).fit == 2 * TINY.passes(7, 3)
+    found = plan(room_for(1, groups=2), queries=1)
+    assert (found["groups"], found["passes"]) == (2, 2)
+    assert found["fit"] - plan(queries=1)["fit"] == 2 * TINY.passes(7, 3)
 
 
 def test_more_memory_never_means_more_passes_over_the_data():
-    shape, passes = SHAPES["llama-3-8b"], []
+    passes = []
     for gigabytes in range(18, 200, 3):
-        found = plan(Fleet(8, 1e14, gigabytes * 1e9), shape, queries=1000)
-        passes.append(found.layer_groups * found.query_groups)
-        assert found.device_bytes <= gigabytes * 1e9
+        found = plan(gigabytes * 1e9, SHAPES["llama-3-8b"], queries=1000)
+        passes.append(found["passes"])
+        assert found["largest on a device"] <= gigabytes * 1e9
     assert passes == sorted(passes, reverse=True)
     assert passes[0] > passes[-1]
 
 
-def test_half_the_devices_take_twice_the_time():
-    many, few = Fleet(6, 10.0, 1e9), Fleet(3, 10.0, 1e9)
-    assert plan(few) == plan(many)
-    assert few.seconds(999) == pytest.approx(2 * many.seconds(999))
-    assert few.seconds(30) == pytest.approx(2 * 30 / (3 * 10.0))
-
-
 def test_twice_the_examples_double_what_is_done_for_each():
-    assert plan(examples=22).self_influences == 2 * plan().self_influences
-    assert plan(examples=22).fit == plan().fit
+    assert plan(examples=22)["self-influences"] == 2 * plan()["self-influences"]
+    assert plan(examples=22)["fit"] == plan()["fit"]
 
 
 def test_a_model_that_does_not_fit_is_refused():
     with pytest.raises(BadSetting, match=r"^The weights \(15 GB\) leave no room .* in 10 GB\."):
-        plan(Fleet(64, 1e14, 10e9), SHAPES["llama-3-8b"])
+        plan(10e9, SHAPES["llama-3-8b"])
 
 
-@pytest.mark.parametrize("name", ["examples", "tokens", "queries", "fit_examples"])
-def test_numbers_below_one_are_refused_by_name(name):
-    with pytest.raises(BadSetting, match=rf"^--{name.replace('_', '-')} 0: use 1 or more\.$"):
-        plan(**{name: 0})
-
-
-@pytest.mark.parametrize(
-    ("fleet", "message"),
-    [
-        (Fleet(0, 1.0, 1e9), r"^--devices 0: use 1 or more"),
-        (Fleet(1, 0.0, 1e9), r"^--teraflops: use a number above 0"),
-    ],
-)
-def test_a_fleet_that_does_nothing_is_refused(fleet, message):
-    with pytest.raises(BadSetting, match=message):
-        plan(fleet)
-
-
-# The table
-
-
-def table(fleet, **options):
-    return told(plan(fleet, **options), TINY, fleet)
-
-
-def test_the_table_says_hours_and_bytes():
-    fleet = Fleet(1, 2.0 / 3600, 1e9)
-    lines = table(fleet).split("\n")
-    fit = plan().fit
+def test_the_table_says_hours_of_two_operations_for_each_multiply_add_and_tells_of_groups():
+    found = plan(room_for(1, groups=2), queries=1)
+    lines = told(found, operations=2 / 3600).split("\n")
+    fit = found["fit"]
     assert lines[0].split() == ["fit", f"{fit:.3g}", "multiply-adds", f"{fit:.2f}", "h"]
-    assert [line.split("  ")[0] for line in lines] == [
-        "fit",
-        "self-influences",
-        "score",
-        "curvature",
-        "factors of one query",
-        "largest on a device",
-        "scores on disk",
-    ]
-
-
-def test_the_table_tells_of_groups_of_layers_and_of_queries():
-    assert "2 groups, a job each (--layers)" in table(with_room_for(1, groups=2), queries=1)
-    said = table(with_room_for(20), queries=50)
+    assert "2 groups, a job each (--layers)" in lines[-1]
+    said = told(plan(room_for(20), queries=50), 1.0)
     assert "20 queries fit at a time: the training set passes by 3 times." in said
     assert "groups" not in said

@@ -6,8 +6,8 @@ import pytest
 import zarr
 
 from support.imdb import HUB_DATASET
-from support.job.launch import finished, launched
 from support.model import HUB_MODEL, load_tokenizer
+from tests.processes import finished, launched
 from tests.stand_in_hub import MODEL_SEED, running_hub, tiny_distilbert
 from tests.tiny_job import attributes
 
@@ -20,7 +20,7 @@ def from_hub(tmp_path, monkeypatch):
     with running_hub() as hub:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-        yield lambda *arguments: finished(launched([*map(str, arguments)], threads=1))
+        yield lambda *arguments: finished(launched([*map(str, arguments)]))
 
 
 def options(model, dataset, store):
@@ -35,9 +35,7 @@ def scores(store):
     return zarr.open_group(store / "results.zarr", mode="r")["scores"][:]
 
 
-def test_a_job_gives_for_names_of_the_hub_what_it_gives_for_the_same_files(
-    from_hub, imdb, tmp_path
-):
+def test_a_job_gives_for_names_of_the_hub_what_it_gives_for_the_same_files(from_hub, imdb, tmp_path):
     store, local = tmp_path / "hub", tmp_path / "local"
     from_hub("run", *options(HUB_MODEL, HUB_DATASET, store))
     model, reviews = tmp_path / "model", tmp_path / "reviews"

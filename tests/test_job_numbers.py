@@ -1,23 +1,32 @@
 """A job's numbers are the engine's, however the work is cut, stopped and taken up again."""
 
+import weakref
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from torch import distributed as dist
 
 from support.ekfac import Categorical, EkfacInfluence
 from support.job import fit as fit_module
 from support.job.examples import Examples
-from support.job.fit import JobFit
-from support.job.score import Scoring
+from support.job.fit import fit
+from support.job.plan import planned
+from support.job.score import score, self_influences
+from support.job.settings import Damping, Question, Subject
 from support.job.store import Store
-from support.job.team import Alone
+from support.job.team import Team
+from support.job.work import Job
 from tests.dense import labels, sentences, token_classifier
 
 LENGTHS = (5, 3, 4, 2, 5, 1, 6, 2, 3, 4, 2)
 TRAINING, TRAINING_LABELS = sentences(*LENGTHS), labels(len(LENGTHS))
 QUERIES, QUERY_LABELS = sentences(3, 5, 4, seed=1), labels(3, seed=1)
 BLOCK = 3
+
+pytestmark = pytest.mark.usefixtures("alone")
 
 
 def examples(input_ids, classes):
@@ -35,27 +44,46 @@ def new_engine(**settings):
     return EkfacInfluence(token_classifier(), hessian_regularization=0.01, **settings)
 
 
-def fitting(folder, engine=None, **settings):
+def new_job(folder, engine=None, query_group=2, by_layer=False, save_seconds=60):
+    """A job on sentences: what would come from a command's options is there already."""
     store = Store(folder)
     store.begin()
+    given = {"save_seconds": save_seconds, "tell_seconds": 60, "query_block": query_group}
+    job = Job(store, given, Team(dist.HashStore()))
     training = examples(TRAINING, TRAINING_LABELS)
-    return JobFit(engine or new_engine(), training, BLOCK, Alone(), store, **settings)
+    vars(job).update(
+        engine=engine or new_engine(),
+        classifier=SimpleNamespace(config={}),
+        training=training,
+        fitted_on=training,
+        queries=examples(QUERIES, QUERY_LABELS),
+        subject=Subject(block=BLOCK),
+        question=Question(by_layer=by_layer),
+        damping=Damping("0.01"),
+    )
+    return job
 
 
-def scoring(folder, engine=None):
-    fit = fitting(folder, engine)
-    if not fit.store.curvature.exists():
-        fit.run()
-    fit.engine.load_curvature(fit.store.curvature)
-    return Scoring(fit.engine, fit.examples, BLOCK, Alone(), fit.store)
+def fitted(folder, **settings):
+    """The job after a fit, or after what was left of it."""
+    job = new_job(folder, **settings)
+    fit(job)
+    return job
 
 
-def score(folder, query_block=2, by_layer=False):
-    queries = examples(QUERIES, QUERY_LABELS)
-    job = scoring(folder)
-    job.make_arrays(queries, query_block, by_layer)
-    job.score(queries, query_block, by_layer)
-    return Store(folder)
+def begun_by(shards, folder, **settings):
+    """A job after a fit that so many processes had begun."""
+    job = new_job(folder, **settings)
+    job.store.settle("shards", shards)
+    fit(job)
+    return job
+
+
+def scored(folder, query_group=2, by_layer=False):
+    fitted(folder)
+    job = new_job(folder, query_group=query_group, by_layer=by_layer)
+    score(job)
+    return job.store
 
 
 class Killed(Exception):
@@ -91,8 +119,7 @@ def same(one, other):
 
 
 def test_a_fit_in_blocks_is_the_engines_fit(tmp_path):
-    job = fitting(tmp_path)
-    job.run()
+    job = fitted(tmp_path)
     whole = new_engine().fit([(TRAINING,)])
     for name, layer in whole.curvature.items():
         torch.testing.assert_close(job.engine.curvature[name].eigenvalues, layer.eigenvalues)
@@ -104,18 +131,14 @@ def test_a_fit_in_blocks_is_the_engines_fit(tmp_path):
 
 
 def test_the_store_keeps_the_curvature_and_nothing_of_the_way_there(tmp_path):
-    job = fitting(tmp_path)
-    job.run()
+    job = fitted(tmp_path)
     same(new_engine().load_curvature(job.store.curvature), job.engine)
     assert not job.store.partial_fit.exists()
 
 
 @pytest.mark.parametrize("shards", [2, 3])
 def test_a_fit_that_many_began_can_be_ended_by_one(tmp_path, shards):
-    one, many = fitting(tmp_path / "one"), fitting(tmp_path / "many")
-    many.store.settle("shards", shards)
-    one.run()
-    many.run()
+    one, many = fitted(tmp_path / "one"), begun_by(shards, tmp_path / "many")
     for name, layer in one.engine.curvature.items():
         torch.testing.assert_close(layer.eigenvalues, many.engine.curvature[name].eigenvalues)
 
@@ -123,86 +146,75 @@ def test_a_fit_that_many_began_can_be_ended_by_one(tmp_path, shards):
 # Four blocks and three layers: four savings of covariances, three of bases, four of eigenvalues.
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("savings", range(1, 12))
-def test_a_fit_killed_at_any_saving_ends_with_the_very_same_curvature(
-    tmp_path, monkeypatch, savings, after
-):
-    whole = fitting(tmp_path / "whole")
-    whole.run()
+def test_a_fit_killed_at_any_saving_ends_with_the_very_same_curvature(tmp_path, monkeypatch, savings, after):
+    whole = fitted(tmp_path / "whole")
     with monkeypatch.context() as patch:
         die_at(patch, fit_module, "save_sums", savings, after)
-        killed = fitting(tmp_path / "killed", save_seconds=0)
         with pytest.raises(Killed):
-            killed.run()
-    resumed = fitting(tmp_path / "killed", save_seconds=0)
-    resumed.run()
-    same(resumed.engine, whole.engine)
+            fitted(tmp_path / "killed", save_seconds=0)
+    same(fitted(tmp_path / "killed", save_seconds=0).engine, whole.engine)
 
 
 @pytest.mark.parametrize("basis", ["one", "all"])
 def test_a_basis_that_is_lost_takes_the_sums_of_squares_in_it_along(tmp_path, monkeypatch, basis):
-    whole = fitting(tmp_path / "whole")
-    whole.run()
+    whole, job = fitted(tmp_path / "whole"), new_job(tmp_path / "killed", save_seconds=0)
     with monkeypatch.context() as patch:
         die_at(patch, fit_module, "save_sums", 9)
-        job = fitting(tmp_path / "killed", save_seconds=0)
         with pytest.raises(Killed):
-            job.run()
+            fit(job)
     assert list(job.store.partial_fit.glob("eigenvalues-*"))
     lost = sorted(job.store.partial_fit.glob("basis-*"))[: 1 if basis == "one" else None]
     for path in lost:
         path.unlink()
-    resumed = fitting(tmp_path / "killed")
-    assert resumed._missing_bases()
+    assert len(fit_module.missing_bases(job)) == len(lost)
     assert not list(job.store.partial_fit.glob("eigenvalues-*"))
-    resumed.run()
-    same(resumed.engine, whole.engine)
+    same(fitted(tmp_path / "killed").engine, whole.engine)
 
 
 def test_what_was_saved_is_not_computed_again(tmp_path, monkeypatch):
-    die_at(monkeypatch, fit_module, "save_sums", 4)
-    job = fitting(tmp_path, save_seconds=0)
-    with pytest.raises(Killed):
-        job.run()
-    monkeypatch.undo()
-    resumed, seen = fitting(tmp_path, save_seconds=0), []
-    add = fit_module.Fisher.add_to_covariances
+    with monkeypatch.context() as patch:
+        die_at(patch, fit_module, "save_sums", 4)
+        with pytest.raises(Killed):
+            fitted(tmp_path, save_seconds=0)
+    add, seen = fit_module.CovarianceSums.add, []
 
-    def spy(fisher, *arguments):
-        seen.append(add(fisher, *arguments))
+    def spy(sums, *arguments):
+        seen.append(add(sums, *arguments))
         return seen[-1]
 
-    monkeypatch.setattr(fit_module.Fisher, "add_to_covariances", spy)
-    resumed.run()
+    monkeypatch.setattr(fit_module.CovarianceSums, "add", spy)
+    fitted(tmp_path)
     assert sum(seen) == len(LENGTHS) - 3 * BLOCK
 
 
 def test_labels_are_drawn_for_each_block_whoever_draws_them(tmp_path):
-    sampled = {"likelihood": Categorical(exact_classes=1), "seed": 5}
-    one, many = (fitting(tmp_path / name, new_engine(**sampled)) for name in ("one", "many"))
-    many.store.settle("shards", 3)
-    one.run()
-    many.run()
+    def engine(seed):
+        return new_engine(likelihood=Categorical(exact_classes=1), seed=seed)
+
+    one, many = (
+        fitted(tmp_path / "1", engine=engine(5)),
+        begun_by(3, tmp_path / "3", engine=engine(5)),
+    )
     for name, layer in one.engine.curvature.items():
         torch.testing.assert_close(layer.eigenvalues, many.engine.curvature[name].eigenvalues)
-    other = fitting(tmp_path / "other", new_engine(**sampled | {"seed": 6}))
-    other.run()
+    other = fitted(tmp_path / "other", engine=engine(6))
     assert not torch.allclose(
         other.engine.curvature["inner"].eigenvalues, one.engine.curvature["inner"].eigenvalues
     )
 
 
-@pytest.mark.parametrize("query_block", [1, 2, 3])
-def test_scores_are_the_engines_influences(tmp_path, query_block):
-    store = score(tmp_path, query_block)
+@pytest.mark.parametrize("query_group", [1, 2, 3])
+def test_scores_are_the_engines_influences(tmp_path, query_group):
+    store = scored(tmp_path, query_group)
     engine = new_engine().load_curvature(store.curvature)
     expected = engine.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
     np.testing.assert_allclose(store.array("scores")[:], expected, rtol=1e-9)
-    assert store.array("scores").chunks == (query_block, BLOCK)
+    assert store.array("scores").chunks == (query_group, BLOCK)
     assert "layer_scores" not in store.results
 
 
 def test_layers_scores_are_the_engines_and_add_up(tmp_path):
-    store = score(tmp_path, by_layer=True)
+    store = scored(tmp_path, by_layer=True)
     engine = new_engine().load_curvature(store.curvature)
     expected = engine.influences_by_layer(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
     by_layer = store.array("layer_scores")[:]
@@ -211,41 +223,56 @@ def test_layers_scores_are_the_engines_and_add_up(tmp_path):
 
 
 def test_self_influences_are_the_engines(tmp_path):
-    job = scoring(tmp_path)
-    job.self_influences()
+    job = fitted(tmp_path)
+    self_influences(job)
     expected = job.engine.self_influences(TRAINING, TRAINING_LABELS)
     np.testing.assert_allclose(job.store.array("self_influences")[:], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("write", range(1, 9))
-def test_scores_killed_before_any_chunk_end_with_the_very_same_numbers(
-    tmp_path, monkeypatch, write
-):
-    whole = score(tmp_path / "whole").array("scores")[:]
-    scoring(tmp_path / "killed")
+def test_scores_killed_before_any_chunk_end_with_the_very_same_numbers(tmp_path, monkeypatch, write):
+    whole = scored(tmp_path / "whole").array("scores")[:]
+    fitted(tmp_path / "killed")
     with monkeypatch.context() as patch:
         die_at(patch, Store, "write", write)
         with pytest.raises(Killed):
-            score(tmp_path / "killed")
+            scored(tmp_path / "killed")
     assert np.isnan(Store(tmp_path / "killed").array("scores")[:]).any()
-    np.testing.assert_array_equal(score(tmp_path / "killed").array("scores")[:], whole)
+    np.testing.assert_array_equal(scored(tmp_path / "killed").array("scores")[:], whole)
 
 
 def test_chunks_that_are_there_are_not_computed_again(tmp_path):
-    store = score(tmp_path)
+    store = scored(tmp_path)
     marked = store.array("scores")[:2, BLOCK : 2 * BLOCK] + 1000
     store.write("scores", (slice(0, 2), slice(BLOCK, 2 * BLOCK)), marked)
-    np.testing.assert_array_equal(score(tmp_path).array("scores")[:2, BLOCK : 2 * BLOCK], marked)
+    np.testing.assert_array_equal(scored(tmp_path).array("scores")[:2, BLOCK : 2 * BLOCK], marked)
 
 
 @pytest.mark.parametrize("chunk", ["scores/c/0/1", "layer_scores/c/0/0/1"])
 def test_a_damaged_chunk_is_computed_anew(tmp_path, chunk):
-    store = score(tmp_path, by_layer=True)
+    store = scored(tmp_path, by_layer=True)
     before = store.array("scores")[:]
     chunk = tmp_path / "results.zarr" / chunk
     damaged = bytearray(chunk.read_bytes())
     damaged[5] ^= 0xFF
     chunk.write_bytes(damaged)
-    again = score(tmp_path, by_layer=True)
+    again = scored(tmp_path, by_layer=True)
     np.testing.assert_array_equal(again.array("scores")[:], before)
     assert not np.isnan(again.array("layer_scores")[:]).any()
+
+
+def test_a_plan_never_holds_all_examples(tmp_path, monkeypatch):
+    job, held, most = new_job(tmp_path), [], []
+    many = examples(sentences(*[2] * 900), labels(900))
+    vars(job).update(training=many, fitted_on=many, subject=Subject(block=100))
+    batch = Examples.batch
+
+    def spied(*arguments):
+        inputs, classes = batch(*arguments)
+        held.append((weakref.ref(inputs), len(inputs)))
+        most.append(sum(size for tensor, size in held if tensor() is not None))
+        return inputs, classes
+
+    monkeypatch.setattr(Examples, "batch", spied)
+    assert planned(job).startswith("900 training examples, 1,800 tokens; 3 queries; 1 process\n")
+    assert max(most) <= 400

@@ -5,26 +5,14 @@ import random
 import shutil
 import signal
 import subprocess
-import time
 
 import numpy as np
 import psutil
 import pytest
 import zarr
 
-from support.job.errors import JobFailed
-from support.job.launch import at_large, finished, kill, launched, workers
-from tests.tiny_job import (
-    QUERIES,
-    TRAINING,
-    attributes,
-    finish,
-    kill_when,
-    make_model,
-    make_reviews,
-    options,
-    start,
-)
+from tests.processes import at_large, await_moment, ended, finished, kill, launched, workers
+from tests.tiny_job import QUERIES, TRAINING, attributes, make_model, make_reviews, options
 
 ARRAYS = ("scores", "self_influences")
 
@@ -43,7 +31,7 @@ def reviews(tmp_path_factory):
 def alone(model, reviews, tmp_path_factory):
     """The store of one process that nothing disturbed."""
     store = tmp_path_factory.mktemp("alone") / "store"
-    finish(start(["run", *options(model, reviews, store)]))
+    finished(launched(["run", *options(model, reviews, store)]))
     return store
 
 
@@ -54,7 +42,7 @@ def results(store):
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_agree_with_one_to_rounding(model, reviews, alone, tmp_path, processes):
-    said = finish(start(["run", *options(model, reviews, tmp_path)], processes))
+    said = finished(launched(["run", *options(model, reviews, tmp_path)], processes))
     assert said.count(f"Scored {TRAINING} training examples on {QUERIES} queries.") == 1
     assert attributes(tmp_path)["shards"] == processes
     expected = results(alone)
@@ -73,7 +61,7 @@ def many(tmp_path_factory):
 def undisturbed(model, many, tmp_path_factory):
     """The store of two processes that nothing disturbed."""
     store = tmp_path_factory.mktemp("undisturbed") / "store"
-    finish(start(["run", *options(model, many, store)], processes=2))
+    finished(launched(["run", *options(model, many, store)], processes=2))
     return store
 
 
@@ -88,10 +76,12 @@ MOMENTS = {
 def test_a_kill_changes_no_number(model, many, undisturbed, tmp_path, moment):
     store = tmp_path / "store"
     run = ["run", *options(model, many, store)]
-    kill_when(start(run, processes=2), lambda: any(store.glob(MOMENTS[moment])))
+    job = launched(run, processes=2)
+    await_moment(job, lambda: any(store.glob(MOMENTS[moment])))
+    kill(job)
     assert not (store / "results.zarr" / "self_influences").exists()
     again = ["run", "--store", str(store), "--query-block", "2", "--save-seconds", "0"]
-    finish(start(again, processes=2))
+    finished(launched(again, processes=2))
     expected = results(undisturbed)
     for name, found in results(store).items():
         np.testing.assert_array_equal(found, expected[name])
@@ -99,10 +89,8 @@ def test_a_kill_changes_no_number(model, many, undisturbed, tmp_path, moment):
 
 def test_a_kill_leaves_no_process_alive(model, many, tmp_path):
     store = tmp_path / "store"
-    job = start(["run", *options(model, many, store)], processes=2)
-    while not any(store.glob(MOMENTS["covariances"])):
-        assert job.poll() is None, job.communicate()[0]
-        time.sleep(0.005)
+    job = launched(["run", *options(model, many, store)], processes=2)
+    await_moment(job, lambda: any(store.glob(MOMENTS["covariances"])))
     at_work = workers(job)
     assert [at_large(one) for one in at_work] == [True, True]
     kill(job)
@@ -124,24 +112,20 @@ def test_a_process_that_nobody_has_waited_for_is_not_at_large():
 
 def test_a_job_that_fails_is_told_with_all_that_it_said(tmp_path):
     shown = launched(["show", "--store", str(tmp_path / "nowhere")])
-    with pytest.raises(JobFailed, match=r"(?s)ended with code \d+\. It said:\n.*nowhere"):
+    with pytest.raises(RuntimeError, match=r"(?s)ended with code \d+\. It said:\n.*nowhere"):
         finished(shown)
 
 
-def test_one_process_lost_ends_all_and_the_rest_goes_on_from_there(
-    model, many, undisturbed, tmp_path
-):
+def test_one_process_lost_ends_all_and_the_rest_goes_on_from_there(model, many, undisturbed, tmp_path):
     store = tmp_path / "store"
     run = ["run", *options(model, many, store)]
-    job = start(run, processes=2)
-    while not any(store.glob(MOMENTS["covariances"])):
-        assert job.poll() is None, job.communicate()[0]
-        time.sleep(0.005)
+    job = launched(run, processes=2)
+    await_moment(job, lambda: any(store.glob(MOMENTS["covariances"])))
     random.Random(0).choice(workers(job)).kill()
-    said, _ = job.communicate(timeout=120)
-    assert job.returncode
+    status, said = ended(job)
+    assert status
     assert "Signal 9" in said
-    finish(start(run, processes=2))
+    finished(launched(run, processes=2))
     for name, found in results(store).items():
         np.testing.assert_array_equal(found, results(undisturbed)[name])
 
@@ -150,26 +134,26 @@ def test_what_the_store_knows_need_not_be_said_again_and_another_model_is_refuse
     model, reviews, alone, tmp_path
 ):
     store = shutil.copytree(alone, tmp_path / "store")
-    said = finish(start(["run", "--store", str(store)]))
+    said = finished(launched(["run", "--store", str(store)]))
     assert "It was fitted before." in said
     other = make_model(tmp_path / "other", seed=1)
-    refused = start(["score", "--store", str(store), "--model", str(other)], processes=2)
-    said, _ = refused.communicate(timeout=120)
-    assert refused.returncode
+    refused = launched(["score", "--store", str(store), "--model", str(other)], processes=2)
+    status, said = ended(refused)
+    assert status
     assert said.count("StoreMismatch: --model is ") == 1
 
 
 def test_a_model_that_can_t_be_loaded_is_told_once_by_all(reviews, tmp_path):
-    job = start(["run", *options(tmp_path / "nowhere", reviews, tmp_path / "store")], processes=2)
-    said, _ = job.communicate(timeout=120)
-    assert job.returncode
+    job = launched(["run", *options(tmp_path / "nowhere", reviews, tmp_path / "store")], processes=2)
+    status, said = ended(job)
+    assert status
     assert said.count("ModelNotUsable: --model ") == 1
     assert "gloo" not in said
 
 
 def test_top_under_torchrun_is_the_first_process_alone(alone, tmp_path):
     store = shutil.copytree(alone, tmp_path / "store")
-    said = finish(start(["top", "--store", str(store), "--count", "2"], processes=2))
+    said = finished(launched(["top", "--store", str(store), "--count", "2"], processes=2))
     assert said.count("Over all queries:") == 1
     assert (store / "top.html").exists()
 
@@ -177,12 +161,12 @@ def test_top_under_torchrun_is_the_first_process_alone(alone, tmp_path):
 def test_a_configuration_that_changed_under_its_name_is_refused(model, reviews, tmp_path):
     own = shutil.copytree(model, tmp_path / "model")
     run = ["run", *options(own, reviews, tmp_path / "store")]
-    finish(start(run))
+    finished(launched(run))
     config = own / "config.json"
     config.write_text(config.read_text().replace('"n_heads": 2', '"n_heads": 4'))
-    refused = start(run)
-    said, _ = refused.communicate(timeout=120)
-    assert refused.returncode == 1
+    refused = launched(run)
+    status, said = ended(refused)
+    assert status == 1
     assert "StoreMismatch: config: n_heads is 4 here, but 2 in the store" in said
 
 
@@ -191,11 +175,11 @@ def test_a_model_that_changed_under_its_name_is_refused(model, alone, tmp_path):
     kept = shutil.copytree(model, tmp_path / "kept")
     try:
         make_model(model, seed=2)
-        refused = start(["score", "--store", str(store)])
-        said, _ = refused.communicate(timeout=120)
+        refused = launched(["score", "--store", str(store)])
+        status, said = ended(refused)
     finally:
         shutil.copytree(kept, model, dirs_exist_ok=True)
-    assert refused.returncode == 1
+    assert status == 1
     assert "StoreMismatch: model: model is " in said
 
 
@@ -208,13 +192,13 @@ def test_a_full_disk_is_told_and_with_more_room_the_job_goes_on(model, reviews, 
         pytest.skip("this machine lets no small file system be mounted")
     try:
         run = ["run", *options(model, reviews, disk / "store")]
-        full = start(run)
-        said, _ = full.communicate(timeout=120)
-        assert full.returncode == 1
+        full = launched(run)
+        status, said = ended(full)
+        assert status == 1
         assert "DiskFull: No room left for" in said
         assert "make room and run the same command again" in said
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        finish(start(run))
+        finished(launched(run))
         for name, found in results(disk / "store").items():
             np.testing.assert_array_equal(found, results(alone)[name])
     finally:
@@ -224,14 +208,12 @@ def test_a_full_disk_is_told_and_with_more_room_the_job_goes_on(model, reviews, 
 def test_a_second_job_on_a_store_is_refused_while_the_first_is_at_work(model, many, tmp_path):
     store = tmp_path / "store"
     run = ["run", *options(model, many, store)]
-    first = start(run)
-    while not any(store.glob(MOMENTS["covariances"])):
-        assert first.poll() is None, first.communicate()[0]
-        time.sleep(0.005)
+    first = launched(run)
+    await_moment(first, lambda: any(store.glob(MOMENTS["covariances"])))
     os.kill(first.pid, signal.SIGSTOP)
-    second = start(run)
-    said, _ = second.communicate(timeout=120)
+    second = launched(run)
+    status, said = ended(second)
     first.kill()
     first.communicate()
-    assert second.returncode == 1
+    assert status == 1
     assert "StoreBusy: Another job is at work on" in said

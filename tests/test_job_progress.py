@@ -4,8 +4,7 @@ import re
 
 import pytest
 
-from support.job.progress import Progress, told
-from support.job.team import Alone
+from support.job.progress import progress, told
 
 
 def test_a_line_says_how_many_how_fast_and_until_when():
@@ -31,33 +30,51 @@ def test_at_the_end_the_time_it_took_is_told():
     assert told("score", 200, 0, 200, 41.7) == "score: 200 of 200 examples (100%), 42 s"
 
 
-def test_lines_are_written_where_there_is_no_terminal(capsys):
-    with Progress(Alone(), "score", 2_000) as progress:
-        progress.add(500)
-        progress.add(1_500)
+def test_lines_are_written_where_there_is_no_terminal(capsys, alone):
+    with progress(alone(), "score", 2_000) as count:
+        count(500)
+        count(1_500)
     assert capsys.readouterr().err == "score: 2,000 of 2,000 examples (100%), 0 s\n"
 
 
-def test_a_job_taken_up_again_says_where(capsys):
-    with Progress(Alone(), "score", 2_000, before=1_600) as progress:
-        progress.add(400)
+def test_a_line_is_written_after_a_block_when_it_is_time(capsys, alone):
+    with progress(alone(), "score", 2_000, seconds=0) as count:
+        for _ in range(4):
+            count(500)
+    said = [line.partition(" of ")[0] for line in capsys.readouterr().err.splitlines()]
+    assert said == ["score: 500", "score: 1,000", "score: 1,500", "score: 2,000"]
+
+
+def test_a_job_taken_up_again_says_where(capsys, alone):
+    with progress(alone(), "score", 2_000, before=1_600) as count:
+        count(400)
     first, last = capsys.readouterr().err.splitlines()
     assert first == "score: goes on at 1,600 of 2,000 examples"
     assert last == "score: 2,000 of 2,000 examples (100%), 0 s"
 
 
 @pytest.mark.parametrize("before", [0, 10])
-def test_what_is_new_or_done_goes_on_nowhere(capsys, before):
-    with Progress(Alone(), "score", 10, before) as progress:
-        progress.add(10 - before)
+def test_what_is_new_or_done_goes_on_nowhere(capsys, alone, before):
+    with progress(alone(), "score", 10, before) as count:
+        count(10 - before)
     assert capsys.readouterr().err == "score: 10 of 10 examples (100%), 0 s\n"
 
 
-def test_only_the_first_process_tells(capsys):
-    class Second(Alone):
-        rank = 1
+def test_in_a_terminal_there_is_a_bar(capsys, alone, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with progress(alone(), "score", 10, before=4) as count:
+        count(6)
+    said = capsys.readouterr().err
+    assert "score:  40%" in said
+    assert "10/10" in said
 
-    with Progress(Second(), "score", 10, before=5) as progress:
-        progress.add(5)
-    assert capsys.readouterr().err == ""
-    assert progress.done() == 10
+
+def test_only_the_first_process_tells_and_all_are_counted(capsys, alone):
+    team = alone()
+    with progress(team, "score", 10, before=5) as count:
+        team.rank = 1
+        with progress(team, "score", 10, before=5) as other:
+            other(2)
+        assert capsys.readouterr().err == "score: goes on at 5 of 10 examples\n"
+        count(3)
+    assert capsys.readouterr().err == "score: 10 of 10 examples (100%), 0 s\n"

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from support.job.command import shown
 from support.job.errors import StepMissing
-from support.job.partial import save_sums
-from support.job.show import progress, shown
-from support.job.store import Store
+from support.job.store import Store, save_sums
 
 QUERIES, TRAINING, CHUNKS = 3, 11, (2, 4)
 PLACES = [
@@ -37,83 +36,57 @@ def own(store, places):
         store.write("self_influences", (place,), np.ones(place.stop - place.start))
 
 
-def test_an_empty_store_has_begun_nothing(store):
-    assert progress(store) == {"fit": "not yet", "score": "not yet", "self": "not yet"}
-
-
-def test_a_fit_is_begun_while_its_parts_lie_there(store):
-    store.partial_fit.mkdir()
-    assert progress(store)["fit"] == "begun"
-
-
 def test_a_fit_has_come_as_far_as_its_saved_sums(store):
+    assert store.progress() == {"fit": "not yet", "score": "not yet", "self": "not yet"}
     store.partial_fit.mkdir()
+    assert store.progress()["fit"] == "begun"
     for shard, blocks in enumerate([3, 2]):
         sums = {"sum": torch.ones(2)}
         save_sums(store.partial_fit / f"covariances-{shard}.safetensors", sums, blocks)
-    assert progress(store)["fit"] == "covariances of 5 blocks"
+    assert store.progress()["fit"] == "covariances of 5 blocks"
     save_sums(store.partial_fit / "eigenvalues-1.safetensors", {"sum": torch.ones(2)}, 1)
-    assert progress(store)["fit"] == "eigenvalues of 1 block"
-
-
-def test_a_fit_is_done_when_its_curvature_lies_there(store):
+    assert store.progress()["fit"] == "eigenvalues of 1 block"
     store.curvature.touch()
-    assert progress(store) == {"fit": "done", "score": "not yet", "self": "not yet"}
+    assert store.progress() == {"fit": "done", "score": "not yet", "self": "not yet"}
 
 
-@pytest.mark.parametrize("done", [0, 1, 4, 5])
-def test_half_scored_means_so_many_chunks_of_all(store, done):
-    score(store, PLACES[:done])
-    assert progress(store)["score"] == f"{done} of 6 blocks"
-
-
-def test_a_chunk_counts_wherever_it_lies(store):
-    score(store, [PLACES[1], PLACES[-1]])
-    assert progress(store)["score"] == "2 of 6 blocks"
+@pytest.mark.parametrize("places", [[], PLACES[:1], [PLACES[1], PLACES[-1]], PLACES[:5]])
+def test_half_scored_means_so_many_chunks_of_all_wherever_they_lie(store, places):
+    score(store, places)
+    assert store.progress()["score"] == f"{len(places)} of 6 blocks"
 
 
 def test_self_influences_are_counted_apart(store):
     own(store, [PLACES[0][1], PLACES[2][1]])
-    assert progress(store) == {"fit": "not yet", "score": "not yet", "self": "2 of 3 blocks"}
+    assert store.progress() == {"fit": "not yet", "score": "not yet", "self": "2 of 3 blocks"}
 
 
 def test_when_every_chunk_is_there_each_step_is_done(store):
     store.curvature.touch()
     score(store, PLACES)
     own(store, [place for _, place in PLACES[:3]])
-    assert progress(store) == {"fit": "done", "score": "done", "self": "done"}
+    assert store.progress() == {"fit": "done", "score": "done", "self": "done"}
 
 
 def test_a_damaged_chunk_is_one_that_is_missing(store):
     score(store, PLACES)
     chunk = next(path for path in store.folder.glob("results.zarr/scores/c/0/*"))
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    assert progress(store)["score"] == "5 of 6 blocks"
+    assert store.progress()["score"] == "5 of 6 blocks"
 
 
-def test_facts_are_shown_with_their_names_and_those_left_empty_are_not(store):
-    store.settle("subject", {"model": "mine", "layers": "", "block": 4})
-    store.settle("query_block", 2)
+def test_facts_are_shown_in_a_line_each_and_those_left_empty_are_not(store):
+    rows = ",".join(map(str, range(500)))
+    store.settle("subject", {"model": "mine", "layers": "", "training_rows": rows})
+    store.settle("shards", 2)
     lines = shown(store).split("\n")
-    assert lines[0] == str(store.folder)
-    assert lines[1:] == [
-        "format: influence-job-1",
-        "subject:",
-        "  model: mine",
-        "  block: 4",
-        "query_block: 2",
-        "progress:",
-        "  fit: not yet",
-        "  score: not yet",
-        "  self: not yet",
+    assert lines[:4] == [str(store.folder), "format: influence-job-1", "subject:", "  model: mine"]
+    assert lines[4].startswith("  training_rows: 0,1,2")
+    assert lines[4].endswith("…")
+    assert len(lines[4]) < 120
+    assert lines[5:] == ["shards: 2", "progress:"] + [
+        f"  {step}: not yet" for step in ("fit", "score", "self")
     ]
-
-
-def test_a_long_fact_is_cut_to_a_line(store):
-    store.settle("subject", {"training_rows": ",".join(map(str, range(500)))})
-    line = next(line for line in shown(store).split("\n") if "training_rows" in line)
-    assert line.endswith("…")
-    assert len(line) < 120
 
 
 def test_without_a_store_the_first_command_is_named(tmp_path):

@@ -15,8 +15,9 @@ from transformers import (
 
 from support.ekfac import EkfacInfluence
 from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
+from support.job.examples import chosen_rows
 from support.job.settings import Subject
-from support.job.sources import chosen_rows, load_classifier, load_texts
+from support.job.sources import load_classifier, load_texts
 from support.model import LABELS
 from tests.tiny_job import make_model
 
@@ -100,9 +101,7 @@ def test_the_packaged_reviews_need_no_file(imdb):
 
 def test_a_file_that_is_missing_is_named_with_what_would_do(tmp_path):
     missing = tmp_path / "reviews.csv"
-    with pytest.raises(
-        DatasetNotUsable, match=r"reviews\.csv' can't be read .*Name a file \(\.csv"
-    ):
+    with pytest.raises(DatasetNotUsable, match=r"reviews\.csv' can't be read .*Name a file \(\.csv"):
         loaded(missing)
 
 
@@ -122,9 +121,7 @@ def test_a_split_that_is_missing_is_refused_with_those_that_are_there(tmp_path):
 def test_a_column_that_is_missing_is_refused_with_those_that_are_there(tmp_path, option):
     reviews().save_to_disk(tmp_path)
     subject = Subject(**{option: "said"})
-    with pytest.raises(
-        DatasetNotUsable, match=r"'said'\. There are: text, label\. .*--text-column"
-    ):
+    with pytest.raises(DatasetNotUsable, match=r"'said'\. There are: text, label\. .*--text-column"):
         loaded(tmp_path, subject=subject)
 
 
@@ -144,9 +141,7 @@ def test_a_label_that_the_model_does_not_know_is_named_with_those_it_knows(tmp_p
 @pytest.mark.parametrize("labels", [[0, 2, 1], [0, -1, 1]])
 def test_a_number_that_is_no_class_of_the_model_is_named_with_its_row(tmp_path, labels):
     reviews(labels).to_csv(tmp_path / "reviews.csv")
-    with pytest.raises(
-        DatasetNotUsable, match=rf"^Row 1 of .* has the label {labels[1]}, .* 0 to 1"
-    ):
+    with pytest.raises(DatasetNotUsable, match=rf"^Row 1 of .* has the label {labels[1]}, .* 0 to 1"):
         loaded(tmp_path / "reviews.csv")
 
 

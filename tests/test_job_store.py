@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from filelock import FileLock
 
 from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
-from support.job.partial import blocks_in, load_sums, save_sums
-from support.job.store import Store, disk_full_is_told
-from support.job.team import Alone
+from support.job.store import Store, blocks_in, disk_full_is_told, load_sums, save_sums
 
 WHOLE = (slice(0, 2), slice(0, 3))
 
@@ -41,6 +40,12 @@ def test_what_is_written_is_read_and_what_is_missing_is_nan(scored):
     assert not scored.has("scores", (slice(0, 2), slice(3, 5)))
 
 
+def test_a_score_that_is_no_number_is_there(scored):
+    place = (slice(0, 2), slice(3, 5))
+    scored.write("scores", place, np.full((2, 2), np.nan, np.float32))
+    assert scored.has("scores", place)
+
+
 def test_anyone_can_read_the_results_with_zarr(scored):
     group = zarr.open_group(scored.folder / "results.zarr", mode="r")
     assert group.attrs["format"] == "influence-job-1"
@@ -63,7 +68,7 @@ def test_beginning_again_keeps_everything(scored):
     scored.settle("shards", 2)
     scored.begin()
     scored.make_array("scores", (2, 5), (2, 3), "float32", ("query", "training"))
-    assert scored.get("shards") == 2
+    assert scored.facts()["shards"] == 2
     assert scored.has("scores", WHOLE)
 
 
@@ -92,11 +97,11 @@ def test_a_damaged_description_of_an_array_is_told(scored):
         scored.read("scores", WHOLE)
 
 
-def test_a_file_is_no_folder_for_a_store(tmp_path):
+def test_a_file_is_no_folder_for_a_store(tmp_path, alone):
     path = tmp_path / "results"
     path.write_text("")
     with pytest.raises(StoreMismatch, match="results is a file. Name a folder"):
-        Store(path).refuse_other_folder()
+        Store(path).claimed(alone()).__enter__()
 
 
 def test_without_a_store_the_first_step_is_named(tmp_path):
@@ -104,18 +109,16 @@ def test_without_a_store_the_first_step_is_named(tmp_path):
         Store(tmp_path / "nowhere").facts()
 
 
-@pytest.mark.parametrize(
-    ("name", "step"), [("scores", "Run: score"), ("self_influences", "Run: self")]
-)
+@pytest.mark.parametrize(("name", "step"), [("scores", "Run: score"), ("self_influences", "Run: self")])
 def test_a_missing_result_names_its_step(store, name, step):
     with pytest.raises(StepMissing, match=f"has no {name} yet. {step}"):
         store.array(name)
 
 
-def test_a_folder_with_other_things_is_refused(tmp_path):
+def test_a_folder_with_other_things_is_refused(tmp_path, alone):
     (tmp_path / "thesis.tex").write_text("…")
     with pytest.raises(StoreMismatch, match="holds other things .thesis.tex. and no store"):
-        Store(tmp_path).claimed(Alone()).__enter__()
+        Store(tmp_path).claimed(alone()).__enter__()
 
 
 def test_a_zarr_group_of_someone_else_is_refused(tmp_path):
@@ -141,41 +144,40 @@ def test_a_damaged_chunk_is_told_and_counts_as_missing(scored, damage):
     assert not scored.has("scores", WHOLE)
 
 
-def test_what_a_killed_run_left_half_written_is_swept(scored):
+def test_what_a_killed_run_left_half_written_is_swept(scored, alone):
     halves = [
         scored.folder / "results.zarr" / "scores" / "c" / "0" / "1.abc.partial",
         scored.folder / "curvature.safetensors.partial",
     ]
     for half in halves:
         half.write_bytes(b"half")
-    with scored.claimed(Alone()):
+    with scored.claimed(alone()):
         pass
     assert not any(half.exists() for half in halves)
     assert scored.has("scores", WHOLE)
 
 
-def _hold(folder, rank, held):
-    team = Alone()
-    team.rank = rank
-    with Store(folder).claimed(team):
+def _hold(lock, held):
+    with FileLock(lock):
         held.set()
         time.sleep(60)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_second_job_is_refused_until_every_process_of_the_first_is_gone(store, rank):
+def test_a_second_job_is_refused_until_every_process_of_the_first_is_gone(store, alone, rank):
     context = multiprocessing.get_context("fork")
     held = context.Event()
-    holder = context.Process(target=_hold, args=(store.folder, rank, held))
+    holder = context.Process(target=_hold, args=(store.folder / "locks" / f"rank-{rank}", held))
+    (store.folder / "locks").mkdir()
     holder.start()
     try:
         assert held.wait(30)
         with pytest.raises(StoreBusy, match="Another job is at work on .*store. Wait for it"):
-            store.claimed(Alone()).__enter__()
+            store.claimed(alone()).__enter__()
     finally:
         holder.kill()
         holder.join()
-    with store.claimed(Alone()):
+    with store.claimed(alone()):
         pass
 
 

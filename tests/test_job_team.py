@@ -1,33 +1,43 @@
 """One process answers as a team does, and what would set processes against each other is refused."""
 
-import itertools
-
 import pytest
+import torch
 
 from support.job.errors import BadSetting
-from support.job.team import Alone, Team, device
+from support.job.team import assembled, device
 
 
 def test_one_process_is_a_team():
-    team = Alone()
-    assert isinstance(team, Team)
-    assert (team.rank, team.size, team.neighbours) == (0, 1, 1)
-    assert team.on_first(lambda: 7) == 7
-    assert list(itertools.islice(team.numbers("blocks"), 3)) == [0, 1, 2]
+    for _ in range(2):  # a team that has parted leaves room for the next
+        with assembled() as team:
+            tensor = torch.arange(3.0)
+            team.add_up(tensor)
+            team.hand_out(tensor, owner=0)
+            team.wait()
+            assert (team.rank, team.size, team.neighbours) == (0, 1, 1)
+            assert team.on_first(lambda: 7) == 7
+            assert tensor.tolist() == [0, 1, 2]
 
 
-def test_tallies_grow_and_don_t_mix():
-    team = Alone()
-    assert [team.tally("a", 2), team.tally("b", 5), team.tally("a", 3), team.tally("a")] == [
-        2,
-        5,
-        5,
-        5,
-    ]
+def test_what_is_shared_goes_to_one_and_tallies_grow_each_by_its_name(alone):
+    team = alone()
+    one, other = team.shared("a", "xyz"), team.shared("a", "xyz")
+    assert [next(one), next(other), next(one)] == ["x", "y", "z"]
+    assert list(one) == list(other) == []
+    assert list(team.shared("b", "xy")) == ["x", "y"]
+    tallies = [team.tally("a", 2), team.tally("b", 5), team.tally("a", 3), team.tally("a")]
+    assert tallies == [2, 5, 5, 5]
 
 
-def test_work_of_the_first_can_t_ask_for_work_of_the_first():
-    team = Alone()
+def test_what_goes_wrong_in_the_first_is_raised_there_as_it_is(alone):
+    team = alone()
+    with pytest.raises(KeyError, match="lost"):
+        team.on_first(lambda: {}["lost"])
+    assert team.on_first(lambda: 1) == 1
+
+
+def test_work_of_the_first_can_t_ask_for_work_of_the_first(alone):
+    team = alone()
     with pytest.raises(RuntimeError, match="on_first within on_first"):
         team.on_first(lambda: team.on_first(lambda: 1))
     assert team.on_first(lambda: 1) == 1

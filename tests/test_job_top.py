@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from support.job.errors import BadSetting, StepMissing
+from support.job.errors import StepMissing
 from support.job.examples import Examples
 from support.job.store import Store
 from support.job.top import strongest
@@ -136,12 +136,6 @@ def test_relative_scores_need_every_self_influence(tmp_path):
     store = stored(tmp_path / "other", own=own)
     with pytest.raises(StepMissing, match=r"^Not all self-influences are there yet\. Run: self$"):
         strongest(store, TRAINED_ON, ASKED, 2, relative=True)
-
-
-@pytest.mark.parametrize("count", [0, -1])
-def test_a_count_below_one_is_refused(tmp_path, count):
-    with pytest.raises(BadSetting, match=rf"^--count {count}: use 1 or more\.$"):
-        strongest(stored(tmp_path), TRAINED_ON, ASKED, count)
 
 
 def test_never_more_than_one_column_of_chunks_is_read(tmp_path, monkeypatch):

@@ -10,8 +10,7 @@ from tests.dense import labels, vectors
 
 def fisher_of_outputs(likelihood, outputs):
     return sum(
-        d[:, :, None] * d[:, None, :]
-        for d in likelihood.fisher_directions(outputs, torch.Generator())
+        d[:, :, None] * d[:, None, :] for d in likelihood.fisher_directions(outputs, torch.Generator())
     )
 
 
@@ -55,7 +54,5 @@ def test_loss_direction_of_a_gaussian_is_the_residual():
 def test_loss_directions_sum_to_nothing_over_the_models_own_labels():
     outputs = vectors(4, 3)
     p = outputs.softmax(dim=1)
-    mean = sum(
-        p[:, [c]] * loss_direction(Categorical(), outputs, torch.full((4,), c)) for c in range(3)
-    )
+    mean = sum(p[:, [c]] * loss_direction(Categorical(), outputs, torch.full((4,), c)) for c in range(3))
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-15)

@@ -136,12 +136,8 @@ def test_a_second_choice_replaces_the_first():
 
 
 def test_a_choice_that_matches_no_linear_layer_is_refused_with_the_parts_there_are():
-    expected = (
-        "No linear layer has one of LayerNorm in its name. Parts of names that there are: "
-        "attention, classifier, distilbert, ffn, k_lin, layer, lin1, lin2, out_lin, pre_classifier, "
-        "q_lin, transformer, v_lin."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+    expected = r"^No linear layer has one of LayerNorm in its name\. There are: attention, .*v_lin\.$"
+    with pytest.raises(ValueError, match=expected):
         require_gradients_only(tiny_distilbert(seed=0), ["LayerNorm"])
 
 
@@ -180,9 +176,7 @@ def rewrite(adapter, change):
     save_file(change(load_file(path)), path)
 
 
-def test_a_merged_model_says_what_the_model_with_the_adapter_beside_it_says(
-    training, adapter, batch
-):
+def test_a_merged_model_says_what_the_model_with_the_adapter_beside_it_says(training, adapter, batch):
     beside = ModelLogitsWrapper(training.model)(batch)
     merged = ModelLogitsWrapper(merge_adapter(tiny_distilbert(seed=0), adapter).eval())(batch)
     assert_close(merged, beside, rtol=1e-4, atol=1e-5)

@@ -32,25 +32,17 @@ from tests.made_up import WIDTH, reviews
 
 @pytest.fixture(scope="module")
 def retraining():
-    return Retraining(
-        untrained_tail(), reviews(24), Recipe(epochs=2, learning_rate=1e-3, batch_size=8)
-    )
+    return Retraining(untrained_tail(), reviews(24), Recipe(epochs=2, learning_rate=1e-3, batch_size=8))
 
 
 def state(tail):
     return {name: tensor.clone() for name, tensor in tail.state_dict().items()}
 
 
-def test_the_tail_of_the_classifier_says_what_the_classifier_says(
-    imdb, tokenizer, monkeypatch, tmp_path
-):
+def test_the_tail_of_the_classifier_says_what_the_classifier_says(imdb, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("SUPPORT_CACHE", str(tmp_path))
     texts = [text[:90] for text in imdb["train"].select([0, 24, 14_000])["text"]]
-    short = (
-        imdb["train"]
-        .select([0, 24, 14_000])
-        .map(lambda _, n: {"text": texts[n]}, with_indices=True)
-    )
+    short = imdb["train"].select([0, 24, 14_000]).map(lambda _, n: {"text": texts[n]}, with_indices=True)
     dataset = ImdbDataset(short, tokenizer)
     classifier = packaged_encoder().eval()
     with torch.no_grad():

@@ -3,15 +3,11 @@
 import csv
 import json
 import random
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
-from support.job.launch import kill, launched
 from support.model import LABELS, load_tokenizer
 
 WORDS = ["bad", "dull", "fine", "great", "film", "of", "the", "plot", "warm", "who", "laughs"]
@@ -57,26 +53,6 @@ def options(model: Path, reviews: Path, store: Path) -> list[str]:
         *("--layers", "ffn,classifier", "--query-rows", "all", "--regularization", "0.01"),
         *("--block", "4", "--query-block", "2", "--save-seconds", "0"),
     ]
-
-
-def start(arguments: list[str], processes: int = 1) -> subprocess.Popen:
-    """A job in processes of its own, one thread each."""
-    return launched(arguments, processes, threads=1)
-
-
-def finish(job: subprocess.Popen) -> str:
-    """What a job said; it must have ended well."""
-    said, _ = job.communicate(timeout=300)
-    assert job.returncode == 0, said
-    return said
-
-
-def kill_when(job: subprocess.Popen, moment: Callable[[], bool]) -> None:
-    """SIGKILL to all processes of a job at a moment; it must be at work until then."""
-    while not moment():
-        assert job.poll() is None, job.communicate()[0]
-        time.sleep(0.005)
-    kill(job)
 
 
 def attributes(store: Path) -> dict:

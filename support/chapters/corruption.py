@@ -66,9 +66,7 @@ def area_under(curve: Float[np.ndarray, " inspected"]) -> float:
     return float(np.trapezoid(curve.astype(np.float64), dx=1 / (len(curve) - 1)))
 
 
-def influence_on_all(
-    engine: EkfacInfluence, tests: Reviews, train: Reviews
-) -> Float[Tensor, " train"]:
+def influence_on_all(engine: EkfacInfluence, tests: Reviews, train: Reviews) -> Float[Tensor, " train"]:
     """Σ over `tests` of the influence of each training review, at the price of one test review."""
     # Influence is linear in the test gradient, so the factors may be added up before they are used.
     factors = engine.influence_factors(tests.vectors, tests.labels)
@@ -84,9 +82,7 @@ def rankings(
     Harm is done to the `validation` reviews, whose labels are trusted; `seed` draws the ranking by
     chance.
     """
-    engine = EkfacInfluence(head, hessian_regularization=regularization).fit(
-        retraining.batches(train)
-    )
+    engine = EkfacInfluence(head, hessian_regularization=regularization).fit(retraining.batches(train))
     self_influences = engine.self_influences(train.vectors, train.labels)
     harm = -influence_on_all(engine, validation, train)
     chance = torch.rand(len(train), generator=torch.Generator().manual_seed(seed))

@@ -77,9 +77,7 @@ def predicted_and_retrained(
     show(panels, ylabel="loss after training on it")
 
 
-def scores_with_intervals(
-    table: pd.DataFrame, ceiling: float, emphasised: Sequence[str], title: str
-) -> None:
+def scores_with_intervals(table: pd.DataFrame, ceiling: float, emphasised: Sequence[str], title: str) -> None:
     """LDS of every scorer with its interval, best on top, and the noise ceiling; `table` has columns
     name, report, low, high."""
     table = table.sort_values("report")

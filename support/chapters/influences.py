@@ -15,8 +15,7 @@ from support.text import paragraphs
 def words_in_common(one: str, other: str) -> list[str]:
     """Words that both reviews use, stop words left out, in alphabetical order."""
     first, second = (
-        set(re.findall(r"[a-z][a-z']{2,}", " ".join(paragraphs(text)).lower()))
-        for text in (one, other)
+        set(re.findall(r"[a-z][a-z']{2,}", " ".join(paragraphs(text)).lower())) for text in (one, other)
     )
     return sorted((first & second) - ENGLISH_STOP_WORDS)
 

@@ -31,9 +31,7 @@ def along_layers(
     show(axes, title=title, xlabel="layer, from input to output", ylabel="influence")
 
 
-def layer_shares(
-    of_sizes: np.ndarray, of_squares: Iterable, layers: Sequence[str], title: str
-) -> None:
+def layer_shares(of_sizes: np.ndarray, of_squares: Iterable, layers: Sequence[str], title: str) -> None:
     """Each layer's share of all sizes of influence, a dot per test review, with median and squares:
     `of_sizes` is (test reviews, layers), rows adding up to one; `of_squares` one share per layer."""
     axes = new_axes(8, 3.8)

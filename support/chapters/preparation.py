@@ -19,9 +19,7 @@ def print_sentiment_preds(
     """
     with torch.inference_mode():
         negative, positive = model(model_input.reshape(1, -1)).softmax(dim=1)[0].tolist()
-    print(
-        f"positive {positive:6.1%}   negative {negative:6.1%}   true label: {LABELS[int(true_label)]}"
-    )
+    print(f"positive {positive:6.1%}   negative {negative:6.1%}   true label: {LABELS[int(true_label)]}")
 
 
 def strip_layer_names(names: Iterable[str]) -> list[str]:

@@ -28,9 +28,7 @@ def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> No
     show(panels, ylabel="layer, from input to output")
 
 
-def spectra(
-    eigenvalues: Mapping[str, np.ndarray], regularizations: Mapping[str, float], title: str
-) -> None:
+def spectra(eigenvalues: Mapping[str, np.ndarray], regularizations: Mapping[str, float], title: str) -> None:
     """Corrected eigenvalues of each layer from the largest to the smallest, with λ across them.
 
     `regularizations` are drawn as horizontal lines, named beside the axes.

@@ -26,9 +26,7 @@ def learning_curve(losses: Sequence[float], snapshots: dict[str, int], title: st
     show(axes, xlabel="training step (dotted: a snapshot was kept)", ylabel="cross-entropy")
 
 
-def confidence(
-    positive_probability: Iterable, labels: Iterable, tokens: Iterable, title: str
-) -> None:
+def confidence(positive_probability: Iterable, labels: Iterable, tokens: Iterable, title: str) -> None:
     """How sure the model is on held-out reviews by their label, and its errors by review length."""
     left, right = axes = new_axes(8, 3, panels=2)
     frame = pd.DataFrame({"p": positive_probability, "label": labels, "tokens": tokens})

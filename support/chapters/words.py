@@ -130,9 +130,7 @@ def loudness(words: Sequence[Word]) -> pd.Series:
 
 def without(text: str, name: str) -> str:
     """The text with every occurrence of a word taken out, the word named as `Word.name` does."""
-    return WORD.sub(
-        lambda m: "" if Word(m.group(), *m.span(), 0.0).name == name else m.group(), text
-    )
+    return WORD.sub(lambda m: "" if Word(m.group(), *m.span(), 0.0).name == name else m.group(), text)
 
 
 def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
@@ -149,9 +147,7 @@ def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
         if word.is_line_break and not (following and following.is_line_break):
             body.append("<br>")
         end = word.end
-    added = " ".join(
-        f"{_veiled(word, largest)} <small>{_signed(word.influence)}</small>" for word in special
-    )
+    added = " ".join(f"{_veiled(word, largest)} <small>{_signed(word.influence)}</small>" for word in special)
     helps = _veiled(Word("helps", 0, 0, largest), largest)
     harms = _veiled(Word("harms", 0, 0, -largest), largest)
     legend = (

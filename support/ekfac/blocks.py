@@ -147,9 +147,7 @@ def _read(batch: object) -> tuple[Inputs, object]:
     return inputs, labels
 
 
-def blocks_of(
-    inputs: Inputs, labels: Tensor | None, token_mask: TokenMask, first: int = 0
-) -> list[Block]:
+def blocks_of(inputs: Inputs, labels: Tensor | None, token_mask: TokenMask, first: int = 0) -> list[Block]:
     """The examples of one batch, longest first, trimmed of the columns that are padding to all.
 
     `first` is the row of the first of them. Raises `LabelsMismatch` when there isn't one label per
@@ -159,9 +157,7 @@ def blocks_of(
     mask = _mask(inputs, token_mask)
     if mask is None:
         rows = range(count_of(inputs))
-        chosen = [
-            (list(rows[n : n + EXAMPLES_AT_A_TIME]), None) for n in rows[::EXAMPLES_AT_A_TIME]
-        ]
+        chosen = [(list(rows[n : n + EXAMPLES_AT_A_TIME]), None) for n in rows[::EXAMPLES_AT_A_TIME]]
     else:
         # Up to where each example has real tokens.
         ends = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
@@ -193,9 +189,7 @@ def refuse_other_labels(inputs: Inputs, labels: object) -> None:
         )
     if labels.ndim == 0 or count_of(inputs) != len(labels):
         labelled = len(labels) if labels.ndim else 1
-        raise LabelsMismatch(
-            f"{count_of(inputs)} examples come with {labelled} labels: one label each."
-        )
+        raise LabelsMismatch(f"{count_of(inputs)} examples come with {labelled} labels: one label each.")
 
 
 def _mask(inputs: Inputs, token_mask: TokenMask) -> Bool[Tensor, "batch tokens"] | None:

@@ -72,15 +72,11 @@ class Eigenbasis:
         self.activation = self.activation.T.contiguous().T
         self.output_gradient = self.output_gradient.T.contiguous().T
 
-    def of_activations(
-        self, rows: Float[Tensor, "positions d_in"]
-    ) -> Float[Tensor, "positions d_in"]:
+    def of_activations(self, rows: Float[Tensor, "positions d_in"]) -> Float[Tensor, "positions d_in"]:
         """Q_aᵀ a for every row a."""
         return self._rotated(rows, self.activation)
 
-    def of_output_gradients(
-        self, rows: Float[Tensor, "positions d_out"]
-    ) -> Float[Tensor, "positions d_out"]:
+    def of_output_gradients(self, rows: Float[Tensor, "positions d_out"]) -> Float[Tensor, "positions d_out"]:
         """Q_gᵀ g for every row g."""
         return self._rotated(rows, self.output_gradient)
 
@@ -106,9 +102,7 @@ def eigenbasis(
     """
     activation_values, activation_vectors = _eigenvectors(activation)
     gradient_values, gradient_vectors = _eigenvectors(output_gradient)
-    return Eigenbasis(
-        activation_vectors, gradient_vectors, activation_values, gradient_values, precision
-    )
+    return Eigenbasis(activation_vectors, gradient_vectors, activation_values, gradient_values, precision)
 
 
 def _eigenvectors(covariance: Float[Tensor, "d d"]) -> tuple[Tensor, Tensor]:
@@ -142,9 +136,7 @@ def rotated_one_by_one(
         a = basis.of_activations(a)
     if g_first:
         g = basis.of_output_gradients(g)
-    for example, a_rows, g_rows in replace(
-        gradients, activations=a, output_gradients=g
-    ).one_by_one():
+    for example, a_rows, g_rows in replace(gradients, activations=a, output_gradients=g).one_by_one():
         product = matrix_product(g_rows.T, a_rows)
         if not a_first:
             product = matrix_product(product, basis.activation)
@@ -163,9 +155,7 @@ def rotated_rows(
     )
 
 
-def add_squares(
-    total: Float[Tensor, "d_out d_in"], gradients: LayerGradients, basis: Eigenbasis
-) -> None:
+def add_squares(total: Float[Tensor, "d_out d_in"], gradients: LayerGradients, basis: Eigenbasis) -> None:
     """total += Σ_n (Q_gᵀ G_n Q_a)², entry by entry: the batch's share of the corrected eigenvalues.
 
     With one position per example the squares are products of squares, and their sum a matrix product.
@@ -209,9 +199,7 @@ def check_regularization(regularization: Regularization) -> None:
     """Raise `BadSetting` unless it is a finite number ≥ 0 or "auto"."""
     if regularization == "auto":
         return
-    if isinstance(regularization, str) or not (
-        math.isfinite(regularization) and regularization >= 0
-    ):
+    if isinstance(regularization, str) or not (math.isfinite(regularization) and regularization >= 0):
         raise BadSetting(
             f"hessian_regularization={regularization!r}: use a number ≥ 0, or 'auto' "
             f"({AUTO_SHARE} times the mean eigenvalue of each layer)."

@@ -73,9 +73,7 @@ class CovarianceSums:
     def basis(self, name: str) -> Eigenbasis:
         """A layer's eigenbasis. Its sums are given up: ask once, at the end."""
         covariances = self.layers.pop(name)
-        return eigenbasis(
-            covariances.activation(), covariances.output_gradient(), self.passes.precision
-        )
+        return eigenbasis(covariances.activation(), covariances.output_gradient(), self.passes.precision)
 
 
 class EigenvalueSums:
@@ -83,9 +81,7 @@ class EigenvalueSums:
 
     def __init__(self, passes: Passes, likelihood: Likelihood, bases: dict[str, Eigenbasis]):
         self.passes, self.likelihood, self.bases = passes, likelihood, bases
-        self.tensors = {
-            name: torch.zeros_like(kfac_eigenvalues(basis)) for name, basis in bases.items()
-        }
+        self.tensors = {name: torch.zeros_like(kfac_eigenvalues(basis)) for name, basis in bases.items()}
 
     def add(self, blocks: Iterable[Block], draws: torch.Generator) -> int:
         """Add the examples of some blocks, as `CovarianceSums.add` does."""
@@ -193,9 +189,7 @@ class EkfacCurvature:
             eigenvalues = {name: total.div_(examples) for name, total in squares.tensors.items()}
         else:
             eigenvalues = {name: kfac_eigenvalues(basis) for name, basis in bases.items()}
-        self.curvature = {
-            name: LayerCurvature(basis, eigenvalues[name]) for name, basis in bases.items()
-        }
+        self.curvature = {name: LayerCurvature(basis, eigenvalues[name]) for name, basis in bases.items()}
         self.examples = examples
         return self
 

@@ -127,9 +127,7 @@ def is_finite(tensor: Tensor) -> bool:
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
-def _flat(
-    layer: TrackedLayer, seen: Tensor, mask: Tensor | None, examples: int, what: str
-) -> Tensor:
+def _flat(layer: TrackedLayer, seen: Tensor, mask: Tensor | None, examples: int, what: str) -> Tensor:
     """`(batch · positions, d)`, padding included."""
     if seen.ndim not in (2, 3) or len(seen) != examples:
         raise LayerNotSupported(

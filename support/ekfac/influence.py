@@ -104,9 +104,7 @@ class EkfacInfluence(EkfacCurvature):
         """
         return sum_over_layers(self.influences_by_layer(x_test, y_test, x, y))
 
-    def influences_from_factors(
-        self, factors: Factors, x: Inputs, y: Labels
-    ) -> Float[Tensor, "test train"]:
+    def influences_from_factors(self, factors: Factors, x: Inputs, y: Labels) -> Float[Tensor, "test train"]:
         """`influences` of the examples `factors` were made of, from training examples `x`, `y`.
 
         Raises `FactorsMismatch` for factors of other layers, and as `influence_factors` does.
@@ -117,9 +115,7 @@ class EkfacInfluence(EkfacCurvature):
         """Each layer's part of `influences_from_factors`. Raises as that does."""
         self._require_fit()
         check_factors(factors, self.layers)
-        scores = {
-            name: self.passes.zeros(len(factor), count_of(x)) for name, factor in factors.items()
-        }
+        scores = {name: self.passes.zeros(len(factor), count_of(x)) for name, factor in factors.items()}
         for one in self._losses(self._blocks(x, y, "influences")):
             for name, gradients in one.gradients():
                 scores[name][:, one.rows] = products(factors[name], gradients)
@@ -281,8 +277,7 @@ class EkfacInfluence(EkfacCurvature):
 
     def _factors(self, blocks: Iterable[Block], examples: int) -> Factors:
         factors = {
-            name: self.passes.zeros(examples, layer.d_out, layer.d_in)
-            for name, layer in self.layers.items()
+            name: self.passes.zeros(examples, layer.d_out, layer.d_in) for name, layer in self.layers.items()
         }
         for one in self._losses(blocks):
             for name, gradients in one.gradients():

@@ -37,9 +37,7 @@ class Likelihood(Protocol):
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor: ...
 
-    def fisher_directions(
-        self, outputs: Tensor, generator: torch.Generator
-    ) -> Iterator[Tensor]: ...
+    def fisher_directions(self, outputs: Tensor, generator: torch.Generator) -> Iterator[Tensor]: ...
 
     def label_directions(self, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]: ...
 
@@ -67,9 +65,7 @@ class Categorical:
                 f"Labels have shape {tuple(labels.shape)}, expected ({examples},): one per example."
             )
         if labels.is_floating_point() or labels.is_complex():
-            raise LabelsMismatch(
-                f"Labels are {labels.dtype}; classes are whole numbers. Use labels.long()."
-            )
+            raise LabelsMismatch(f"Labels are {labels.dtype}; classes are whole numbers. Use labels.long().")
         wrong = labels[(labels < 0) | (labels >= classes)]
         if len(wrong):
             raise LabelsMismatch(
@@ -103,9 +99,7 @@ class Categorical:
             for probability, unit in zip(probabilities.T, _units(outputs), strict=True):
                 yield probability.sqrt().unsqueeze(1) * (probabilities - unit)
 
-    def _sampled_directions(
-        self, probabilities: Tensor, generator: torch.Generator
-    ) -> Iterator[Tensor]:
+    def _sampled_directions(self, probabilities: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         # Drawn where the generator lives, so that every device draws the same labels.
         drawn = torch.multinomial(
             probabilities.cpu().float(), self.samples, replacement=True, generator=generator
@@ -142,8 +136,7 @@ class Gaussian:
         """Raise `LabelsMismatch` unless labels and outputs have the same shape."""
         if labels.shape != outputs.shape:
             raise LabelsMismatch(
-                f"Labels have shape {tuple(labels.shape)}, outputs {tuple(outputs.shape)}: "
-                "they must agree."
+                f"Labels have shape {tuple(labels.shape)}, outputs {tuple(outputs.shape)}: they must agree."
             )
 
     def loss(
@@ -161,9 +154,7 @@ class Gaussian:
 
     def label_directions(self, outputs: Float[Tensor, "batch outputs"]) -> Iterator:
         """Raise `LabelsMismatch`: there are infinitely many labels."""
-        raise LabelsMismatch(
-            "influences_by_label needs labels that are classes; a Gaussian's are numbers."
-        )
+        raise LabelsMismatch("influences_by_label needs labels that are classes; a Gaussian's are numbers.")
 
 
 def _units(outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "classes classes"]:

@@ -74,9 +74,7 @@ class Pass:
         precise = torch.promote_types(self.dtype, torch.float32)
         self.outputs: Float[Tensor, "batch classes"] = outputs.detach().to(precise)
 
-    def _remember(
-        self, name: str, module: nn.Module, inputs: tuple, named: dict, output: Tensor
-    ) -> Tensor:
+    def _remember(self, name: str, module: nn.Module, inputs: tuple, named: dict, output: Tensor) -> Tensor:
         if name in self._seen:
             raise LayerNotSupported(
                 f"{name!r} is called more than once in one forward pass, which EK-FAC does not "
@@ -204,9 +202,7 @@ class Passes:
                     yield first
                     yield from passes
 
-    def _of_block(
-        self, block: Block, directions: Directions, context: Arithmetic
-    ) -> Iterator[Pass]:
+    def _of_block(self, block: Block, directions: Directions, context: Arithmetic) -> Iterator[Pass]:
         with undisturbed(self.model):
             block = block.ordinary()
             one = Pass(self, block, context)
@@ -233,8 +229,7 @@ def _first(passes: Iterator[Pass], block: Block) -> Pass | None:
     one, other = (len(half.rows) for half in block.halves())
     warnings.warn(
         BlockHalved(
-            f"{one + other} examples at a time are too many for the memory; going on with {one} "
-            f"and {other}."
+            f"{one + other} examples at a time are too many for the memory; going on with {one} and {other}."
         ),
         stacklevel=3,
     )

@@ -63,8 +63,7 @@ def products_by_row(
 ) -> Float[Tensor, "test positions"]:
     """g_tᵀ · factors · a_t for every row; those of an example add up to its `products`."""
     by_row = [
-        (gradients.output_gradients @ factor).mul_(gradients.activations).sum(dim=1)
-        for factor in factors
+        (gradients.output_gradients @ factor).mul_(gradients.activations).sum(dim=1) for factor in factors
     ]
     return torch.stack(by_row)
 

@@ -76,9 +76,7 @@ def _by_autograd(passes: Passes, block: Block) -> dict[str, Float[Tensor, "d_out
     with torch.enable_grad():
         outputs = passes.outputs(block.inputs)
         scalar = (outputs * _on_the_first(outputs.detach())).sum()
-        return {
-            name: _gradient(layer, scalar).to(layer.dtype) for name, layer in passes.layers.items()
-        }
+        return {name: _gradient(layer, scalar).to(layer.dtype) for name, layer in passes.layers.items()}
 
 
 def _gradient(layer: TrackedLayer, scalar: Tensor) -> Float[Tensor, "d_out d_in"]:

@@ -3,7 +3,7 @@
     python -m support.job --help
     torchrun --nproc-per-node=4 -m support.job fit …
 
-What runs where: `command` reads the command line, `settings` says what can be set, `sources` brings
-model and data, `examples` the data in blocks, `team` the processes, `store` the results, `fit` and
-`score` do the work, `top` and `page` tell what came out, `plan` and `fleet` what it will cost.
+What runs where: `command` reads the command line, `settings` says what can be set, `sources` brings model
+and texts, `examples` the texts in blocks, `team` the processes, `store` keeps the results, `work` puts a
+job together; `plan`, `fit`, `score` and `top` are its steps, `fleet` what it would cost elsewhere.
 """

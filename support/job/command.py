@@ -3,18 +3,19 @@
 import argparse
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from support.ekfac.errors import EkfacError
-from support.job import fleet, plan
+from support.job import fleet
 from support.job.errors import BadSetting, JobError, ToldElsewhere
-from support.job.page import as_text, page, write_top
-from support.job.settings import Damping, Question, Subject, add_options
-from support.job.show import shown
+from support.job.fit import fit
+from support.job.plan import planned
+from support.job.score import score, self_influences
+from support.job.settings import LEAST, Damping, Question, Subject, add_options, refuse_below
 from support.job.store import Store
-from support.job.team import Alone, Team, assembled
-from support.job.top import strongest
+from support.job.team import Team, assembled
+from support.job.top import page, strongest
 from support.job.work import Job
 
 GUIDE = """\
@@ -41,8 +42,8 @@ A run that was killed goes on where it was when the same command is given again.
 need not be said again; what contradicts it is refused.
 """
 
-
-Command = Callable[[Namespace, Team], None]
+Command = Callable[[Namespace, Team], Iterator[str | None]]
+"""Does the work of a command; gives what there is to say, when there is."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -59,7 +60,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _told(chosen: Namespace, team: Team) -> int:
     """Run a command; what goes wrong on purpose is told before the team parts."""
     try:
-        chosen.run(chosen, team)
+        for said in chosen.run(chosen, team):
+            if said and team.rank == 0:
+                print(said, flush=True)
     except ToldElsewhere:
         return 1
     except (JobError, EkfacError) as error:
@@ -81,169 +84,125 @@ def parser() -> ArgumentParser:
     )
     commands = whole.add_subparsers(required=True, metavar="command")
     everything = (Subject, Question, Damping)
+    run_all = _steps(Job.begin, Job.ask, fit, score, self_influences)
     for name, run, meaning, settings in (
-        ("plan", _plan, "what the job will cost on this machine", (Subject, Question)),
-        ("run", _steps(_ask, _fit, _score, _self), "fit, score and self in one go", everything),
-        ("fit", _steps(_fit), "the curvature of the model", (Subject,)),
-        ("score", _steps(_score), "influence of all training examples", everything),
-        ("self", _steps(_self), "influence of each one on itself", (Subject, Damping)),
+        ("plan", _steps(planned), "what the job will cost on this machine", everything[:2]),
+        ("run", run_all, "fit, score and self in one go", everything),
+        ("fit", _steps(fit), "the curvature of the model", (Subject,)),
+        ("score", _steps(score), "influence of all training examples", everything),
+        ("self", _steps(self_influences), "influence of each one on itself", everything[::2]),
         ("top", _top, "the strongest training examples, to read", ()),
         ("show", _show, "what a store knows, and how far it is", ()),
+        ("fleet", _fleet, "what a job would cost on machines that you don't have", ()),
     ):
         command = commands.add_parser(name, help=meaning, description=f"{meaning.capitalize()}.")
         command.set_defaults(run=run)
-        command.add_argument("--store", required=True, metavar="FOLDER", help="the job's results")
+        if name != "fleet":
+            store = {"required": True, "metavar": "FOLDER", "help": "the job's results"}
+            command.add_argument("--store", **store)
         for one in settings:
             add_options(command, one)
         if Question in settings:
-            command.add_argument(
-                "--query-block", type=int, metavar="…", help="queries at a time (as many as fit)"
-            )
+            _add(command, "query-block", int, None, "queries at a time (as many as fit)")
         if name in ("run", "fit", "score", "self"):
-            _add_seconds(command, saves=name in ("run", "fit"))
-        if name == "top":
-            _add_top(command)
-    _add_fleet(commands)
+            _add(command, "tell-seconds", float, 60.0, "between two lines of a log (60)")
+        if name in ("run", "fit"):
+            meaning = "between two savings of the fit on its way (60)"
+            _add(command, "save-seconds", float, 60.0, meaning)
+    _add_to_top(commands.choices["top"])
+    _add_to_fleet(commands.choices["fleet"])
     return whole
 
 
-def _add_seconds(command: ArgumentParser, saves: bool) -> None:
-    command.add_argument(
-        "--tell-seconds",
-        type=float,
-        default=60.0,
-        metavar="…",
-        help="between two lines of a log (60)",
-    )
-    if saves:
-        meaning = "between two savings of the fit on its way (60)"
-        command.add_argument("--save-seconds", type=float, default=60.0, metavar="…", help=meaning)
+def _add(command: ArgumentParser, name: str, kind: type, default: object, meaning: str) -> None:
+    command.add_argument(f"--{name}", type=kind, default=default, metavar="…", help=meaning)
 
 
-def _add_top(command: ArgumentParser) -> None:
-    command.add_argument("--count", type=int, default=10, metavar="…", help="how many (10)")
-    command.add_argument(
-        "--relative", action="store_true", help="scores over √self-influence; needs self"
-    )
-    command.add_argument(
-        "--output", type=Path, metavar="…", help="folder for top.parquet and top.html (the store)"
-    )
+def _add_to_top(command: ArgumentParser) -> None:
+    _add(command, "count", int, 10, "how many (10)")
+    meaning = "scores over √self-influence; needs self"
+    command.add_argument("--relative", action="store_true", help=meaning)
+    _add(command, "output", Path, None, "folder for top.parquet and top.html (the store)")
 
 
-def _add_fleet(commands: argparse._SubParsersAction) -> None:
-    meaning = "what a job would cost on machines that you don't have"
-    command = commands.add_parser("fleet", help=meaning, description=f"{meaning.capitalize()}.")
-    command.set_defaults(run=_fleet)
-    shapes = f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"
-    command.add_argument(
-        "--shape", choices=fleet.SHAPES, default="llama-3-8b", metavar="…", help=shapes
-    )
-    for name, kind, default, unit in (
-        ("examples", int, 1_000_000, "training examples"),
-        ("tokens", int, 512, "tokens of each"),
-        ("fit-examples", int, 100_000, "examples that the curvature is fitted on"),
-        ("queries", int, 1000, "queries"),
-        ("devices", int, 64, "devices"),
-        ("teraflops", float, 400.0, "10¹² operations a second that a device sustains"),
-        ("memory", float, 80.0, "GB of a device"),
+def _add_to_fleet(command: ArgumentParser) -> None:
+    shapes = {"choices": fleet.SHAPES, "default": "llama-3-8b", "metavar": "…"}
+    meaning = f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"
+    command.add_argument("--shape", **shapes, help=meaning)
+    for name, default, unit in (
+        ("examples", 1_000_000, "training examples"),
+        ("tokens", 512, "tokens of each"),
+        ("fit-examples", 100_000, "examples that the curvature is fitted on"),
+        ("queries", 1000, "queries"),
+        ("devices", 64, "devices"),
+        ("teraflops", 400.0, "10¹² operations a second that a device sustains"),
+        ("memory", 80.0, "GB of a device"),
     ):
-        command.add_argument(
-            f"--{name}", type=kind, default=default, metavar="…", help=f"{unit} ({default:,})"
-        )
+        _add(command, name, type(default), default, f"{unit} ({default:,})")
 
 
-def _job(chosen: Namespace, team: Team) -> Job:
-    for name, least in (("tell_seconds", 1), ("save_seconds", 0), ("query_block", 1)):
-        value = getattr(chosen, name, None)
-        if value is not None and value < least:
-            raise BadSetting(f"--{name.replace('_', '-')} {value}: use {least} or more.")
-    return Job(Store(chosen.store), vars(chosen), team)
+def _steps(*steps: Callable[[Job], str | None]) -> Command:
+    """A command of steps on a store, which is this team's meanwhile."""
 
-
-def _plan(chosen: Namespace, team: Team) -> None:
-    job = _job(chosen, team)
-    with job.store.claimed(team):
-        expected = plan.planned(job)
-    if team.rank == 0:
-        print(plan.told(job, expected))
-
-
-Step = Callable[[Job, Namespace], None]
-
-
-def _steps(*steps: Step) -> Command:
-    """A command of steps that write to the store, which is this team's meanwhile."""
-
-    def run(chosen: Namespace, team: Team) -> None:
-        job = _job(chosen, team)
+    def run(chosen: Namespace, team: Team) -> Iterator[str | None]:
+        refuse_below(LEAST, vars(chosen))
+        job = Job(Store(chosen.store), vars(chosen), team)
         with job.store.claimed(team):
             for step in steps:
-                step(job, chosen)
+                yield step(job)
 
     return run
 
 
-def _ask(job: Job, chosen: Namespace) -> None:
-    job.begin()
-    job.ask()
-
-
-def _fit(job: Job, chosen: Namespace) -> None:
-    was_missing = job.fit(chosen.save_seconds, chosen.tell_seconds)
-    fitted = f"Fitted on {len(job.fitted_on):,} examples."
-    _say(job.team, fitted if was_missing else "It was fitted before.")
-
-
-def _score(job: Job, chosen: Namespace) -> None:
-    job.score(chosen.tell_seconds)
-    examples, queries = len(job.training), len(job.queries)
-    _say(job.team, f"Scored {examples:,} training examples on {queries:,} queries.")
-
-
-def _self(job: Job, chosen: Namespace) -> None:
-    job.self_influences(chosen.tell_seconds)
-    _say(job.team, f"Self-influence of {len(job.training):,} training examples.")
-
-
-def _say(team: Team, text: str) -> None:
-    if team.rank == 0:
-        print(text, flush=True)
-
-
-def _top(chosen: Namespace, team: Team) -> None:
-    if team.rank:
-        return
-    job = _job(chosen, Alone())
-    job.store.array("scores")  # before queries are looked for: only `score` says which they are
+def _top(chosen: Namespace, team: Team) -> Iterator[str]:
+    refuse_below(LEAST, vars(chosen))
+    job = Job(Store(chosen.store), vars(chosen), team)
+    # Before queries are looked for: only `score` says which they are.
+    team.on_first(lambda: job.store.array("scores").shape)
     job.refuse_other_texts()
+    regularization = job.damping.regularization
+    if team.rank:  # from here on nothing may be asked of the team
+        return
     found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
-    told = {
+    facts = {
         "model": job.subject.model,
         "training examples": f"{len(job.training):,}",
-        "regularization": job.damping.regularization,
+        "regularization": regularization,
         "scores": "divided by √self-influence" if chosen.relative else "plain",
     }
     output = chosen.output or job.store.folder
-    write_top(output, found, page(found, job.queries, job.class_names, told))
-    print(as_text(found))
-    print(f"\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}")
+    class_names = {number: name for name, number in job.classifier.class_names.items()}
+    found.write(output, page(found, job.queries, class_names, facts))
+    yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"
 
 
-def _show(chosen: Namespace, team: Team) -> None:
-    if team.rank == 0:
-        print(shown(Store(chosen.store)))
+def _show(chosen: Namespace, team: Team) -> Iterator[str]:
+    yield team.on_first(lambda: shown(Store(chosen.store)))
 
 
-def _fleet(chosen: Namespace, team: Team) -> None:
-    if team.rank:
-        return
-    shape = fleet.SHAPES[chosen.shape]
-    machines = fleet.Fleet(chosen.devices, chosen.teraflops * 1e12, chosen.memory * 1e9)
-    on_paper = fleet.on_paper(
-        shape, machines, chosen.examples, chosen.tokens, chosen.queries, chosen.fit_examples
-    )
-    print(
+def shown(store: Store) -> str:
+    """Facts and progress of a store. Raises `StepMissing` when there is none, and `StoreDamaged`."""
+    lines = [str(store.folder)]
+    for name, value in store.facts().items():
+        if isinstance(value, dict):
+            lines.append(f"{name}:")
+            lines += [f"  {key}: {one}" for key, one in value.items() if one != ""]
+        else:
+            lines.append(f"{name}: {value}")
+    lines = [line if len(line) <= 100 else f"{line[:99]}…" for line in lines]
+    steps = [f"  {step}: {how}" for step, how in store.progress().items()]
+    return "\n".join([*lines, "progress:", *steps])
+
+
+def _fleet(chosen: Namespace, team: Team) -> Iterator[str]:
+    numbers = ("examples", "tokens", "queries", "fit_examples", "devices")
+    refuse_below(dict.fromkeys(numbers, 1), vars(chosen))
+    if chosen.teraflops <= 0:
+        raise BadSetting("--teraflops: use a number above 0.")
+    sizes = chosen.examples, chosen.tokens, chosen.queries, chosen.fit_examples
+    plan = fleet.on_paper(fleet.SHAPES[chosen.shape], *sizes, chosen.memory * 1e9)
+    yield (
         f"{chosen.shape}: {chosen.examples:,} examples of {chosen.tokens} tokens, {chosen.queries:,} "
         f"queries; {chosen.devices} devices of {chosen.teraflops:g} Tflop/s"
     )
-    print(fleet.told(on_paper, shape, machines))
+    yield fleet.told(plan, chosen.devices * chosen.teraflops * 1e12)

@@ -39,7 +39,3 @@ class ToldElsewhere(JobError):
 
 class DiskFull(JobError):
     """There is no room left for the next part of the result."""
-
-
-class JobFailed(JobError):
-    """A job that was started in processes of its own ended before its work was done."""

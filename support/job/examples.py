@@ -1,7 +1,8 @@
 """Texts with labels as a job takes them: tokenised once, kept on disk, read a block at a time."""
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from datasets import Dataset
 from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
 
-from support.job.errors import DatasetNotUsable, StoreDamaged
-from support.job.sources import Classifier, tokenizer_text
+from support.job.errors import BadSetting, DatasetNotUsable, StoreDamaged
 from support.job.store import disk_full_is_told
 
 
@@ -39,10 +40,6 @@ class Examples:
         """Tokens of each example."""
         return np.asarray(self.tokens["length"])
 
-    @property
-    def labels(self) -> np.ndarray:
-        return np.asarray(self.texts["label"])
-
     def select(self, numbers: np.ndarray) -> "Examples":
         """Some of the examples; all of them are these."""
         if len(numbers) == len(self):
@@ -56,31 +53,47 @@ class Examples:
         )
 
     def batch(
-        self, numbers: range | list[int], device: torch.device
+        self, numbers: Sequence[int], device: torch.device
     ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
         """Examples by number as one padded batch, with their labels."""
-        ids = [
-            torch.tensor(ids, dtype=torch.long) for ids in self.tokens[list(numbers)]["input_ids"]
-        ]
+        tokens = self.tokens[list(numbers)]["input_ids"]
+        padded = pad_sequence(
+            [torch.tensor(ids, dtype=torch.long) for ids in tokens],
+            batch_first=True,
+            padding_value=self.pad_token_id,
+        )
         labels = torch.tensor(self.texts[list(numbers)]["label"])
-        padded = pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)
         return padded.to(device), labels.to(device)
+
+    def about(self) -> dict[str, object]:
+        """What a store remembers of them."""
+        tokens = int(np.sum(self.lengths))
+        return {"examples": len(self), "tokens": tokens, "digest": self.digest}
+
+
+def in_blocks(examples: int, size: int) -> list[range]:
+    """0 … examples − 1 in ranges of `size`, the last one maybe shorter."""
+    return [range(start, min(start + size, examples)) for start in range(0, examples, size)]
 
 
 def tokenised(
-    texts: Dataset, rows: np.ndarray, classifier: Classifier, max_tokens: int, folder: Path
+    texts: Dataset,
+    rows: np.ndarray,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+    folder: Path,
 ) -> Examples:
     """The chosen rows; their tokens are kept in `folder` under a name made from their contents.
 
     Raises `DatasetNotUsable` for a text without a token, `DiskFull` and `StoreDamaged`.
     """
     chosen = texts.select(rows)
-    digest = _digest(chosen, rows, classifier, max_tokens)
+    digest = _digest(chosen, rows, tokenizer, max_tokens)
     path = folder / f"{digest[:32]}.arrow"
 
     def encode(batch: Mapping) -> dict:
-        ids = classifier.tokenizer(batch["text"], truncation=True, max_length=max_tokens)
-        return {"input_ids": ids["input_ids"], "length": [len(one) for one in ids["input_ids"]]}
+        ids = tokenizer(batch["text"], truncation=True, max_length=max_tokens)["input_ids"]
+        return {"input_ids": ids, "length": [len(one) for one in ids]}
 
     with disk_full_is_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,24 +109,60 @@ def tokenised(
             raise StoreDamaged(
                 f"{folder.name}/{path.name} can't be read ({error}). Remove it: it is made anew."
             ) from error
-    examples = Examples(rows, chosen, tokens, digest, classifier.tokenizer.pad_token_id)
-    _refuse_empty(examples)
+    examples = Examples(rows, chosen, tokens, digest, tokenizer.pad_token_id)
+    empty = np.flatnonzero(examples.lengths == 0)
+    if len(empty):
+        raise DatasetNotUsable(f"Row {rows[empty[0]]} has a text of no token. Leave it out.")
     return examples
 
 
-def _refuse_empty(examples: Examples) -> None:
-    empty = np.flatnonzero(examples.lengths == 0)
-    if len(empty):
-        raise DatasetNotUsable(
-            f"Row {examples.rows[empty[0]]} has a text of no token. Leave it out."
-        )
-
-
-def _digest(texts: Dataset, rows: np.ndarray, classifier: Classifier, max_tokens: int) -> str:
-    digest = hashlib.sha256(f"{max_tokens} {tokenizer_text(classifier.tokenizer)}".encode())
+def _digest(texts: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
+    digest = hashlib.sha256(f"{max_tokens} {_rules(tokenizer)}".encode())
     digest.update(np.asarray(rows, dtype=np.int64).tobytes())
     for batch in texts.iter(batch_size=1000):
         digest.update(repr(batch["label"]).encode())
         for text in batch["text"]:
             digest.update(f"{len(text)} {text}".encode())
     return digest.hexdigest()
+
+
+def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
+    """All that decides how a tokenizer cuts a text, but for the length, which each call sets."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    call = {"truncation": tokenizer.truncation_side, "padding": tokenizer.pad_token_id}
+    return json.dumps(json.loads(backend.to_str()) | call)
+
+
+def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray:
+    """The row numbers that `rows` means, ascending, each once. Raises `BadSetting`.
+
+    "all"; "50", a sample of so many; or, with commas, row numbers and ranges: "100:200" has all from the
+    first to before the last, "3,5,100:200" and "7," name single rows.
+    """
+    if not available:
+        raise BadSetting(f"--{option} {rows}: there are no rows.")
+    if rows == "all":
+        return np.arange(available)
+    try:
+        if "," not in rows and ":" not in rows:
+            return _sample(int(rows), available, seed)
+        parts = [part.partition(":") for part in rows.split(",") if part]
+        ranges = [range(int(a), int(b) if colon else int(a) + 1) for a, colon, b in parts]
+    except ValueError as error:
+        raise BadSetting(
+            f"--{option} {rows}: use all, a number of rows like 50 (from 1 to {available}), or rows and "
+            "ranges like 3,5,100:200."
+        ) from error
+    if not ranges or not all(part and part[0] >= 0 and part[-1] < available for part in ranges):
+        raise BadSetting(
+            f"--{option} {rows}: choose from rows 0 to {available - 1}, at least one in each range."
+        )
+    return np.unique(np.concatenate([np.asarray(part) for part in ranges]))
+
+
+def _sample(number: int, available: int, seed: int) -> np.ndarray:
+    if not 1 <= number <= available:
+        raise ValueError(number)
+    return np.sort(np.random.default_rng(seed).permutation(available)[:number])

@@ -2,94 +2,71 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
 from support.ekfac.memory import factor_bytes
-from support.ekfac.plan import Plan
-from support.job.examples import Examples
-from support.job.sharding import in_blocks
+from support.job.examples import Examples, in_blocks
 from support.job.team import device
 from support.job.work import Job
 
 TOKEN_BYTES = 8
 
 
-def planned(job: Job) -> Plan:
-    """The engine's plan for all training examples and queries of a job, with the fit on its own rows."""
-    query_block, block = job.query_block(), job.subject.block
-    job.engine.memory_budget = query_block * factor_bytes(job.engine.layers)
-    whole = job.engine.plan(
-        list(_batches(job.training, block)), list(_batches(job.queries, query_block))
-    )
-    if job.fitted_on is job.training:
-        return whole
-    return replace(whole, fit=job.engine.plan(list(_batches(job.fitted_on, block))).fit)
+@dataclass(frozen=True)
+class Batches:
+    """Examples in order, `size` at a time, read from the disk when they are asked for."""
+
+    examples: Examples
+    size: int
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for block in in_blocks(len(self.examples), self.size):
+            yield self.examples.batch(block, self.device)
 
 
-def _batches(examples: Examples, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for block in in_blocks(len(examples), size):
-        yield examples.batch(block, device())
-
-
-def told(job: Job, plan: Plan) -> str:
-    """The plan as a table: time for as many processes as are here, memory of each, bytes on disk."""
+def planned(job: Job) -> str:
+    """A table: time for as many processes as are here, memory of each, bytes on disk."""
+    engine, block, query_group = job.engine, job.subject.block, job.query_group()
+    engine.memory_budget = query_group * factor_bytes(engine.layers)
+    training = Batches(job.training, block, device())
+    plan = engine.plan(training, Batches(job.queries, query_group, device()))
+    if job.fitted_on is not job.training:
+        fit = engine.plan(Batches(job.fitted_on, block, device()))
+        plan = replace(plan, fit_seconds=fit.fit_seconds)
     size = job.team.size
-    steps = {"fit": plan.fit, "self": plan.self_influences, "score": plan.score}
+    seconds = {"fit": plan.fit_seconds, "self": plan.self_seconds, "score": plan.score_seconds}
+    layers = len(engine.layers) if job.question.by_layer else 0
+    itemsize = max(layer.dtype.itemsize for layer in engine.layers.values())
+    sizes = {
+        # The curvature is there once more while it is written to the disk.
+        "memory of a process": plan.peak_bytes + plan.curvature_bytes,
+        "disk: curvature": plan.curvature_bytes,
+        "disk: fit, on the way": (1 + size) * plan.curvature_bytes,
+        # Before compression, which gains little on scores.
+        "disk: scores": plan.queries * plan.examples * itemsize * (1 + layers),
+        "disk: tokens": TOKEN_BYTES * plan.tokens,
+        "disk: free": shutil.disk_usage(_existing(job.store.folder)).free,
+    }
     lines = [
         f"{plan.examples:,} training examples, {plan.tokens:,} tokens; {plan.queries:,} queries; "
-        f"{size} process{'es' if size > 1 else ''}"
+        f"{size} process{'es' if size > 1 else ''}",
+        *(f"{step:24} {_time(each / size):>15}" for step, each in seconds.items()),
+        *(f"{what:24} {_size(bytes_):>15}" for what, bytes_ in sizes.items()),
     ]
-    lines += [
-        f"{name:24} {cost.multiply_adds:12.3g} multiply-adds {_time(cost.seconds / size):>12}"
-        for name, cost in steps.items()
-    ]
-    lines += [
-        f"{name:24} {_size(bytes_):>15}"
-        for name, bytes_ in {
-            "memory of a process": process_bytes(plan),
-            "disk: curvature": plan.curvature_bytes,
-            "disk: fit, on the way": (1 + size) * plan.curvature_bytes,
-            "disk: scores": score_bytes(job, plan),
-            "disk: tokens": TOKEN_BYTES * plan.tokens,
-            "disk: free": shutil.disk_usage(_existing(job.store.folder)).free,
-        }.items()
-    ]
-    if plan.query_blocks > 1:
-        lines.append(
-            f"The queries are scored in {plan.query_blocks} groups, each with a pass of its own."
-        )
+    if plan.query_groups > 1:
+        lines.append(f"The queries are scored in {plan.query_groups} groups, each with a pass of its own.")
     return "\n".join(lines)
-
-
-def process_bytes(plan: Plan) -> int:
-    """What a process takes at most where its layers live: an estimate.
-
-    What this one has by now, with libraries, model and examples on a CPU; what the engine adds; and the
-    copy of the curvature that is written to the disk.
-    """
-    on_gpu = device().type == "cuda"
-    held = torch.cuda.memory_reserved() if on_gpu else psutil.Process().memory_info().rss
-    return held + plan.peak_bytes + plan.curvature_bytes
-
-
-def score_bytes(job: Job, plan: Plan) -> int:
-    """Before compression, which gains little on scores."""
-    layers = len(job.engine.layers) if job.question.by_layer else 0
-    itemsize = max(layer.dtype.itemsize for layer in job.engine.layers.values())
-    return plan.queries * plan.examples * itemsize * (1 + layers)
 
 
 def _existing(folder: Path) -> Path:
     """The folder itself, or the nearest one above it that is there."""
-    folder = folder.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+    absolute = folder.absolute()
+    return next(path for path in (absolute, *absolute.parents) if path.exists())
 
 
 def _size(bytes_: int) -> str:

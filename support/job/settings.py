@@ -7,15 +7,17 @@ refused by name.
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from typing import TypeVar
 
 from support.job.errors import BadSetting, StoreMismatch
 
 PACKAGED = "packaged"
-ROWS = (
-    "all, a number (so many, drawn with --seed), or rows and ranges with commas, like 3,5,100:200"
-)
+ROWS = "all, a number (so many, drawn with --seed), or rows and ranges with commas, like 3,5,100:200"
+LEAST = {"max_tokens": 1, "block": 1, "seed": 0, "tell_seconds": 1, "save_seconds": 0}
+LEAST |= {"query_block": 1, "count": 1}
+FOR_PACKAGED_MODEL = {"layers": "ffn,pre_classifier,classifier", "regularization": "0.01"}
+"""What it was studied with: the layers of 03, the λ that predicts retraining in 09."""
 
 Settings = TypeVar("Settings", bound="Subject | Question | Damping")
 
@@ -29,12 +31,8 @@ def setting(default: str | int | bool, meaning: str) -> Field:
 class Subject:
     """Model, training examples, and everything else that decides the curvature."""
 
-    model: str = setting(
-        PACKAGED, "a sequence classifier: a name on the Hugging Face hub or a local folder"
-    )
-    dataset: str = setting(
-        PACKAGED, "a name on the hub, a local folder, or a csv, parquet or json file"
-    )
+    model: str = setting(PACKAGED, "a sequence classifier: a name on the Hugging Face hub or a local folder")
+    dataset: str = setting(PACKAGED, "a name on the hub, a local folder, or a csv, parquet or json file")
     training_split: str = setting("train", "split that holds the training examples")
     training_rows: str = setting("all", f"which of them count: {ROWS}")
     fit_rows: str = setting("all", "of these, the ones that the curvature is fitted on: as above")
@@ -67,23 +65,22 @@ class Damping:
     regularization: str = setting("auto", "λ: a number ≥ 0, or auto (0.1 × mean eigenvalue)")
 
 
-# What the packaged model was studied with: the layers of 03, the λ that predicts retraining in 09.
-FOR_PACKAGED_MODEL = {"layers": "ffn,pre_classifier,classifier", "regularization": "0.01"}
-
-
 def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
     """An option for every field; what is not given is None, so that a store can be asked first."""
     group = parser.add_argument_group(settings.__doc__.rstrip("."))
     for one in fields(settings):
-        name = "--" + one.name.replace("_", "-")
-        default = one.default if one.default not in ("", 0) or one.name == "seed" else "see there"
+        meaning = one.metadata["help"]
         if one.type is bool:
-            group.add_argument(
-                name, action="store_const", const=True, default=None, help=one.metadata["help"]
-            )
+            how = {"action": "store_const", "const": True, "help": meaning}
         else:
-            meaning = f"{one.metadata['help']} ({default})".replace("%", "%%")
-            group.add_argument(name, type=one.type, default=None, metavar="…", help=meaning)
+            default = "see there" if one.default == "" else one.default
+            how = {"type": one.type, "metavar": "…", "help": f"{meaning} ({default})"}
+        group.add_argument(option(one.name), default=None, **how)
+
+
+def option(name: str) -> str:
+    """A setting as one types it."""
+    return f"--{name.replace('_', '-')}"
 
 
 def settled(
@@ -98,20 +95,17 @@ def settled(
     """
     names = [one.name for one in fields(settings)]
     given = {name: given[name] for name in names if given.get(name) is not None}
-    if "regularization" in given:
-        # One number has many spellings.
-        value = as_regularization(given["regularization"])
-        given["regularization"] = str(value).removesuffix(".0")
+    refuse_below(LEAST, given)
+    if given.get("precision", "full") not in ("full", "bfloat16"):
+        raise BadSetting(f"--precision {given['precision']}: use full or bfloat16.")
+    if "regularization" in given:  # one number has many spellings
+        given["regularization"] = str(as_regularization(given["regularization"])).removesuffix(".0")
     if stored is not None:
         for name, value in given.items():
-            refuse_unless_equal(f"--{name.replace('_', '-')}", stored[name], value)
+            refuse_unless_equal(option(name), stored[name], value)
         return settings(**stored)
-    defaults = {one.name: one.default for one in fields(settings) if one.default is not MISSING}
-    if for_packaged_model:
-        defaults |= {name: value for name, value in FOR_PACKAGED_MODEL.items() if name in names}
-    chosen = settings(**(defaults | given))
-    _check(chosen)
-    return chosen
+    own = FOR_PACKAGED_MODEL if for_packaged_model else {}
+    return settings(**{name: own[name] for name in names if name in own} | given)
 
 
 def refuse_unless_equal(name: str, stored: object, here: object) -> None:
@@ -119,8 +113,7 @@ def refuse_unless_equal(name: str, stored: object, here: object) -> None:
     if isinstance(stored, Mapping) and isinstance(here, Mapping):
         for key in sorted(stored.keys() | here.keys()):
             refuse_unless_equal(f"{name}: {key}", stored.get(key), here.get(key))
-        return
-    if stored != here:
+    elif stored != here:
         raise StoreMismatch(
             f"{name} is {here!r} here, but {stored!r} in the store. Go on with what the store was "
             "begun with, or name another --store."
@@ -140,12 +133,8 @@ def as_regularization(text: str) -> float | str:
     return value
 
 
-def _check(settings: "Subject | Question | Damping") -> None:
-    values = asdict(settings)
-    for name, least in {"max_tokens": 1, "block": 1, "seed": 0}.items():
-        if values.get(name, least) < least:
-            raise BadSetting(f"--{name.replace('_', '-')} {values[name]}: use {least} or more.")
-    if values.get("precision", "full") not in ("full", "bfloat16"):
-        raise BadSetting(f"--precision {values['precision']}: use full or bfloat16.")
-    if "regularization" in values:
-        as_regularization(values["regularization"])
+def refuse_below(least: Mapping[str, int], given: Mapping[str, object]) -> None:
+    """Raise `BadSetting`, by name, for a number below the least that means something."""
+    for name, value in least.items():
+        if given.get(name) is not None and given[name] < value:
+            raise BadSetting(f"{option(name)} {given[name]}: use {value} or more.")

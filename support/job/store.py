@@ -1,60 +1,75 @@
 """A job's results on disk: a folder that knows what it belongs to and takes each part whole.
 
 - `results.zarr/`: what the job is about, as attributes, and the arrays
-  `scores` (queries, training), one chunk per (query block, training block),
+  `scores` (queries, training), one chunk per (query group, training block),
   `layer_scores` (layers, queries, training), with --by-layer,
   `self_influences` (training,), and
   `training_rows`, `query_rows`, the examples' rows in their splits;
 - `curvature.safetensors`: the fit;
 - `fit/`: the fit as far as it has come, gone when it is done;
-- `tokens/`: the examples, tokenised.
+- `tokens/`: the examples, tokenised;
+- `locks/`: one for each process at work.
 
-Influences are missing as long as they are NaN. zarr writes a chunk to a file of another name and
-renames it, and each chunk ends with a checksum: after a kill a part is there and right, or not there.
+What is written takes its place when it is whole, with a checksum: after a kill it is there, or not there.
 """
 
 import errno
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import zarr
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from support.ekfac.storage import digest, replacing
 from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
 from support.job.settings import refuse_unless_equal
 from support.job.team import Team
 
 FORMAT = "influence-job-1"
+HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/tmp*")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+Sizes = tuple[int, ...]
+MAKERS = {
+    "scores": "Run: score",
+    "layer_scores": "Only a store begun with score --by-layer keeps them.",
+    "self_influences": "Run: self",
+}
 
 
 class Store:
-    """The folder of one job. Arrays are those of `results.zarr`, `[queries, training]`."""
+    """The folder of one job."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.curvature = self.folder / "curvature.safetensors"
         self.partial_fit = self.folder / "fit"
         self.tokens = self.folder / "tokens"
+        self._results = self.folder / "results.zarr"
+
+    @property
+    def exists(self) -> bool:
+        return (self._results / "zarr.json").exists()
 
     @property
     def results(self) -> zarr.Group:
-        """Raises `StepMissing` when there is no store yet, `StoreDamaged` for something else."""
-        path = self.folder / "results.zarr"
+        """Raises `StepMissing` when there is no store yet, `StoreDamaged`, `StoreMismatch`."""
         if not self.exists:
             raise StepMissing(f"There is no store at {self.folder}. Begin one with: fit --store …")
         try:
-            group = zarr.open_group(path, mode="r+")
+            group = zarr.open_group(self._results, mode="r+")
             version = group.attrs["format"]
         except (KeyError, ValueError, TypeError) as error:
             raise StoreDamaged(
-                f"{path / 'zarr.json'} is not that of a job's results ({type(error).__name__}: "
-                f"{error}). Name another --store."
+                f"{self._results / 'zarr.json'} is not that of a job's results "
+                f"({type(error).__name__}: {error}). Name another --store."
             ) from error
         if version != FORMAT:
             raise StoreMismatch(
@@ -62,58 +77,31 @@ class Store:
             )
         return group
 
-    @property
-    def exists(self) -> bool:
-        return (self.folder / "results.zarr" / "zarr.json").exists()
-
-    def refuse_other_folder(self) -> None:
-        """Raise `StoreMismatch` when the folder holds anything, but no store."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise StoreMismatch(f"{self.folder} is a file. Name a folder.")
-        ours = {"results.zarr", "locks", self.tokens.name, self.partial_fit.name}
-        strange = [path.name for path in self.folder.glob("*") if path.name not in ours]
-        if strange and not self.exists:
-            raise StoreMismatch(
-                f"{self.folder} holds other things ({strange[0]}) and no store. Name a new folder."
-            )
-
     def begin(self) -> None:
-        """Make the store, unless there is one already."""
-        if self.exists:
-            return
-        with disk_full_is_told(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            zarr.create_group(
-                self.folder / "results.zarr", attributes={"format": FORMAT}, overwrite=True
-            )
+        """Make the store, unless there is one already. Raises `DiskFull`."""
+        if not self.exists:
+            with disk_full_is_told(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                zarr.create_group(self._results, attributes={"format": FORMAT}, overwrite=True)
 
     def facts(self) -> dict[str, object]:
         """All attributes."""
         return dict(self.results.attrs)
 
-    def get(self, name: str) -> object:
-        """An attribute, None if it is not there yet."""
-        return self.results.attrs.get(name)
-
-    def settle(self, name: str, facts: Mapping[str, object] | int | str) -> None:
+    def settle(self, name: str, facts: Mapping[str, object] | int) -> None:
         """Write an attribute; if it is there already it must be the same, entry by entry.
 
         Raises `StoreMismatch`, naming the first entry that differs.
         """
-        stored = self.get(name)
-        if stored is None:
+        stored = self.results.attrs.get(name)
+        if stored is not None:
+            refuse_unless_equal(name, stored, facts)
+        else:
             with disk_full_is_told(self.folder):
                 self.results.attrs[name] = facts
-        else:
-            refuse_unless_equal(name, stored, facts)
 
     def make_array(
-        self,
-        name: str,
-        shape: tuple[int, ...],
-        chunks: tuple[int, ...],
-        dtype: str,
-        dimensions: tuple[str, ...],
+        self, name: str, shape: Sizes, chunks: Sizes, dtype: str, dimensions: tuple[str, ...]
     ) -> None:
         """An array of missing influences, unless it is there; other chunks while it is empty only."""
         if name in self.results:
@@ -135,7 +123,7 @@ class Store:
     def keep_rows(self, name: str, rows: np.ndarray) -> None:
         """Row numbers of examples, unless they are there: a kill may have left the array empty."""
         rows = np.asarray(rows, dtype=np.int64)
-        if name not in self.results or not np.array_equal(self.results[name][:], rows):
+        if name not in self.results or not np.array_equal(self.results[name], rows):
             with disk_full_is_told(self.folder):
                 self.results.create_array(name, data=rows, overwrite=True)
 
@@ -149,37 +137,60 @@ class Store:
                 f"The description of {name} in results.zarr is damaged ({error}). Remove the folder "
                 f"{name} there and run its step again."
             ) from error
-        raise StepMissing(f"{self.folder} has no {name} yet. {_MAKERS[name]}")
+        raise StepMissing(f"{self.folder} has no {name} yet. {MAKERS[name]}")
 
     def write(self, name: str, place: tuple[slice, ...], values: np.ndarray) -> None:
-        """Whole chunks, or nothing of them. Raises `DiskFull`."""
-        with disk_full_is_told(self.folder):
-            self.array(name)[place] = values
+        """Whole chunks, or nothing of them; `place` is in the last dimensions. Raises `DiskFull`."""
+        # A chunk of nothing but NaN is written, too: it is there.
+        with disk_full_is_told(self.folder), zarr.config.set({"array.write_empty_chunks": True}):
+            self.array(name)[(..., *place)] = values
 
     def read(self, name: str, place: tuple[slice, ...]) -> np.ndarray:
         """A part of an array, NaN where it is missing. Raises `StoreDamaged`."""
         array = self.array(name)
         try:
-            return array[place]
+            return array[(..., *place)]
         except (ValueError, RuntimeError) as error:
+            told = ", ".join(f"{part.start}:{part.stop}" for part in place)
             raise StoreDamaged(
-                f"A chunk of {name} at {_told(place)} is damaged ({error}). Run the step again: it is "
-                "computed anew."
+                f"A chunk of {name} at {told} is damaged ({error}). Run the step again: it is computed anew."
             ) from error
 
     def has(self, name: str, place: tuple[slice, ...]) -> bool:
-        """Whether a chunk is there and whole."""
-        first = tuple(slice(part.start, part.start + 1) for part in place)
+        """Whether the chunk that begins at a place is there and whole."""
+        array = self.array(name)
+        sizes = array.chunks[-len(place) :]
+        number = [part.start // size for part, size in zip(place, sizes, strict=True)]
+        key = array.metadata.encode_chunk_key((*[0] * (array.ndim - len(place)), *number))
         try:
-            return not np.isnan(self.read(name, first)).any()
+            self.read(name, tuple(slice(part.start, part.start + 1) for part in place))
         except StoreDamaged:
             return False
+        return (self._results / name / key).exists()
 
-    def _sweep(self) -> None:
-        """Remove what a killed run left half written. Only while no other job is at work."""
-        for pattern in ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/tmp*"):
-            for path in self.folder.glob(pattern):
-                path.unlink(missing_ok=True)
+    def progress(self) -> dict[str, str]:
+        """How far each step is, in words. Raises `StoreDamaged`."""
+        steps = {"score": "scores", "self": "self_influences"}
+        return {"fit": self._fitted(), **{step: self._share(name) for step, name in steps.items()}}
+
+    def _fitted(self) -> str:
+        if self.curvature.exists():
+            return "done"
+        for sums in ("eigenvalues", "covariances"):
+            blocks = sum(map(blocks_in, self.partial_fit.glob(f"{sums}-*.safetensors")))
+            if blocks:
+                return f"{sums} of {blocks} block{'s' if blocks > 1 else ''}"
+        return "begun" if self.partial_fit.exists() else "not yet"
+
+    def _share(self, name: str) -> str:
+        try:
+            array = self.array(name)
+        except StepMissing:
+            return "not yet"
+        starts = [range(0, *ends) for ends in zip(array.shape, array.chunks, strict=True)]
+        places = [[slice(start, start + 1) for start in corner] for corner in product(*starts)]
+        done = sum(self.has(name, tuple(place)) for place in places)
+        return "done" if done == len(places) else f"{done} of {len(places)} blocks"
 
     def forget_partial_fit(self) -> None:
         """The fit is done."""
@@ -187,51 +198,84 @@ class Store:
 
     @contextmanager
     def claimed(self, team: Team) -> Iterator[None]:
-        """The team is at work on the store, which is swept before. Raises `StoreBusy`.
+        """The team is at work on the store; what a killed run left half written is removed before.
 
-        Every process holds a lock of its own, which the system takes away when the process ends, however
-        it ends; the first, with its own in hand, looks whether any other is held.
+        Raises `StoreBusy`, and `StoreMismatch` when the folder holds anything, but no store. Every
+        process holds a lock of its own, which the system takes away when the process ends, however it
+        ends; the first, with its own in hand, looks whether any other is held.
         """
         folder = self.folder / "locks"
         own = FileLock(folder / f"rank-{team.rank}", timeout=0)
 
         def look() -> None:
-            self.refuse_other_folder()
+            self._refuse_other_folder()
             with disk_full_is_told(self.folder):
                 folder.mkdir(parents=True, exist_ok=True)
-            with self._busy_is_told():
-                own.acquire()
-                for path in set(folder.glob("rank-*")) - {Path(own.lock_file)}:
-                    with FileLock(path, timeout=0):
-                        pass
-            self._sweep()
+            own.acquire()
+            for path in set(folder.glob("rank-*")) - {Path(own.lock_file)}:
+                with FileLock(path, timeout=0):
+                    pass
+            for pattern in HALF_WRITTEN:
+                for path in self.folder.glob(pattern):
+                    path.unlink(missing_ok=True)
 
         try:
-            team.on_first(look)
-            with self._busy_is_told():
+            try:
+                team.on_first(look)
                 own.acquire()
+            except Timeout as error:
+                busy = f"Another job is at work on {self.folder}."
+                raise StoreBusy(f"{busy} Wait for it, stop it, or name another --store.") from error
             yield
         finally:
             own.release(force=True)
 
-    @contextmanager
-    def _busy_is_told(self) -> Iterator[None]:
-        try:
-            yield
-        except Timeout as error:
-            raise StoreBusy(
-                f"Another job is at work on {self.folder}. Wait for it, stop it, or name another "
-                "--store."
-            ) from error
+    def _refuse_other_folder(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise StoreMismatch(f"{self.folder} is a file. Name a folder.")
+        ours = {self._results.name, "locks", self.tokens.name, self.partial_fit.name}
+        strange = [path.name for path in self.folder.glob("*") if path.name not in ours]
+        if strange and not self.exists:
+            raise StoreMismatch(
+                f"{self.folder} holds other things ({strange[0]}) and no store. Name a new folder."
+            )
 
 
-_MAKERS = {
-    "scores": "Run: score",
-    "layer_scores": "Only a store begun with score --by-layer keeps them.",
-    "self_influences": "Run: self",
-    "training_rows": "Run: fit",
-    "query_rows": "Run: score",
-}
+def save_sums(path: Path, sums: Mapping[str, Tensor], blocks: int) -> None:
+    """Write tensors, sums over so many blocks of examples. Raises `DiskFull`."""
+    tensors = {key: tensor.contiguous() for key, tensor in sums.items()}
+    about = {"blocks": str(blocks), "digest": digest(tensors)}
+    with disk_full_is_told(path.parent), replacing(path) as fresh:
+        save_file(tensors, fresh, metadata=about)
+
+
+def load_sums(path: Path, sums: Mapping[str, Tensor]) -> int:
+    """Fill tensors with the saved ones; the number of blocks they are over.
+
+    Without a file they stay as they are, and it is 0. Raises `StoreDamaged`.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+            if sums:
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                if about["digest"] != digest(found):
+                    raise ValueError("its checksum differs")
+                for key, tensor in sums.items():
+                    tensor.copy_(found[key])
+            return int(about["blocks"])
+    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise StoreDamaged(
+            f"{path.parent.name}/{path.name} can't be read ({error}). Remove it: its blocks are "
+            "computed anew."
+        ) from error
+
+
+def blocks_in(path: Path) -> int:
+    """How many blocks the saved sums are over, without reading them. Otherwise as `load_sums`."""
+    return load_sums(path, {})
 
 
 @contextmanager
@@ -240,20 +284,11 @@ def disk_full_is_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        if not _means_full(error):
+        # safetensors hands the system's number on as text only.
+        number = error.errno if isinstance(error, OSError) else None
+        if number not in NO_ROOM and not any(f"(os error {full})" in str(error) for full in NO_ROOM):
             raise
         raise DiskFull(
             f"No room left for {folder} ({error}). What is finished is kept: make room and run the "
             "same command again, it goes on from there."
         ) from error
-
-
-def _means_full(error: OSError | SafetensorError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in NO_ROOM
-    # safetensors hands the system's number on as text only.
-    return any(f"(os error {number})" in str(error) for number in NO_ROOM)
-
-
-def _told(place: tuple[slice, ...]) -> str:
-    return ", ".join(f"{part.start}:{part.stop}" for part in place)

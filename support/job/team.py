@@ -1,14 +1,10 @@
-"""The processes of a job: alone, or together under torchrun.
-
-Both kinds answer the same questions, so that nothing else in a job knows how many there are.
-"""
+"""The processes of a job: those that torchrun has started, or one that serves itself."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from itertools import count
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -23,85 +19,36 @@ PATIENCE = timedelta(days=7)
 """How long a process waits for the others: torchrun ends all of them when one is lost."""
 
 
-@runtime_checkable
-class Team(Protocol):
-    """`rank` is this process's number, of `size`; `neighbours` of them share this machine."""
+class Team:
+    """A process group, and a `store` in which its processes count together.
 
-    rank: int
-    size: int
-    neighbours: int
+    `rank` is this process's number, of `size`; `neighbours` of them share this machine.
+    """
+
+    def __init__(self, store: dist.Store) -> None:
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        self._store = store
+        self._on_first = False
 
     def on_first(self, work: Callable[[], Result]) -> Result:
         """What `work` returns in the first process, for all.
 
-        An error is raised there as it is, in the others as `ToldElsewhere`. `work` must not ask the team
-        for anything: the others would answer another question.
+        An error is raised there as it is, in the others as `ToldElsewhere`. `work` must not ask the
+        team for anything: the others would answer another question.
         """
-
-    def add_up(self, tensor: Tensor) -> None:
-        """Replace a tensor, in every process, by its sum over all of them."""
-
-    def hand_out(self, tensor: Tensor, owner: int) -> None:
-        """Replace a tensor, in every process, by that of process `owner`."""
-
-    def numbers(self, name: str) -> Iterator[int]:
-        """0, 1, 2, …: each number goes to one process, the first that asks."""
-
-    def tally(self, name: str, more: int = 0) -> int:
-        """Add to a count that all share; what it then is."""
-
-    def wait(self) -> None:
-        """Until all are here."""
-
-
-class Alone:
-    """The only process."""
-
-    rank, size, neighbours = 0, 1, 1
-
-    def __init__(self) -> None:
-        self._tallies: dict[str, int] = {}
-        self._first = _Stage()
-
-    def on_first(self, work: Callable[[], Result]) -> Result:
-        with self._first:
-            return work()
-
-    def add_up(self, tensor: Tensor) -> None:
-        pass
-
-    def hand_out(self, tensor: Tensor, owner: int) -> None:
-        pass
-
-    def numbers(self, name: str) -> Iterator[int]:
-        return count()
-
-    def tally(self, name: str, more: int = 0) -> int:
-        self._tallies[name] = self._tallies.get(name, 0) + more
-        return self._tallies[name]
-
-    def wait(self) -> None:
-        pass
-
-
-class Together:
-    """One of several processes: sums and copies by gloo or nccl, counts in torchrun's own store."""
-
-    def __init__(self, store: dist.Store, rank: int, size: int, neighbours: int) -> None:
-        self._store = store
-        self.rank, self.size, self.neighbours = rank, size, neighbours
-        self._first = _Stage()
-
-    def on_first(self, work: Callable[[], Result]) -> Result:
+        if self._on_first:
+            raise RuntimeError("on_first within on_first: evaluate before what the inner one gives.")
         answer: list = [None, None]
         error: Exception | None = None
-        with self._first:
-            if self.rank == 0:
-                try:
-                    answer[0] = work()
-                except Exception as raised:
-                    error, answer[1] = raised, str(raised)
-            dist.broadcast_object_list(answer, src=0)
+        self._on_first = True
+        if self.rank == 0:
+            try:
+                answer[0] = work()
+            except Exception as raised:
+                error, answer[1] = raised, str(raised)
+        self._on_first = False
+        dist.broadcast_object_list(answer, src=0)
         if error is not None:
             raise error
         if answer[1] is not None:
@@ -109,42 +56,25 @@ class Together:
         return answer[0]
 
     def add_up(self, tensor: Tensor) -> None:
+        """Replace a tensor, in every process, by its sum over all of them."""
         dist.all_reduce(tensor)
 
     def hand_out(self, tensor: Tensor, owner: int) -> None:
+        """Replace a tensor, in every process, by that of process `owner`."""
         dist.broadcast(tensor, src=owner)
 
-    def numbers(self, name: str) -> Iterator[int]:
-        while True:
-            yield self._store.add(f"number/{name}", 1) - 1
+    def shared(self, name: str, items: Sequence[Result]) -> Iterator[Result]:
+        """Each of the items, in order, to one process: whoever is free takes the next."""
+        while (number := self._store.add(f"shared/{name}", 1) - 1) < len(items):
+            yield items[number]
 
     def tally(self, name: str, more: int = 0) -> int:
+        """Add to a count that all share; what it then is."""
         return self._store.add(f"tally/{name}", more)
 
     def wait(self) -> None:
+        """Until all are here."""
         dist.barrier()
-
-
-class _Stage:
-    """Work of the first process alone, which can't begin within itself."""
-
-    def __init__(self) -> None:
-        self._busy = False
-
-    def __enter__(self) -> None:
-        if self._busy:
-            raise RuntimeError(
-                "on_first within on_first: evaluate before what the inner one gives."
-            )
-        self._busy = True
-
-    def __exit__(self, *_: object) -> None:
-        self._busy = False
-
-
-def is_launched_together() -> bool:
-    """Whether torchrun, or something like it, has started this process."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def device() -> torch.device:
@@ -163,23 +93,17 @@ def device() -> torch.device:
 
 @contextmanager
 def assembled() -> Iterator[Team]:
-    """The team of this process: `Together` when torchrun has started it, else `Alone`."""
-    if not is_launched_together():
-        yield Alone()
-        return
+    """The team of this process. Raises `BadSetting` as `device` does."""
     here = device()
     if here.type == "cuda":
         torch.cuda.set_device(here)
-    store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo",
-        store=dist.PrefixStore("processes", store),
-        rank=rank,
-        world_size=size,
-        timeout=PATIENCE,
-    )
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    store, rank, size, backend = dist.HashStore(), 0, 1, "gloo"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        store, rank, size = next(rendezvous("env://", timeout=PATIENCE))
+        backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
+    processes = dist.PrefixStore("processes", store)
+    dist.init_process_group(backend, store=processes, rank=rank, world_size=size, timeout=PATIENCE)
     try:
-        yield Together(dist.PrefixStore("job", store), rank, size, neighbours)
+        yield Team(dist.PrefixStore("job", store))
     finally:
         dist.destroy_process_group()

@@ -7,15 +7,9 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TypeVar
 
-import numpy as np
-
 from support.ekfac import EkfacInfluence
-from support.ekfac.errors import DamagedFile
 from support.ekfac.memory import queries_at_a_time
-from support.job.errors import StepMissing, StoreDamaged
-from support.job.examples import Examples, tokenised
-from support.job.fit import JobFit
-from support.job.score import Scoring
+from support.job.examples import Examples, chosen_rows, tokenised
 from support.job.settings import (
     PACKAGED,
     Damping,
@@ -26,13 +20,7 @@ from support.job.settings import (
     refuse_unless_equal,
     settled,
 )
-from support.job.sources import (
-    Classifier,
-    chosen_rows,
-    load_classifier,
-    load_texts,
-    refuse_single_split,
-)
+from support.job.sources import Classifier, load_classifier, load_texts, refuse_single_split
 from support.job.store import Store
 from support.job.team import Team, device
 
@@ -57,31 +45,25 @@ class Job:
     @cached_property
     def stored(self) -> dict[str, object]:
         """What the store knows already; empty when there is none."""
-
-        def read() -> dict[str, object]:
-            try:
-                return self.store.facts()
-            except StepMissing:
-                return {}
-
-        return self.team.on_first(read)
+        return self.team.on_first(lambda: self.store.facts() if self.store.exists else {})
 
     @cached_property
     def subject(self) -> Subject:
-        model = self.given.get("model") or self.stored.get("subject", {}).get("model", PACKAGED)
-        return self._settled(Subject, "subject", model == PACKAGED)
+        return self._settled(Subject)
 
     @cached_property
     def question(self) -> Question:
-        return self._settled(Question, "question", False)
+        return self._settled(Question)
 
     @cached_property
     def damping(self) -> Damping:
-        return self._settled(Damping, "damping", self.subject.model == PACKAGED)
+        return self._settled(Damping)
 
-    def _settled(self, settings: type[Settings], name: str, for_packaged_model: bool) -> Settings:
-        stored = self.stored.get(name)
-        return self.team.on_first(lambda: settled(settings, self.given, stored, for_packaged_model))
+    def _settled(self, settings: type[Settings]) -> Settings:
+        stored = self.stored.get(settings.__name__.lower())
+        subject = self.stored.get("subject", {})
+        model = self.given.get("model") or subject.get("model", PACKAGED)
+        return self.team.on_first(lambda: settled(settings, self.given, stored, model == PACKAGED))
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -99,14 +81,14 @@ class Job:
 
     @cached_property
     def training(self) -> Examples:
-        chosen = self.subject.training_rows, "training-rows"
-        return self._examples(self.subject.dataset, self.subject.training_split, *chosen)
+        subject = self.subject
+        return self._examples(subject.dataset, subject.training_split, "training_rows", subject)
 
     @cached_property
     def fitted_on(self) -> Examples:
         """The training examples that the curvature is fitted on."""
-        chosen = self.subject.fit_rows, len(self.training), self.subject.seed, "fit-rows"
-        return self.training.select(chosen_rows(*chosen))
+        rows, seed = self.subject.fit_rows, self.subject.seed
+        return self.training.select(chosen_rows(rows, len(self.training), seed, "fit-rows"))
 
     @cached_property
     def queries(self) -> Examples:
@@ -114,15 +96,17 @@ class Job:
         if not question.queries and question.query_split != subject.training_split:
             self.team.on_first(lambda: refuse_single_split(subject.dataset))
         name = question.queries or subject.dataset
-        return self._examples(name, question.query_split, question.query_rows, "query-rows")
+        return self._examples(name, question.query_split, "query_rows", question)
 
-    def _examples(self, name: str, split: str, rows: str, option: str) -> Examples:
+    def _examples(self, name: str, split: str, rows: str, chosen: Subject | Question) -> Examples:
         classifier, subject = self.classifier, self.subject
 
         def load() -> Examples:
             texts = load_texts(name, split, subject, classifier.class_names)
-            chosen = chosen_rows(rows, len(texts), subject.seed, option)
-            return tokenised(texts, chosen, classifier, subject.max_tokens, self.store.tokens)
+            option = rows.replace("_", "-")
+            numbers = chosen_rows(getattr(chosen, rows), len(texts), subject.seed, option)
+            tokenizer, folder = classifier.tokenizer, self.store.tokens
+            return tokenised(texts, numbers, tokenizer, subject.max_tokens, folder)
 
         return self._first_alone(load)
 
@@ -134,103 +118,47 @@ class Job:
 
     def begin(self) -> None:
         """Make the store, or see that it is this job's. Raises `StoreMismatch`, by name."""
-        facts = {
-            "subject": asdict(self.subject),
-            "model": self.engine.identity(),
-            "config": self.classifier.config,
-            "training": _about(self.training),
-            "fitted_on": _about(self.fitted_on),
-        }
-        rows = self.training.rows
-
-        def settle() -> None:
-            self.store.begin()
-            for name, fact in facts.items():
-                self.store.settle(name, fact)
-            self.store.keep_rows("training_rows", rows)
-            if self.store.get("versions") is None:
-                versions = {name: version(name) for name in RECORDED}
-                self.store.settle("versions", {"python": platform.python_version(), **versions})
-
-        self.team.on_first(settle)
-        self._refuse_other_facts(facts)
-
-    def _refuse_other_facts(self, facts: Mapping[str, object]) -> None:
-        """Each process has read model and examples for itself, maybe on another machine."""
-        for name, stored in self.team.on_first(lambda: facts).items():
-            refuse_unless_equal(name, stored, facts[name])
-
-    def fit(self, save_seconds: float | int, tell_seconds: float | int) -> bool:
-        """The curvature into the store; whether there was anything left to do."""
-        self.begin()
-        if self.team.on_first(self.store.curvature.exists):
-            self.team.on_first(self.store.forget_partial_fit)
-            return False
-        JobFit(
-            self.engine,
-            self.fitted_on,
-            self.subject.block,
-            self.team,
-            self.store,
-            save_seconds,
-            tell_seconds,
-        ).run()
-        return True
+        versions = self.stored.get("versions") or self.team.on_first(_versions)
+        self._settle(
+            {
+                "subject": asdict(self.subject),
+                "model": self.engine.identity(),
+                "config": self.classifier.config,
+                "training": self.training.about(),
+                "fitted_on": self.fitted_on.about(),
+                "versions": versions,
+            },
+            training_rows=self.training,
+        )
 
     def ask(self) -> None:
         """Settle queries and λ, so that a run that is killed before it scores knows them.
 
         Nothing is settled unless all of it can be. Raises `StoreMismatch`, by name.
         """
-        queries, question, damping = self.queries, self.question, self.damping
-        about = {"queries": _about(queries)}
+        about = self.queries.about()
+        facts = {"damping": asdict(self.damping), "question": asdict(self.question)}
+        self._settle(facts | {"queries": about}, query_rows=self.queries)
 
-        def settle() -> None:
-            self.store.settle("damping", asdict(damping))
-            self.store.settle("question", asdict(question))
-            self.store.settle("queries", about["queries"])
-            self.store.keep_rows("query_rows", queries.rows)
+    def _settle(self, facts: Mapping[str, dict], **rows: Examples) -> None:
+        """Each process has read model and examples for itself, maybe on another machine."""
 
-        self.team.on_first(settle)
-        self._refuse_other_facts(about)
+        def settle() -> Mapping[str, dict]:
+            self.store.begin()
+            for name, fact in facts.items():
+                self.store.settle(name, fact)
+            for name, examples in rows.items():
+                self.store.keep_rows(name, examples.rows)
+            return facts
 
-    def score(self, tell_seconds: float | int) -> None:
-        """Influences of all training examples on all queries, into the store."""
-        scoring = self._scoring(tell_seconds)
-        self.ask()
-        queries, by_layer, query_block = self.queries, self.question.by_layer, self.query_block()
+        for name, first in self.team.on_first(settle).items():
+            refuse_unless_equal(name, first, facts[name])
 
-        def make_arrays() -> int:
-            scoring.make_arrays(queries, query_block, by_layer)
-            found = self.store.array("scores").chunks[0]
-            if self.given.get("query_block"):
-                refuse_unless_equal("--query-block", found, query_block)
-            return found
+    def settle_damping(self) -> None:
+        """Settle λ alone. Raises `StoreMismatch`."""
+        self._settle({"damping": asdict(self.damping)})
 
-        scoring.score(queries, self.team.on_first(make_arrays), by_layer)
-
-    def self_influences(self, tell_seconds: float | int) -> None:
-        """Influence of every training example on itself, into the store."""
-        scoring, damping = self._scoring(tell_seconds), self.damping
-        self.team.on_first(lambda: self.store.settle("damping", asdict(damping)))
-        scoring.self_influences()
-
-    def _scoring(self, tell_seconds: float | int) -> Scoring:
-        """The fitted engine. Raises `StepMissing` without a fit."""
-        self.begin()
-        if not self.team.on_first(self.store.curvature.exists):
-            raise StepMissing(f"{self.store.folder} has no curvature yet. Run: fit")
-        try:
-            self.engine.load_curvature(self.store.curvature)
-        except DamagedFile as error:
-            raise StoreDamaged(
-                f"{error} Remove {self.store.curvature.name} and run: fit"
-            ) from error
-        return Scoring(
-            self.engine, self.training, self.subject.block, self.team, self.store, tell_seconds
-        )
-
-    def query_block(self) -> int:
+    def query_group(self) -> int:
         """As asked, or as many as there is room for beside the other processes of this machine."""
         room = queries_at_a_time(self.engine.layers, None)
         if device().type == "cpu":
@@ -240,13 +168,8 @@ class Job:
     def refuse_other_texts(self) -> None:
         """Raise `StoreMismatch` unless examples and queries are those that were scored."""
         for name, examples in (("training", self.training), ("queries", self.queries)):
-            refuse_unless_equal(name, self.stored.get(name), _about(examples))
-
-    @property
-    def class_names(self) -> dict[int, str]:
-        return {number: name for name, number in self.classifier.class_names.items()}
+            refuse_unless_equal(name, self.stored.get(name), examples.about())
 
 
-def _about(examples: Examples) -> dict[str, object]:
-    tokens = int(np.sum(examples.lengths))
-    return {"examples": len(examples), "tokens": tokens, "digest": examples.digest}
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in RECORDED}}

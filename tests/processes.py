@@ -1,38 +1,21 @@
-"""Starting a job from Python: in processes of its own, watched line by line, stopped for good.
-
-For notebooks, benchmarks and tests; in a terminal, torchrun does it.
-"""
+"""Jobs in processes of their own: started as one types it, waited for, stopped for good."""
 
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 
-from support.job.errors import JobFailed
 
-
-def launched(
-    arguments: Sequence[str],
-    processes: int = 1,
-    folder: Path | None = None,
-    threads: int | None = None,
-) -> subprocess.Popen:
-    """`python -m support.job` with these arguments, by torchrun if there are several processes.
-
-    It runs in `folder`, by default here, with `threads` for each process, by default as many as make
-    all of them as many as the cores. What it says comes line by line from its `stdout`.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = threads or max(1, (cores or 1) // processes)
+def launched(arguments: Sequence[str], processes: int = 1, threads: int = 1) -> subprocess.Popen:
+    """`python -m support.job` with these arguments, by torchrun if there are several processes, with
+    `threads` for each. What it says comes from its `stdout`."""
     launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     return subprocess.Popen(
         [sys.executable, *(launcher if processes > 1 else []), "-m", "support.job", *arguments],
-        cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": str(threads)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -41,24 +24,25 @@ def launched(
     )
 
 
-def lines(job: subprocess.Popen) -> Iterator[str]:
-    """What a job says, line by line, until it ends.
-
-    Raises `JobFailed` after its last line if it ended before its work was done.
-    """
-    said = []
-    with job.stdout:
-        for line in job.stdout:
-            said.append(line.rstrip())
-            yield said[-1]
-    if job.wait():
-        everything = "\n".join(said).strip()
-        raise JobFailed(f"The job ended with code {job.returncode}. It said:\n{everything}")
+def ended(job: subprocess.Popen) -> tuple[int, str]:
+    """Exit status of a job, when it ends, and all that it said."""
+    said, _ = job.communicate()
+    return job.returncode, said
 
 
 def finished(job: subprocess.Popen) -> str:
-    """All that a job says to its end. Raises `JobFailed` if it ended before its work was done."""
-    return "\n".join(lines(job))
+    """All that a job said to its end. Raises `RuntimeError` if it ended before its work was done."""
+    status, said = ended(job)
+    if status:
+        raise RuntimeError(f"The job ended with code {status}. It said:\n{said.strip()}")
+    return said
+
+
+def await_moment(job: subprocess.Popen, moment: Callable[[], bool]) -> None:
+    """Until it has come; the job must be at work until then."""
+    while not moment():
+        assert job.poll() is None, job.communicate()[0]
+        time.sleep(0.005)
 
 
 def kill(job: subprocess.Popen) -> None:
@@ -75,8 +59,7 @@ def kill(job: subprocess.Popen) -> None:
     # The signal is only sent: until the system has taken a worker's memory back, it may hold its lock.
     while any(at_large(process) for process in at_work):
         time.sleep(0.01)
-    if job.stdout:
-        job.stdout.close()
+    job.stdout.close()
 
 
 def at_large(process: psutil.Process) -> bool:
@@ -85,8 +68,8 @@ def at_large(process: psutil.Process) -> bool:
     While threads of it are still being taken down, it may look ended and hold its lock.
     """
     try:
-        ended = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-        return process.is_running() and not (ended and process.num_threads() <= 1)
+        gone = process.status() in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return process.is_running() and not (gone and process.num_threads() <= 1)
     except psutil.NoSuchProcess:
         return False
 
