@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from support.ekfac import EkfacInfluence
+from support.ekfac.blocks import Block
 from support.ekfac.errors import BadSetting, EmptyLoader
 from support.ekfac.influence import NORMALISATIONS
 from support.ekfac.layers import tracked_layers
@@ -41,10 +42,14 @@ def test_without_a_budget_a_share_of_the_free_memory_is_taken(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
 def test_groups_hold_all_queries_in_order(size):
-    groups = list(in_groups(LOADER, size))
-    together = [torch.cat([x for x, _ in group]) for group in groups]
-    assert [len(x) for x in together[:-1]] == [size] * (len(groups) - 1)
-    torch.testing.assert_close(torch.cat(together), QUERIES)
+    blocks = [Block([2, 0, 1], QUERIES[[2, 0, 1]], QUERY_LABELS[[2, 0, 1]]), Block([3], QUERIES[3:], None)]
+    groups = list(in_groups(blocks, size))
+    rows = [[row for block in group for row in block.rows] for group in groups]
+    assert [row for group in rows for row in group] == [2, 0, 1, 3]
+    assert {len(group) for group in rows[:-1]} <= {size}
+    for group in groups:
+        for block in group:
+            torch.testing.assert_close(block.inputs, QUERIES[block.rows])
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)

@@ -1,6 +1,7 @@
 """`EkfacInfluence`: fit the curvature once, then ask which training examples a prediction rests on."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Shaped
@@ -16,7 +17,6 @@ from support.ekfac.blocks import (
     count_of,
     loader_blocks,
     number_of_examples,
-    refuse_other_labels,
 )
 from support.ekfac.curvature import (
     Regularization,
@@ -160,24 +160,23 @@ class EkfacInfluence(EkfacCurvature):
         if normalisation not in NORMALISATIONS:
             known = ", ".join(map(repr, NORMALISATIONS))
             raise BadSetting(f"normalisation={normalisation!r}: there are {known}.")
-        relative = normalisation == "relative"
-        queries = list(InOrder(test_loader))
-        for x, y in queries:
-            refuse_other_labels(x, y)
         training, total = InOrder(train_loader), number_of_examples(train_loader)
-        rows, own = [], None
+        queries = loader_blocks(InOrder(test_loader), self.passes.token_mask)
+        scores, own, order = [], None, []
         for group in in_groups(queries, queries_at_a_time(self.layers, self.memory_budget)):
-            count = sum(count_of(x) for x, _ in group)
-            blocks = loader_blocks(group, self.passes.token_mask)
-            factors = self._factors(self._counted(blocks, count, "test examples"), count)
-            with_own = relative and own is None
+            rows = [row for block in group for row in block.rows]
+            places = {row: place for place, row in enumerate(rows)}
+            blocks = [replace(block, rows=[places[row] for row in block.rows]) for block in group]
+            factors = self._factors(self._counted(blocks, len(rows), "test examples"), len(rows))
+            with_own = normalisation == "relative" and own is None
             columns, norms = self._columns(factors, training, total, with_own)
             own = norms if with_own else own
-            rows.append(columns)
-        if not rows:
+            scores.append(columns)
+            order += rows
+        if not scores:
             raise EmptyLoader("The test loader gave no batch.")
-        scores = self._finite(torch.cat(rows))
-        return divided_by_root(scores, self._finite(own)) if relative else scores
+        result = self._finite(torch.cat(scores)[torch.tensor(order).argsort()])
+        return result if own is None else divided_by_root(result, self._finite(own))
 
     def _columns(
         self, factors: Factors, batches: Iterable[Batch], total: int | None, with_own: bool

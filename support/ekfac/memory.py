@@ -1,11 +1,11 @@
 """How much memory curvature and factors take, and how many queries that allows at a time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import psutil
 import torch
 
-from support.ekfac.blocks import Batch, Inputs, count_of, of_each
+from support.ekfac.blocks import Block
 from support.ekfac.errors import BadSetting
 from support.ekfac.layers import TrackedLayer
 
@@ -51,23 +51,17 @@ def queries_at_a_time(layers: dict[str, TrackedLayer], budget: int | None) -> in
     return max(1, budget // factor_bytes(layers))
 
 
-def in_groups(batches: list[Batch], size: int) -> Iterator[list[Batch]]:
-    """The examples in order, in lists of batches of `size` examples; the last may have fewer."""
-    group: list[Batch] = []
+def in_groups(blocks: Iterable[Block], size: int) -> Iterator[list[Block]]:
+    """The blocks in lists of `size` examples, cut where a list is full; the last may have fewer."""
+    group: list[Block] = []
     room = size
-    for inputs, labels in batches:
-        start, examples = 0, count_of(inputs)
-        while start < examples:
-            part = slice(start, min(start + room, examples))
-            group.append((_part(inputs, part), None if labels is None else labels[part]))
-            room -= part.stop - start
-            start = part.stop
+    for block in blocks:
+        while block.rows:
+            group.append(block.part(slice(room)))
+            block = block.part(slice(room, None))
+            room -= len(group[-1].rows)
             if not room:
                 yield group
                 group, room = [], size
     if group:
         yield group
-
-
-def _part(inputs: Inputs, part: slice) -> Inputs:
-    return of_each(inputs, lambda x: x[part])

@@ -5,32 +5,25 @@ as each job would, with sums, curvature and factors as large as theirs. Seconds 
 between their lengths.
 """
 
+import copy
 import math
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from support.ekfac.blocks import Block, loader_blocks, unlabelled
-from support.ekfac.curvature import (
-    Eigenbasis,
-    LayerCurvature,
-    kfac_eigenvalues,
-    rotated_one_by_one,
-    take_out_of_basis,
-)
+from support.ekfac.blocks import Block, TokenMask, loader_blocks, unlabelled
+from support.ekfac.curvature import Eigenbasis, LayerCurvature, kfac_eigenvalues
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature, generator
-from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import TrackedLayer
-from support.ekfac.likelihood import Likelihood
+from support.ekfac.likelihood import Categorical
 from support.ekfac.memory import curvature_bytes, factor_bytes, queries_at_a_time
 from support.ekfac.passes import Passes
-from support.ekfac.scores import products, squared_norms
 
 LARGEST_EIGENPROBLEM = 768
 """Larger ones are extrapolated by the cube of their size."""
@@ -80,26 +73,24 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
 
     Raises `EmptyLoader`, and what a forward pass raises.
     """
-    passes = engine.passes
-    sizes = [_Size.of(block, passes) for block in _blocks(train, passes)]
+    mask = engine.passes.token_mask
+    sizes = [_Size.of(block, mask) for block in loader_blocks(unlabelled(train), mask)]
     if not sizes:
         raise EmptyLoader("The training loader gave no batch.")
-    asked = [_Size.of(block, passes) for block in _blocks(test, passes)]
+    asked = [_Size.of(block, mask) for block in loader_blocks(unlabelled(test), mask)]
     queries = sum(size.examples for size in asked)
     group = min(queries, queries_at_a_time(engine.layers, engine.memory_budget))
     by_length = sorted(range(len(sizes)), key=lambda number: sizes[number].length)
     chosen = by_length[0], by_length[len(by_length) // 2], by_length[-1]
-    found = {n: block for n, block in enumerate(_blocks(train, passes)) if n in chosen}
-    trial = _Trial(passes, engine.likelihood, [found[n] for n in dict.fromkeys(chosen)], group)
-    fit = trial.seconds(trial.add_covariances, sizes)
-    fit += _eigenproblem_seconds(passes)
+    blocks = enumerate(loader_blocks(unlabelled(train), mask))
+    trial = _Trial(engine, [block for number, block in blocks if number in chosen], group)
+    fit = trial.seconds(trial.add_covariances, sizes) + _eigenproblem_seconds(engine.passes)
     if engine.update_diagonal:
         fit += trial.seconds(trial.add_squares, sizes)
     score = None
     if queries:
         score = queries / group * trial.seconds(trial.score, sizes)
         score += trial.seconds(trial.precondition, asked)
-    curvature, one_query = curvature_bytes(engine.layers), factor_bytes(engine.layers)
     return Plan(
         examples=sum(size.examples for size in sizes),
         tokens=sum(size.tokens for size in sizes),
@@ -108,9 +99,9 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
         fit_seconds=fit,
         self_seconds=trial.seconds(trial.take_norms, sizes),
         score_seconds=score,
-        curvature_bytes=curvature,
-        factor_bytes=one_query,
-        peak_bytes=_most_held(passes.device),
+        curvature_bytes=curvature_bytes(engine.layers),
+        factor_bytes=factor_bytes(engine.layers),
+        peak_bytes=_most_held(engine.passes.device),
     )
 
 
@@ -123,30 +114,37 @@ class _Size:
     tokens: int
 
     @classmethod
-    def of(cls, block: Block, passes: Passes) -> "_Size":
-        mask, examples = passes.token_mask(block.inputs), len(block.rows)
+    def of(cls, block: Block, token_mask: TokenMask) -> "_Size":
+        mask, examples = token_mask(block.inputs), len(block.rows)
         if mask is not None and mask.ndim == 2:
             return cls(examples, mask.shape[1], mask.sum().item())
         by_position = isinstance(block.inputs, Tensor) and block.inputs.ndim > 2
         length = block.inputs.shape[1] if by_position else 1
         return cls(examples, length, examples * length)
 
+    @property
+    def positions(self) -> int:
+        """Padding included."""
+        return self.examples * self.length
+
 
 class _Trial:
-    """What the engine does with a block, in an eigenbasis that is as good as any for the clock."""
+    """What an engine does with a block, in an eigenbasis that is as good as any for the clock."""
 
-    def __init__(self, passes: Passes, likelihood: Likelihood, blocks: list[Block], queries: int):
-        self.passes, self.blocks = passes, blocks
-        self.sizes = [_Size.of(block, passes) for block in blocks]
-        self.covariances = CovarianceSums(passes, likelihood)
-        bases = {name: _identity(layer, passes.precision) for name, layer in passes.layers.items()}
-        self.squares = EigenvalueSums(passes, likelihood, bases)
-        self.curvature = {
+    def __init__(self, engine: EkfacCurvature, blocks: list[Block], queries: int):
+        passes = engine.passes
+        self.blocks, self.sizes = blocks, [_Size.of(block, passes.token_mask) for block in blocks]
+        bases = {name: _identity(layer, passes.precision) for name, layer in engine.layers.items()}
+        self.covariances = CovarianceSums(passes, engine.likelihood)
+        self.squares = EigenvalueSums(passes, engine.likelihood, bases)
+        self.engine = copy.copy(engine)
+        self.engine.progress, self.engine.likelihood = False, _SumOfOutputs()
+        self.engine.curvature = {
             name: LayerCurvature(basis, kfac_eigenvalues(basis)) for name, basis in bases.items()
         }
         self.factors = {
             name: passes.zeros(queries, layer.d_out, layer.d_in).fill_(1)
-            for name, layer in passes.layers.items()
+            for name, layer in engine.layers.items()
         }
 
     def add_covariances(self, block: Block) -> None:
@@ -156,23 +154,13 @@ class _Trial:
         self.squares.add([block], generator(0))
 
     def take_norms(self, block: Block) -> None:
-        for name, gradients in self._gradients(block):
-            squared_norms(gradients, self.curvature[name], 1.0)
+        self.engine.self_influences(block.inputs, torch.zeros(len(block.rows)))
 
     def score(self, block: Block) -> None:
-        for name, gradients in self._gradients(block):
-            products(self.factors[name], gradients)
+        self.engine.influences_from_factors(self.factors, block.inputs, torch.zeros(len(block.rows)))
 
     def precondition(self, block: Block) -> None:
-        for name, gradients in self._gradients(block):
-            solved = torch.stack(
-                [one for _, one in rotated_one_by_one(gradients, self.curvature[name].basis)]
-            )
-            take_out_of_basis(solved, self.curvature[name].basis)
-
-    def _gradients(self, block: Block) -> Iterator[tuple[str, LayerGradients]]:
-        for one in self.passes.over([block], lambda outputs, _: [torch.ones_like(outputs)]):
-            yield from one.gradients()
+        self.engine.influence_factors(block.inputs, torch.zeros(len(block.rows)))
 
     def seconds(self, work: Callable[[Block], None], sizes: list[_Size]) -> float:
         """Of this work on blocks of these sizes, from that on the trial's blocks."""
@@ -181,18 +169,22 @@ class _Trial:
         for block, size in zip(self.blocks, self.sizes, strict=True):
             start = time.perf_counter()
             work(block)
-            if self.passes.device.type == "cuda":
+            if self.engine.passes.device.type == "cuda":
                 torch.cuda.synchronize()
-            found[size.length] = (time.perf_counter() - start) / (size.examples * size.length)
-        lengths = sorted(found)
-        of_a_token = np.interp(
-            [size.length for size in sizes], lengths, [found[length] for length in lengths]
-        )
-        return float(of_a_token @ [size.examples * size.length for size in sizes])
+            found[size.length] = (time.perf_counter() - start) / size.positions
+        known = sorted(found.items())
+        of_a_position = np.interp([size.length for size in sizes], *zip(*known, strict=True))
+        return float(of_a_position @ [size.positions for size in sizes])
 
 
-def _blocks(loader: Iterable, passes: Passes) -> Iterator[Block]:
-    return loader_blocks(unlabelled(loader), passes.token_mask)
+class _SumOfOutputs(Categorical):
+    """A loss that is told no labels and costs nothing."""
+
+    def check(self, outputs: Tensor, labels: Tensor) -> None:
+        pass
+
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        return outputs.sum(dim=1)
 
 
 def _identity(layer: TrackedLayer, precision: torch.dtype | None) -> Eigenbasis:
