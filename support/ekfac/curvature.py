@@ -72,15 +72,8 @@ class Eigenbasis:
         self.activation = self.activation.T.contiguous().T
         self.output_gradient = self.output_gradient.T.contiguous().T
 
-    def of_activations(self, rows: Float[Tensor, "positions d_in"]) -> Float[Tensor, "positions d_in"]:
-        """Q_aᵀ a for every row a."""
-        return self._rotated(rows, self.activation)
-
-    def of_output_gradients(self, rows: Float[Tensor, "positions d_out"]) -> Float[Tensor, "positions d_out"]:
-        """Q_gᵀ g for every row g."""
-        return self._rotated(rows, self.output_gradient)
-
-    def _rotated(self, rows: Tensor, vectors: Tensor) -> Tensor:
+    def rotated(self, rows: Float[Tensor, "n d"], vectors: Float[Tensor, "d d"]) -> Float[Tensor, "n d"]:
+        """Qᵀ x for every row x, with Q one of the two matrices of eigenvectors."""
         if self.precision is None:
             return matrix_product(rows, vectors)
         return (rows.to(self.precision) @ vectors.to(self.precision)).to(rows.dtype)
@@ -133,9 +126,9 @@ def rotated_one_by_one(
     positions = len(a) / gradients.examples
     a_first, g_first = positions < d_out, positions < d_in
     if a_first:
-        a = basis.of_activations(a)
+        a = basis.rotated(a, basis.activation)
     if g_first:
-        g = basis.of_output_gradients(g)
+        g = basis.rotated(g, basis.output_gradient)
     for example, a_rows, g_rows in replace(gradients, activations=a, output_gradients=g).one_by_one():
         product = matrix_product(g_rows.T, a_rows)
         if not a_first:
@@ -150,8 +143,8 @@ def rotated_rows(
 ) -> tuple[Float[Tensor, "positions d_in"], Float[Tensor, "positions d_out"]]:
     """Q_aᵀ a and Q_gᵀ g for every row: all there is to rotate when each example has one."""
     return (
-        basis.of_activations(gradients.activations),
-        basis.of_output_gradients(gradients.output_gradients),
+        basis.rotated(gradients.activations, basis.activation),
+        basis.rotated(gradients.output_gradients, basis.output_gradient),
     )
 
 

@@ -1,25 +1,7 @@
-"""The loss of a label, and the directions that make up the Fisher.
-
-A likelihood is one small object; write your own to bring another loss:
-
-`check(outputs, labels)`
-    raises `LabelsMismatch` when the labels don't fit.
-`loss(outputs, labels)`
-    −log p(label | outputs) per example, up to a constant.
-`fisher_directions(outputs, generator)`
-    yields gradients d with respect to the outputs, `(batch, classes)` each, such that, example by
-    example, Σ d dᵀ is the Fisher of the outputs, E_{y∼p}[∇loss ∇lossᵀ], or an unbiased estimate of it
-    drawn from `generator`. Sent back through the model they give Σ vec G vec Gᵀ, the Fisher of every
-    layer. Labels take no part in it.
-`repr(likelihood)`
-    names it with its settings: saved curvature is only loaded by an engine with the same one.
-`label_directions(outputs)`
-    yields pairs of a gradient d with respect to the outputs and weights `(batch, classes)`, such that
-    the gradient of the loss of label c is Σ weights[:, c] · d. Raises `LabelsMismatch` when labels are
-    not classes.
-"""
+"""The loss of a label, and the directions that make up the Fisher."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -31,17 +13,28 @@ from support.ekfac.errors import LabelsMismatch, OutputsNotSupported
 
 @runtime_checkable
 class Likelihood(Protocol):
-    """What the engine asks of a loss; see the module's docstring."""
+    """What the engine asks of a loss; write your own to bring another. Its `repr` names it with its
+    settings: saved curvature is only loaded by an engine with the same one."""
 
-    def check(self, outputs: Tensor, labels: Tensor) -> None: ...
+    def check(self, outputs: Tensor, labels: Tensor) -> None:
+        """Raise `LabelsMismatch` when the labels don't fit."""
 
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor: ...
+    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """−log p(label | outputs) per example, up to a constant."""
 
-    def fisher_directions(self, outputs: Tensor, generator: torch.Generator) -> Iterator[Tensor]: ...
+    def fisher_directions(self, outputs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+        """Gradients d with respect to the outputs, `(batch, classes)` each, such that, example by
+        example, Σ d dᵀ is the Fisher of the outputs, E_{y∼p}[∇loss ∇lossᵀ], or an unbiased estimate
+        of it drawn from `generator`. Sent back through the model they give the Fisher of every layer,
+        Σ vec G vec Gᵀ. Labels take no part in it."""
 
-    def label_directions(self, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def label_directions(self, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of a gradient d with respect to the outputs and weights `(batch, classes)`, such that
+        the gradient of the loss of label c is Σ weights[:, c] · d. Raises `LabelsMismatch` when labels
+        are not classes."""
 
 
+@dataclass
 class Categorical:
     """Softmax over the classes and cross-entropy: labels `(batch,)`, integers from 0.
 
@@ -50,12 +43,8 @@ class Categorical:
     `samples` labels per example, drawn from the model's own prediction.
     """
 
-    def __init__(self, exact_classes: int = 10, samples: int = 1):
-        self.exact_classes = exact_classes
-        self.samples = samples
-
-    def __repr__(self) -> str:
-        return f"Categorical(exact_classes={self.exact_classes}, samples={self.samples})"
+    exact_classes: int = 10
+    samples: int = 1
 
     def check(self, outputs: Float[Tensor, "batch classes"], labels: Shaped[Tensor, "..."]) -> None:
         """Raise `LabelsMismatch` unless there is one integer label below `classes` per example."""
@@ -123,14 +112,12 @@ class Categorical:
             yield unit.expand_as(outputs), probability.unsqueeze(1) - unit
 
 
+@dataclass
 class Gaussian:
     """Regression with unit variance: loss ½‖output − label‖², labels shaped like the outputs.
 
     Its Fisher with respect to the outputs is the identity, one direction per output.
     """
-
-    def __repr__(self) -> str:
-        return "Gaussian()"
 
     def check(self, outputs: Float[Tensor, "batch outputs"], labels: Shaped[Tensor, "..."]) -> None:
         """Raise `LabelsMismatch` unless labels and outputs have the same shape."""
