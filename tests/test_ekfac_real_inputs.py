@@ -17,7 +17,9 @@ from support.ekfac.errors import (
     LoaderShuffles,
     NotFinite,
     OutputsNotSupported,
+    WrongModel,
 )
+from support.ekfac.storage import read
 from tests.dense import (
     PAD,
     labels,
@@ -331,3 +333,36 @@ def test_results_that_are_not_finite_are_refused_before_they_are_returned(regula
 
 def test_auto_damping_of_a_curvature_of_zeros_divides_by_nothing_small():
     assert (damped_inverse(torch.zeros(2, 3), "auto") == 1).all()
+
+
+class Activated(nn.Module):
+    """What is done with the weights is no part of them."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.inner, self.activation = token_classifier(), activation
+        self.eval()
+
+    def token_mask(self, ids):
+        return self.inner.token_mask(ids)
+
+    def forward(self, ids):
+        return self.activation(self.inner(ids))
+
+
+def test_curvature_is_not_loaded_by_a_model_that_does_something_else_with_the_same_weights(tmp_path):
+    fitted = engine(Activated(torch.tanh))
+    fitted.save(tmp_path / "curvature")
+    loaded = EkfacInfluence.load(tmp_path / "curvature", Activated(torch.tanh))
+    assert_same(loaded.influences(X, Y), fitted.influences(X, Y))
+    with pytest.raises(WrongModel, match="does something else with them.*Fit this one"):
+        EkfacInfluence.load(tmp_path / "curvature", Activated(torch.relu))
+
+
+def test_a_curvature_of_mappings_knows_its_model_too(tmp_path):
+    fitted = EkfacInfluence(OfNames()).fit([as_mapping(X)])
+    fitted.save(tmp_path / "curvature")
+    loaded = EkfacInfluence.load(tmp_path / "curvature", OfNames())
+    loaded.save(tmp_path / "again")
+    # The digest of all tensors, the probe's among them, is part of the metadata.
+    assert read(tmp_path / "again").metadata == read(tmp_path / "curvature").metadata

@@ -35,7 +35,8 @@ from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood, fisher_directions
 from support.ekfac.memory import check_budget
 from support.ekfac.passes import Passes
-from support.ekfac.verification import verify
+from support.ekfac.storage import Probe
+from support.ekfac.verification import refuse_another_model, verify
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
 
@@ -143,6 +144,7 @@ class EkfacCurvature:
         self.layers = tracked_layers(model)
         self.curvature: dict[str, LayerCurvature] = {}
         self.examples = 0
+        self.probe: Probe | None = None
 
     @property
     def hessian_regularization(self) -> Regularization:
@@ -202,8 +204,13 @@ class EkfacCurvature:
         """The blocks, once the model is known to do with the first of them what the engine expects."""
         for number, block in enumerate(blocks):
             if number == 0:
-                verify(self.passes, block)
+                self.verify(block)
             yield block
+
+    def verify(self, block: Block) -> None:
+        """Compare two examples of a block with autograd, and remember what the model says of them, so
+        that a saved curvature knows its model. Raises `LayerNotSupported` and `OutputsNotSupported`."""
+        self.probe = verify(self.passes, block)
 
     def _counted(self, blocks: Iterable[Block], total: int | None, what: str) -> Iterator[Block]:
         """The blocks, with a bar that counts their examples, unless there is one block only."""
@@ -220,9 +227,10 @@ class EkfacCurvature:
         return self
 
     def save(self, path: str | Path) -> None:
-        """Write the curvature to a safetensors file, whole or not at all. Raises `NotFitted`."""
+        """Write the curvature to a safetensors file, whole or not at all, with the first tokens of two
+        examples by which its model is known again. Raises `NotFitted`."""
         self._require_fit()
-        storage.save(path, self.curvature, self.identity(), self.examples)
+        storage.save(path, self.curvature, self.identity(), self.examples, self.probe)
 
     def load_curvature(self, path: str | Path) -> "EkfacCurvature":
         """Take the curvature from a file that `save` wrote, instead of fitting.
@@ -233,9 +241,11 @@ class EkfacCurvature:
         return self._take(storage.read(path))
 
     def _take(self, saved: storage.Saved) -> "EkfacCurvature":
-        curvature = saved.curvature(self.identity())
+        curvature, probe = saved.curvature(self.identity()), saved.probe()
+        if probe is not None:
+            refuse_another_model(self.passes, *probe)
         self.curvature = {name: layer.to(self.passes.device) for name, layer in curvature.items()}
-        self.examples = saved.examples
+        self.examples, self.probe = saved.examples, probe
         for layer in self.curvature.values():
             layer.basis.precision = PRECISIONS[self.precision]
         return self

@@ -14,9 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from support.ekfac.blocks import Block
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.errors import DamagedFile, WrongModel
 
+Probe = tuple[Block, torch.Tensor]
+"""Two short examples and the model's outputs for them."""
+
+PROBE, PROBE_OUTPUTS = "probe inputs/", "probe outputs"
 FORMAT = "ekfac-curvature-2"
 BASIS_PARTS = (
     "activation",
@@ -48,9 +53,15 @@ def save(
     curvature: dict[str, LayerCurvature],
     identity: dict[str, str],
     examples: int,
+    probe: Probe | None,
 ) -> None:
     """Write the curvature of every layer; a file of that name is replaced only when all is written."""
     tensors = {}
+    if probe is not None:
+        inputs, outputs = probe[0].inputs, probe[1]
+        named = inputs if isinstance(inputs, Mapping) else {"": inputs}
+        tensors |= {f"{PROBE}{name}": part.contiguous() for name, part in named.items()}
+        tensors[PROBE_OUTPUTS] = outputs.contiguous()
     for name, layer in curvature.items():
         tensors[f"{name}/eigenvalues"] = layer.eigenvalues.contiguous()
         for part in BASIS_PARTS:
@@ -91,6 +102,14 @@ class Saved:
             )
             for name in expected["layers"].split(", ")
         }
+
+    def probe(self) -> Probe | None:
+        """Two examples and what the model said of them, if it was asked."""
+        if PROBE_OUTPUTS not in self.tensors:
+            return None
+        outputs = self.tensors[PROBE_OUTPUTS]
+        named = {key.removeprefix(PROBE): x for key, x in self.tensors.items() if key.startswith(PROBE)}
+        return Block(list(range(len(outputs))), named.get("", named), None), outputs
 
 
 def read(path: str | Path) -> Saved:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from support.ekfac.blocks import Block, blocks_of, of_each
-from support.ekfac.errors import LayerNotSupported, OutputsNotSupported
+from support.ekfac.blocks import Block, Inputs, blocks_of, of_each
+from support.ekfac.errors import LayerNotSupported, OutputsNotSupported, WrongModel
 from support.ekfac.layers import TrackedLayer
 from support.ekfac.passes import Passes
 
@@ -21,11 +21,12 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Of relative differences, by the dtype of the model's outputs; lower precisions have a tenth."""
 
 
-def verify(passes: Passes, block: Block) -> None:
+def verify(passes: Passes, block: Block) -> tuple[Block, Float[Tensor, "batch classes"]]:
     """Compare the first examples of a block, taken together, with autograd and with each taken alone.
 
-    Raises `LayerNotSupported`, naming the layer, when its gradient is not autograd's, and
-    `OutputsNotSupported` when the outputs of an example change with padding or with its neighbours.
+    Returns them, short, with what the model says of them. Raises `LayerNotSupported`, naming the layer,
+    when its gradient is not autograd's, and `OutputsNotSupported` when the outputs of an example change
+    with padding or with its neighbours.
     """
     block = _short(block.ordinary(), passes)
     for one in passes.over([block], lambda outputs, _: [_on_the_first(outputs)]):
@@ -51,6 +52,18 @@ def verify(passes: Passes, block: Block) -> None:
                 "subclass of Linear with a forward of its own, or are batch and positions exchanged? "
                 f"Freeze it: model.get_submodule({name!r}).requires_grad_(False)"
             )
+    return block, outputs
+
+
+def refuse_another_model(passes: Passes, block: Block, outputs: Float[Tensor, "batch classes"]) -> None:
+    """Raise `WrongModel` unless the model says of these examples what it said when it was fitted."""
+    said = _said(passes, of_each(block.inputs, lambda x: x.to(passes.device)))
+    found, tolerance = said.to(outputs), TOLERANCE.get(said.dtype, 0.1)
+    if found.shape != outputs.shape or (found - outputs).norm() > tolerance * outputs.norm():
+        raise WrongModel(
+            "The curvature was fitted on a model with the same weights that does something else with "
+            f"them: it said {outputs[0].tolist()} where this one says {found[0].tolist()}. Fit this one."
+        )
 
 
 def _on_the_first(outputs: Tensor) -> Float[Tensor, "batch classes"]:
@@ -92,5 +105,9 @@ def _gradient(layer: TrackedLayer, scalar: Tensor) -> Float[Tensor, "d_out d_in"
 def _alone(passes: Passes, block: Block, row: int) -> Float[Tensor, " classes"]:
     one = block.part(slice(row, row + 1))
     (trimmed,) = blocks_of(one.inputs, None, passes.token_mask)
+    return _said(passes, trimmed.inputs)[0]
+
+
+def _said(passes: Passes, inputs: Inputs) -> Float[Tensor, "batch classes"]:
     with torch.no_grad():
-        return passes.outputs(trimmed.inputs)[0]
+        return passes.outputs(inputs)
