@@ -26,12 +26,8 @@ from benchmarks.plan import BATCH_SIZE, REGULARIZATION, Setting
 from benchmarks.running import ROOT, Version, Workshop, output_of
 from benchmarks.table import table
 from benchmarks.undone import FIT, SCORE, SELF, SHORTCUTS
-from experiments.judgement import Judge
-from support.chapters.fidelity import RECOMMENDED
 from support.ekfac import EkfacInfluence
-from support.retraining import batches
 
-SHARES = (0.5, 0.25, 0.1)
 ROUNDS = 1
 
 
@@ -90,7 +86,6 @@ def shortcuts(chosen: Material, rounds: int) -> list[dict]:
 def settings(chosen: Material, rounds: int) -> list[dict]:
     """Seconds of each job under each setting, and the scores' distance from those of the exact one."""
     engines = {"exact": chosen.engine()}
-    engines |= {f"eigenbasis_share={s:g}": chosen.engine(eigenbasis_share=s) for s in SHARES}
     engines |= {'precision="bfloat16"': chosen.engine(precision="bfloat16")}
     rows = [{"setting": name, FIT: [], SCORE: [], SELF: []} for name in engines]
     reference = None
@@ -102,29 +97,6 @@ def settings(chosen: Material, rounds: int) -> list[dict]:
         reference = scores if reference is None else reference
         row["relative difference"] = ((scores - reference).norm() / reference.norm()).item()
         row["rank correlation"] = stats.spearmanr(scores.flatten(), reference.flatten()).statistic
-    return rows
-
-
-def fidelity_of_shares() -> list[dict]:
-    """LDS of EK-FAC on the bank `main` with eigenbases from a share of the reviews, λ = 0.01."""
-    judge = Judge("main", progress=True)
-    early = float(RECOMMENDED.where.rstrip("%")) / 100
-    models = {
-        f"at {RECOMMENDED.where} of training": judge.path((early,))[0].model(),
-        "at its end": judge.question.trained(),
-    }
-    rows = []
-    for share in tqdm((1, *SHARES), "fidelity", unit="share"):
-        found = {"share": share}
-        for place, model in models.items():
-            engine = EkfacInfluence(
-                model,
-                hessian_regularization=float(RECOMMENDED.regularization),
-                eigenbasis_share=share,
-            ).fit(batches(judge.train))
-            scores = engine.score(batches(judge.queries), batches(judge.train))
-            found[place] = {k: judge.row(scores)[k] for k in ("report", "low", "high")}
-        rows.append(found)
     return rows
 
 
@@ -164,7 +136,6 @@ def measured(quick: bool) -> dict:
         "shortcuts": shortcuts(material(real, *small), rounds),
         "settings": settings(cases[0], rounds),
         "plan": [row for case in cases for row in foretold(case)],
-        "fidelity": [] if quick else fidelity_of_shares(),
     }
 
 
@@ -189,7 +160,6 @@ def markdown(found: dict) -> str:
             )
         ],
         settings_table(found["settings"]),
-        fidelity_table(found["fidelity"]),
         ["## What `plan` foretold"],
         table(
             ["", "job", "plan, s", "measured, s", "plan / measured"],
@@ -236,24 +206,6 @@ def settings_table(rows: list[dict]) -> list[str]:
             for row in others
         ],
     )
-
-
-def fidelity_table(rows: list[dict]) -> list[str]:
-    if not rows:
-        return []
-    places = [key for key in rows[0] if key != "share"]
-    lines = [
-        [
-            f"{row['share']:g}",
-            *("{report:.3f} [{low:.3f}, {high:.3f}]".format(**row[place]) for place in places),
-        ]
-        for row in rows
-    ]
-    note = (
-        "Does a cheaper eigenbasis predict retraining any worse? Linear datamodeling score on the bank "
-        "`main` of `experiments`, λ = 0.01, with a 95 % interval over queries:"
-    )
-    return [note, "", *table(["eigenbasis_share", *(f"LDS {place}" for place in places)], lines)]
 
 
 def main() -> None:

@@ -51,11 +51,9 @@ def test_the_page_has_a_line_for_each_measurement():
                 "rank correlation": 0.5,
             },
         ],
-        "fidelity": [{"share": 0.5, "at its end": {"report": 0.6, "low": 0.5, "high": 0.7}}],
         "plan": [{"setting": "real", "job": "fit", "plan": 9.0, "measured": 10.0}],
     }
     lines = markdown(found).splitlines()
     assert "| one | fit | 3.0 | 4.5 | 1.50× |" in lines
     assert "| `half` | 2.00× | 1.00× | 2.00× | 2.5e-01 | 0.5000 |" in lines
-    assert "| 0.5 | 0.600 [0.500, 0.700] |" in lines
     assert "| real | fit | 9.0 | 10.0 | 0.90 |" in lines
