@@ -19,36 +19,8 @@ from support.ekfac.gradients import LayerGradients
 from support.ekfac.matrix_products import matrix_product
 
 
-class Covariances:
-    """Running sums of a aᵀ and g gᵀ for one layer; sums over parts of the examples add up.
-
-    `positions_and_examples` counts what they are over.
-    """
-
-    def __init__(self, d_out: int, d_in: int, dtype: torch.dtype, device: torch.device):
-        self.activation_sum = torch.zeros(d_in, d_in, dtype=dtype, device=device)
-        self.output_gradient_sum = torch.zeros(d_out, d_out, dtype=dtype, device=device)
-        self.positions_and_examples = torch.zeros(2, dtype=torch.int64)
-
-    def add_activations(self, activations: Float[Tensor, "positions d_in"], examples: int) -> None:
-        """Add the real positions of a block of examples."""
-        _add_gram(self.activation_sum, activations)
-        self.positions_and_examples += torch.tensor([len(activations), examples])
-
-    def add_output_gradients(self, output_gradients: Float[Tensor, "positions d_out"]) -> None:
-        """Add the output gradients of one direction of the Fisher for a block."""
-        _add_gram(self.output_gradient_sum, output_gradients)
-
-    def activation(self) -> Float[Tensor, "d_in d_in"]:
-        """The mean of a aᵀ over real positions."""
-        return self.activation_sum / self.positions_and_examples[0].item()
-
-    def output_gradient(self) -> Float[Tensor, "d_out d_out"]:
-        """g gᵀ summed over positions and over the Fisher's directions, mean over examples."""
-        return self.output_gradient_sum / self.positions_and_examples[1].item()
-
-
-def _add_gram(total: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> None:
+def add_gram(total: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> None:
+    """total += Σ x xᵀ over the rows."""
     columns = rows.T.contiguous()
     total.add_(matrix_product(columns, columns.T))
 

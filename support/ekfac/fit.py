@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from support.ekfac import storage
@@ -21,10 +21,10 @@ from support.ekfac.blocks import (
 )
 from support.ekfac.curvature import (
     DEFAULT_REGULARIZATION,
-    Covariances,
     Eigenbasis,
     LayerCurvature,
     Regularization,
+    add_gram,
     add_squares,
     check_regularization,
     eigenbasis,
@@ -42,22 +42,19 @@ PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
 
 
 class CovarianceSums:
-    """Σ a aᵀ and Σ g gᵀ of every layer. `tensors` are the sums by name, to be added up in place."""
+    """Σ a aᵀ over real positions and Σ g gᵀ over positions and the Fisher's directions, of every layer.
+
+    `tensors` are the sums by name, and what they are over, to be added up in place.
+    """
 
     def __init__(self, passes: Passes, likelihood: Likelihood):
         self.passes, self.likelihood = passes, likelihood
-        self.layers = {
-            name: Covariances(layer.d_out, layer.d_in, layer.dtype, layer.device)
-            for name, layer in passes.layers.items()
-        }
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return {
-            f"{name}/{part}": tensor
-            for name, covariances in self.layers.items()
-            for part, tensor in vars(covariances).items()
-        }
+        self.tensors = {"examples": torch.zeros(1, dtype=torch.int64)}
+        for name, layer in passes.layers.items():
+            for side, width in (("activations", layer.d_in), ("output gradients", layer.d_out)):
+                total = torch.zeros(width, width, dtype=layer.dtype, device=layer.device)
+                self.tensors[f"{name}/{side}"] = total
+            self.tensors[f"{name}/positions"] = torch.zeros(1, dtype=torch.int64)
 
     def add(self, blocks: Iterable[Block], draws: torch.Generator) -> int:
         """Add the examples of some blocks; how many they were. `draws` gives labels where the
@@ -65,16 +62,21 @@ class CovarianceSums:
         examples = 0
         for one in self.passes.over(blocks, fisher_directions(self.likelihood, draws)):
             for name, gradients in one.gradients():
-                self.layers[name].add_output_gradients(gradients.output_gradients)
+                add_gram(self.tensors[f"{name}/output gradients"], gradients.output_gradients)
                 if one.number == 0:
-                    self.layers[name].add_activations(one.activations(name), one.examples)
+                    activations = one.activations(name)
+                    add_gram(self.tensors[f"{name}/activations"], activations)
+                    self.tensors[f"{name}/positions"] += len(activations)
             examples += one.examples if one.number == 0 else 0
+        self.tensors["examples"] += examples
         return examples
 
     def basis(self, name: str) -> Eigenbasis:
-        """A layer's eigenbasis. Its sums are given up: ask once, at the end."""
-        covariances = self.layers.pop(name)
-        return eigenbasis(covariances.activation(), covariances.output_gradient(), self.passes.precision)
+        """A layer's eigenbasis: of the mean of a aᵀ over positions, and of Σ g gᵀ, mean over examples.
+        Its sums are given up: ask once, at the end."""
+        activation = self.tensors.pop(f"{name}/activations") / self.tensors[f"{name}/positions"].item()
+        output_gradient = self.tensors.pop(f"{name}/output gradients") / self.tensors["examples"].item()
+        return eigenbasis(activation, output_gradient, self.passes.precision)
 
 
 class EigenvalueSums:
