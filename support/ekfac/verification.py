@@ -52,7 +52,7 @@ def verify(passes: Passes, block: Block) -> tuple[Block, Float[Tensor, "batch cl
                 "subclass of Linear with a forward of its own, or are batch and positions exchanged? "
                 f"Freeze it: model.get_submodule({name!r}).requires_grad_(False)"
             )
-    return block, outputs
+    return block, _said(passes, block.inputs)
 
 
 def refuse_another_model(passes: Passes, block: Block, outputs: Float[Tensor, "batch classes"]) -> None:
