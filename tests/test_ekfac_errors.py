@@ -108,7 +108,7 @@ def test_saving_before_fit_is_refused_and_leaves_no_file(tmp_path):
 
 
 def test_an_empty_loader_is_refused():
-    with says(EmptyLoader, "no batch", "covariances"):
+    with says(EmptyLoader, "no batch"):
         EkfacInfluence(perceptron(4, 2)).fit([])
 
 

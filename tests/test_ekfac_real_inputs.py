@@ -5,20 +5,28 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
-from support.ekfac import EkfacInfluence
-from support.ekfac.blocks import refuse_other_labels
+from support.ekfac import Categorical, EkfacInfluence, ExactInfluence, Gaussian
+from support.ekfac.blocks import blocks_of, count_of, refuse_other_labels
 from support.ekfac.curvature import DEFAULT_REGULARIZATION, damped_inverse
 from support.ekfac.errors import (
     BatchNotSupported,
     LabelsMismatch,
     LayerNotSupported,
     LoaderShuffles,
+    ModelInTrainingMode,
     NotFinite,
     OutputsNotSupported,
     WrongModel,
 )
+from support.ekfac.likelihood import loss_direction
 from support.ekfac.storage import read
 from tests.dense import (
     PAD,
@@ -366,3 +374,137 @@ def test_a_curvature_of_mappings_knows_its_model_too(tmp_path):
     loaded.save(tmp_path / "again")
     # The digest of all tensors, the probe's among them, is part of the metadata.
     assert read(tmp_path / "again").metadata == read(tmp_path / "curvature").metadata
+
+
+class OneAtATime:
+    """As a DataLoader with persistent workers: to begin again is to break off."""
+
+    def __init__(self):
+        self.left = iter(())
+
+    def __iter__(self):
+        self.left = iter([(X[:2], Y[:2]), (X[2:], Y[2:])])
+        return self
+
+    def __next__(self):
+        return next(self.left)
+
+
+def test_a_loader_may_be_both_sides_though_it_has_one_iterator():
+    fitted = engine(memory_budget=1)
+    loader = OneAtATime()
+    assert_same(fitted.score(loader, loader), fitted.influences(X, Y))
+
+
+def test_a_batch_sampler_that_draws_at_random_is_refused_too():
+    drawn = BatchSampler(RandomSampler(TensorDataset(X, Y)), 2, drop_last=False)
+    with pytest.raises(LoaderShuffles, match="RandomSampler"):
+        engine().score([(X, Y)], DataLoader(TensorDataset(X, Y), batch_sampler=drawn))
+
+
+def test_an_example_of_nothing_but_padding_is_refused_by_its_row():
+    with pytest.raises(BatchNotSupported, match="Row 1 of a batch is all padding"):
+        engine().influences(X, Y, torch.cat([X[:1], X[:1] * 0]), Y[:2])
+
+
+class Looking(OfNames):
+    """Looks at what its mask calls padding."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return type("Output", (), {"logits": self.inner(input_ids)})()
+
+
+@pytest.mark.parametrize("lengths", [(5, 3, 4), (3, 5, 4), (5, 5, 5)])
+def test_a_mask_that_hides_tokens_which_the_model_looks_at_is_noticed(lengths):
+    batch = as_mapping(sentences(*lengths))
+    batch["attention_mask"][:, -1:] = 0
+    batch["attention_mask"][:, 0] = 1
+    with pytest.raises((LayerNotSupported, OutputsNotSupported), match="padding"):
+        EkfacInfluence(Looking()).fit([batch])
+
+
+def test_a_curvature_is_loaded_by_a_model_in_eval_mode_only(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)).double().eval()
+    model[1].requires_grad_(False)
+    engine(model, vectors(5, 4)).save(tmp_path / "curvature")
+    before = model[1].running_mean.clone()
+    with pytest.raises(ModelInTrainingMode, match=r"model.eval\(\)"):
+        EkfacInfluence.load(tmp_path / "curvature", model.train())
+    assert_same(model[1].running_mean, before)
+
+
+def test_a_fit_that_failed_leaves_what_was_known_of_the_model():
+    fitted = engine()
+    known = fitted.probe
+    fitted.model.outer.bias.data.fill_(torch.nan)
+    with pytest.raises(NotFinite):
+        fitted.fit([(X,)])
+    assert fitted.probe is known
+
+
+def test_labels_with_columns_are_not_cut_as_tokens_are():
+    model = token_classifier(classes=5)
+    fitted = EkfacInfluence(model, likelihood=Gaussian()).fit([(X,)])
+    short = sentences(2, 3, padded_to=5)
+    assert fitted.influences(short, vectors(2, 5), X, vectors(5, 5)).shape == (2, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.uint8, torch.int32])
+def test_labels_may_be_whole_numbers_of_any_size(dtype):
+    fitted = engine()
+    assert_same(fitted.influences(X, Y.to(dtype), X, Y.to(dtype)), fitted.influences(X, Y))
+    wide = engine(perceptron(4, 200), vectors(5, 4))
+    assert wide.self_influences(vectors(5, 4), (Y + 100).to(torch.int8)).shape == (5,)
+
+
+def test_missing_labels_are_told():
+    with pytest.raises(LabelsMismatch, match="There are no labels"):
+        loss_direction(Categorical(), torch.zeros(2, 2), None)
+
+
+def test_inputs_that_are_no_tensors_are_named_wherever_they_come():
+    with pytest.raises(BatchNotSupported, match="inputs are ndarray"):
+        count_of(X.numpy())
+    with pytest.raises(BatchNotSupported, match="inputs are nothing"):
+        count_of({})
+
+
+def test_a_mask_of_numbers_is_a_mask():
+    model = token_classifier()
+    expected = engine(model).influences(X, Y)
+    model.token_mask = lambda ids: (ids != PAD).long()
+    model.forward = lambda ids: token_classifier()(ids)
+    mask = EkfacInfluence(token_classifier()).passes.token_mask(X)
+    assert torch.equal(EkfacInfluence(model).passes.token_mask(X), mask)
+    assert expected.shape == (5, 5)
+
+
+def test_what_a_mapping_has_once_for_all_examples_is_left_whole():
+    inputs = as_mapping(X) | {"position_ids": torch.arange(5)[None], "features": vectors(5, 5)}
+    (block,) = blocks_of(inputs, None, lambda batch: batch["attention_mask"].bool())
+    assert block.inputs["position_ids"].shape == (1, 5)
+    assert_same(block.inputs["features"], vectors(5, 5)[block.rows])
+
+
+def test_a_budget_may_be_a_float():
+    fitted = engine(memory_budget=1e9)
+    assert_same(fitted.score([(X, Y)], [(X, Y)]), fitted.influences(X, Y))
+
+
+def test_a_parametrised_layer_is_refused_with_a_cure_that_works():
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)), nn.Linear(3, 2)).eval()
+    model[0].parametrizations.requires_grad_(False)
+    with pytest.raises(LayerNotSupported, match=r"'0' has parameters bias.*get_submodule\('0'\)"):
+        EkfacInfluence(model)
+    model.get_submodule("0").requires_grad_(False)
+    assert EkfacInfluence(model).layer_names == ["1"]
+
+
+def test_the_exact_solve_looks_at_the_model_and_the_order_too():
+    batch = (vectors(5, 4), Y)
+    exact = ExactInfluence(Layered(lambda layer, x: layer(x), Doubled))
+    with pytest.raises(LayerNotSupported, match="subclass of Linear"):
+        exact.inner_products([batch], [batch], [batch])
+    loader = DataLoader(TensorDataset(*batch), shuffle=True)
+    with pytest.raises(LoaderShuffles):
+        ExactInfluence(perceptron(4, 3, 2)).inner_products([batch], [batch], loader)

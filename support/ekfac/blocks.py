@@ -36,6 +36,9 @@ Inputs = Tensor | Mapping[str, Tensor]
 TokenMask = Callable[[Inputs], Tensor | None]
 """Says which tokens are real, None when it can't."""
 
+DRAWN = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+"""Samplers that give another order each time; others say so by `shuffle`."""
+
 Batch = tuple[Inputs, Tensor | None]
 """Inputs, and labels where they matter."""
 
@@ -75,9 +78,10 @@ def of_each(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     return {name: change(tensor) for name, tensor in inputs.items()}
 
 
-def count_of(inputs: Inputs) -> int:
-    """How many examples."""
-    return len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
+def count_of(inputs: object) -> int:
+    """How many examples. Raises `BatchNotSupported` for what are no inputs."""
+    inputs, _ = _read((inputs, None))
+    return len(inputs) if isinstance(inputs, Tensor) else max(map(len, inputs.values()))
 
 
 def unlabelled(loader: Iterable) -> Iterator[Batch]:
@@ -107,8 +111,10 @@ class InOrder:
         self.loader, self._digest = loader, ""
 
     def __iter__(self) -> Iterator[Batch]:
-        sampler = getattr(self.loader, "sampler", None)
-        if isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler):
+        for of in (self.loader, getattr(self.loader, "batch_sampler", None)):
+            sampler = getattr(of, "sampler", None)
+            if not isinstance(sampler, DRAWN) and getattr(sampler, "shuffle", False) is not True:
+                continue
             raise LoaderShuffles(
                 f"The loader draws its examples by a {type(sampler).__name__}, so nobody could tell "
                 "which score is whose. Give a DataLoader with shuffle=False: scores don't depend on "
@@ -159,22 +165,34 @@ def blocks_of(inputs: Inputs, labels: Tensor | None, token_mask: TokenMask, firs
         rows = range(count_of(inputs))
         chosen = [(list(rows[n : n + EXAMPLES_AT_A_TIME]), None) for n in rows[::EXAMPLES_AT_A_TIME]]
     else:
+        empty = (~mask.any(dim=1)).nonzero()[:, 0].tolist()
+        if empty:
+            raise BatchNotSupported(
+                f"Row {empty[0]} of a batch is all padding, an empty text perhaps: leave it out."
+            )
         # Up to where each example has real tokens.
         ends = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
-        chosen = _by_length(ends.amax(dim=1).clamp(min=1).tolist())
-
-    def cut(x: Tensor, rows: list[int], length: int | None) -> Tensor:
-        by_token = mask is not None and x.shape[:2] == mask.shape
-        return x[rows, :length] if by_token else x[rows]
-
+        chosen = _by_length(ends.amax(dim=1).tolist())
     return [
         Block(
             [first + row for row in rows],
-            of_each(inputs, lambda x, rows=rows, length=length: cut(x, rows, length)),
-            None if labels is None else cut(labels, rows, length),
+            taken(inputs, mask, rows, slice(length)),
+            None if labels is None else labels[rows],
         )
         for rows, length in chosen
     ]
+
+
+def taken(inputs: Inputs, mask: Tensor | None, rows: list[int], columns: slice) -> Inputs:
+    """Some rows of the inputs, and of what stands at their tokens some columns."""
+    examples = count_of(inputs)
+
+    def cut(x: Tensor) -> Tensor:
+        if mask is not None and x.shape[:2] == mask.shape and (x.ndim > 2 or not x.is_floating_point()):
+            return x[rows, columns]
+        return x[rows] if len(x) == examples else x  # else it is the same for every example
+
+    return of_each(inputs, cut)
 
 
 def refuse_other_labels(inputs: Inputs, labels: object) -> None:

@@ -164,7 +164,8 @@ def check_regularization(regularization: Regularization) -> None:
     """Raise `BadSetting` unless it is a finite number ≥ 0 or "auto"."""
     if regularization == "auto":
         return
-    if isinstance(regularization, str) or not (math.isfinite(regularization) and regularization >= 0):
+    is_number = isinstance(regularization, int | float)
+    if not is_number or not (math.isfinite(regularization) and regularization >= 0):
         raise BadSetting(
             f"hessian_regularization={regularization!r}: use a number ≥ 0, or 'auto' "
             f"({AUTO_SHARE} times the mean eigenvalue of each layer)."

@@ -12,13 +12,14 @@ output gradients are enough.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from support.ekfac.blocks import Block, count_of, labelled, unlabelled
+from support.ekfac.blocks import Block, InOrder, count_of, unlabelled
 from support.ekfac.errors import BadSetting, EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import tracked_layers
@@ -30,6 +31,7 @@ from support.ekfac.likelihood import (
     loss_directions,
 )
 from support.ekfac.passes import Passes
+from support.ekfac.verification import verify
 
 Gradients = dict[str, LayerGradients]
 """Layer by layer, from input to output."""
@@ -49,8 +51,8 @@ def fisher_gradients(
 
 def loss_gradients(passes: Passes, likelihood: Likelihood, loader: Iterable) -> Iterator[Gradients]:
     """The gradients of the losses, for every batch `(inputs, labels, …)`. Raises as
-    `fisher_gradients` does, and `LabelsMismatch`."""
-    return _sent_back(passes, labelled(loader), loss_directions(likelihood))
+    `fisher_gradients` does, `LabelsMismatch` and `LoaderShuffles`."""
+    return _sent_back(passes, InOrder(loader), loss_directions(likelihood))
 
 
 def _sent_back(passes: Passes, batches: Iterable, directions: Directions) -> Iterator[Gradients]:
@@ -161,6 +163,7 @@ class ExactInfluence:
     ) -> list[InnerProducts]:
         """Everything that influences of these examples need, for any λ: a list of one system when
         joint, of one per layer otherwise. Loaders as `EkfacInfluence.fit` and `score` take them."""
+        verify(self.passes, list(islice(unlabelled(fit_loader), 2)))
         fisher = list(fisher_gradients(self.passes, self.likelihood, fit_loader, self.seed))
         test, train = (
             list(loss_gradients(self.passes, self.likelihood, loader))

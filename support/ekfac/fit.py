@@ -6,6 +6,7 @@ a time, or spread over processes. `EkfacCurvature` is a model with the result, t
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from support.ekfac import storage
 from support.ekfac.blocks import (
+    Batch,
     Block,
     loader_blocks,
     number_of_examples,
@@ -129,7 +131,7 @@ class EkfacCurvature:
         progress: bool = False,
         likelihood: Likelihood | None = None,
         seed: int = 0,
-        memory_budget: int | None = None,
+        memory_budget: int | float | None = None,
         precision: str = "full",
     ):
         check_budget(memory_budget)
@@ -175,44 +177,33 @@ class EkfacCurvature:
     def fit(self, loader: Iterable) -> "EkfacCurvature":
         """Estimate the curvature on batches `(inputs, …)`; labels, if any, are not looked at.
 
-        Goes over the loader twice with EK-FAC, once with K-FAC. The order of the batches and their
-        size don't matter. Two examples are compared with autograd first. Raises `EmptyLoader`,
-        `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported` and `OutputsNotSupported`; the engine is
-        then as it was before.
+        Goes over the loader twice with EK-FAC, once with K-FAC; the order of the batches and their size
+        don't matter, unless labels are sampled. Two examples are compared with autograd first. Raises
+        `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported` and `OutputsNotSupported`;
+        the engine is then as it was before.
         """
-        covariances = CovarianceSums(self.passes, self.likelihood)
-        blocks = self._verified(self._unlabelled(loader, "covariances"))
+        covariances, batches = CovarianceSums(self.passes, self.likelihood), unlabelled(loader)
+        first = list(islice(batches, 2))
+        probe = verify(self.passes, first)
+        blocks = self._in_blocks(chain(first, batches), loader, "covariances")
         examples = _some(covariances.add(blocks, generator(self.seed)), "covariances")
         names = tqdm(self.layer_names, "eigenbases", unit="layer", disable=not self.progress)
         bases = {name: covariances.basis(name) for name in names}
         if self.update_diagonal:
             squares = EigenvalueSums(self.passes, self.likelihood, bases)
-            blocks = self._unlabelled(loader, "corrected eigenvalues")
+            blocks = self._in_blocks(unlabelled(loader), loader, "corrected eigenvalues")
             counted = squares.add(blocks, generator(self.seed + 1))
             examples = _some(counted, "corrected eigenvalues")
             eigenvalues = {name: total.div_(examples) for name, total in squares.tensors.items()}
         else:
             eigenvalues = {name: kfac_eigenvalues(basis) for name, basis in bases.items()}
         self.curvature = {name: LayerCurvature(basis, eigenvalues[name]) for name, basis in bases.items()}
-        self.examples = examples
+        self.examples, self.probe = examples, probe
         return self
 
-    def _unlabelled(self, loader: Iterable, what: str) -> Iterator[Block]:
-        """The examples of a loader, in blocks without labels."""
-        blocks = loader_blocks(unlabelled(loader), self.passes.token_mask)
+    def _in_blocks(self, batches: Iterable[Batch], loader: Iterable, what: str) -> Iterator[Block]:
+        blocks = loader_blocks(batches, self.passes.token_mask)
         return self._counted(blocks, number_of_examples(loader), what)
-
-    def _verified(self, blocks: Iterator[Block]) -> Iterator[Block]:
-        """The blocks, once the model is known to do with the first of them what the engine expects."""
-        for number, block in enumerate(blocks):
-            if number == 0:
-                self.verify(block)
-            yield block
-
-    def verify(self, block: Block) -> None:
-        """Compare two examples of a block with autograd, and remember what the model says of them, so
-        that a saved curvature knows its model. Raises `LayerNotSupported` and `OutputsNotSupported`."""
-        self.probe = verify(self.passes, block)
 
     def _counted(self, blocks: Iterable[Block], total: int | None, what: str) -> Iterator[Block]:
         """The blocks, with a bar that counts their examples, unless there is one block only."""

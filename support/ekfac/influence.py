@@ -161,7 +161,8 @@ class EkfacInfluence(EkfacCurvature):
             known = ", ".join(map(repr, NORMALISATIONS))
             raise BadSetting(f"normalisation={normalisation!r}: there are {known}.")
         training, total = InOrder(train_loader), number_of_examples(train_loader)
-        queries = loader_blocks(InOrder(test_loader), self.passes.token_mask)
+        # All at once: one loader may be both, and gives one iterator at a time.
+        queries = loader_blocks(list(InOrder(test_loader)), self.passes.token_mask)
         scores, own, order = [], None, []
         for group in in_groups(queries, queries_at_a_time(self.layers, self.memory_budget)):
             rows = [row for block in group for row in block.rows]

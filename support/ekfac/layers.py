@@ -50,6 +50,11 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
                 f"{name!r} ({type(module).__name__}) requires gradients, but EK-FAC covers Linear "
                 f"and Conv1D layers only. Freeze it: model.get_submodule({name!r}).requires_grad_(False)"
             )
+        if "weight" not in own or own.keys() - {"weight", "bias"}:
+            raise LayerNotSupported(
+                f"{name!r} has parameters {', '.join(own)} of its own where EK-FAC knows weight and bias; is "
+                f"it parametrised? Freeze all of it: model.get_submodule({name!r}).requires_grad_(False)"
+            )
         _refuse_half_frozen(name, own)
         for parameter in own.values():
             if parameter in owners:

@@ -55,6 +55,7 @@ class Categorical:
             )
         if labels.is_floating_point() or labels.is_complex():
             raise LabelsMismatch(f"Labels are {labels.dtype}; classes are whole numbers. Use labels.long().")
+        labels = labels.long()
         wrong = labels[(labels < 0) | (labels >= classes)]
         if len(wrong):
             raise LabelsMismatch(
@@ -164,12 +165,14 @@ def loss_directions(likelihood: Likelihood) -> Directions:
 
 
 def loss_direction(
-    likelihood: Likelihood, outputs: Float[Tensor, "batch classes"], labels: Shaped[Tensor, "..."]
+    likelihood: Likelihood, outputs: Float[Tensor, "batch classes"], labels: Shaped[Tensor, "..."] | None
 ) -> Float[Tensor, "batch classes"]:
     """The gradient of each example's loss with respect to its outputs.
 
     Raises `LabelsMismatch` as the likelihood's `check` does.
     """
+    if labels is None:
+        raise LabelsMismatch("There are no labels, but the gradient of a loss needs them.")
     likelihood.check(outputs, labels)
     leaf = outputs.detach().clone().requires_grad_()
     (direction,) = torch.autograd.grad(likelihood.loss(leaf, labels).sum(), leaf)

@@ -13,7 +13,7 @@ SHARE_OF_FREE_MEMORY = 0.25
 """The rest is for the graph of a forward pass, for the caller, and for a wrong guess."""
 
 
-def check_budget(budget: int | None) -> None:
+def check_budget(budget: int | float | None) -> None:
     """Raise `BadSetting` unless it is a number of bytes above zero, or None."""
     if budget is not None and budget <= 0:
         raise BadSetting(
@@ -43,12 +43,12 @@ def curvature_bytes(layers: dict[str, TrackedLayer]) -> int:
     )
 
 
-def queries_at_a_time(layers: dict[str, TrackedLayer], budget: int | None) -> int:
+def queries_at_a_time(layers: dict[str, TrackedLayer], budget: int | float | None) -> int:
     """How many examples' factors fit the budget; one at least."""
     if budget is None:
         device = next(iter(layers.values())).device
         budget = int(SHARE_OF_FREE_MEMORY * free_memory(device))
-    return max(1, budget // factor_bytes(layers))
+    return max(1, int(budget // factor_bytes(layers)))
 
 
 def in_groups(blocks: Iterable[Block], size: int) -> Iterator[list[Block]]:

@@ -64,7 +64,8 @@ class Pass:
                 handle.remove()
         for name in self.layers.keys() - self._seen.keys():
             raise LayerNotSupported(
-                f"{name!r} requires gradients but was not called in the forward pass. Freeze it: "
+                f"{name!r} requires gradients but was not called in the forward pass. Freeze it before "
+                f"the engine is made: "
                 f"model.get_submodule({name!r}).requires_grad_(False)"
             )
         _check_outputs(outputs, self.examples)
@@ -78,14 +79,16 @@ class Pass:
         if name in self._seen:
             raise LayerNotSupported(
                 f"{name!r} is called more than once in one forward pass, which EK-FAC does not "
-                f"cover. Freeze it: model.get_submodule({name!r}).requires_grad_(False)"
+                f"cover. Freeze it before the engine is made: "
+                f"model.get_submodule({name!r}).requires_grad_(False)"
             )
         if not torch.is_grad_enabled():
             raise LayerNotSupported(
                 f"{name!r} is called under torch.no_grad(), as reentrant gradient checkpointing does. "
-                f"Switch that off, or freeze it: model.get_submodule({name!r}).requires_grad_(False)"
+                f"Switch that off, or freeze it before the engine is made: "
+                f"model.get_submodule({name!r}).requires_grad_(False)"
             )
-        (seen,) = (*inputs, *named.values())
+        seen = next(iter((*inputs, *named.values())))
         self._seen[name], self._versions[name] = seen.detach(), seen._version
         if not is_finite(self._seen[name]):
             self.activations(name)  # raises, at the first layer that sees it, unless it is padding
@@ -160,7 +163,7 @@ class Passes:
         if isinstance(inputs, Mapping):
             mask = inputs.get("attention_mask")
             return None if mask is None else mask.bool()
-        return self.model.token_mask(inputs) if hasattr(self.model, "token_mask") else None
+        return self.model.token_mask(inputs).bool() if hasattr(self.model, "token_mask") else None
 
     def outputs(self, inputs: Inputs) -> object:
         """What the model says; of a Hugging Face output the logits."""

@@ -83,7 +83,10 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
     by_length = sorted(range(len(sizes)), key=lambda number: sizes[number].length)
     chosen = by_length[0], by_length[len(by_length) // 2], by_length[-1]
     blocks = enumerate(loader_blocks(unlabelled(train), mask))
-    trial = _Trial(engine, [block for number, block in blocks if number in chosen], group)
+    kept = [block for number, block in blocks if number in chosen]
+    if not kept:
+        raise EmptyLoader("The training loader gave its batches only once: give a DataLoader or a list.")
+    trial = _Trial(engine, kept, group)
     fit = trial.seconds(trial.add_covariances, sizes) + _eigenproblem_seconds(engine.passes)
     if engine.update_diagonal:
         fit += trial.seconds(trial.add_squares, sizes)
@@ -197,7 +200,7 @@ def _identity(layer: TrackedLayer, precision: torch.dtype | None) -> Eigenbasis:
 def _eigenproblem_seconds(passes: Passes) -> float:
     widths = [width for layer in passes.layers.values() for width in (layer.d_out, layer.d_in)]
     size = min(LARGEST_EIGENPROBLEM, max(widths))
-    matrix = torch.rand(size, size, dtype=torch.float64, device=passes.device)
+    matrix = torch.rand(size, size, dtype=torch.float64, generator=generator(0)).to(passes.device)
     start = time.perf_counter()
     torch.linalg.eigh(matrix @ matrix.T)[0].sum().item()
     return (time.perf_counter() - start) * sum((width / size) ** 3 for width in widths)

@@ -1,4 +1,4 @@
-"""Whether what hooks see of a model is what autograd says of it: looked at once, on two short examples.
+"""Whether what hooks see of a model is what autograd says of it: looked at once, on two examples.
 
 A layer may be used in ways that no hook can tell, say by a subclass that scales its output, and a model
 may let padding or its neighbours in a batch into the outputs of an example. Either would make every
@@ -9,30 +9,30 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from support.ekfac.blocks import Block, Inputs, blocks_of, of_each
-from support.ekfac.errors import LayerNotSupported, OutputsNotSupported, WrongModel
+from support.ekfac.blocks import Batch, Block, Inputs, blocks_of, count_of, of_each, taken
+from support.ekfac.errors import EmptyLoader, LayerNotSupported, OutputsNotSupported, WrongModel
 from support.ekfac.layers import TrackedLayer
-from support.ekfac.passes import Passes
-
-LONGEST = 32
-"""Tokens of an example, where they can be cut: enough to see, and cheap."""
+from support.ekfac.passes import Passes, undisturbed
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Of relative differences, by the dtype of the model's outputs; lower precisions have a tenth."""
 
 
-def verify(passes: Passes, block: Block) -> tuple[Block, Float[Tensor, "batch classes"]]:
-    """Compare the first examples of a block, taken together, with autograd and with each taken alone.
+def verify(passes: Passes, batches: list[Batch]) -> tuple[Block, Float[Tensor, "batch classes"]]:
+    """Compare two of the first batches' examples, taken together, with autograd and with each taken alone.
 
-    Returns them, short, with what the model says of them. Raises `LayerNotSupported`, naming the layer,
-    when its gradient is not autograd's, and `OutputsNotSupported` when the outputs of an example change
-    with padding or with its neighbours.
+    Returns them with what the model says of them. Raises `LayerNotSupported`, naming the layer, when its
+    gradient is not autograd's, `OutputsNotSupported` when the outputs of an example change with padding
+    or with its neighbours, and `EmptyLoader`.
     """
-    block = _short(block.ordinary(), passes)
-    for one in passes.over([block], lambda outputs, _: [_on_the_first(outputs)]):
-        found = {name: gradients.per_example() for name, gradients in one.gradients()}
+    if not batches:
+        raise EmptyLoader("The loader gave no batch. It must hold at least one.")
+    block = _pair(batches, passes).ordinary()
+    found = {}
+    for one in passes.over([block], lambda outputs, _: [_of(row, outputs) for row in range(len(outputs))]):
+        found[one.number] = {name: gradients.per_example() for name, gradients in one.gradients()}
         outputs, tolerance = one.outputs, TOLERANCE.get(one.dtype, 0.1)
-    for row in range(len(block.rows)):
+    for row in found:
         alone = _alone(passes, block, row).to(outputs.dtype)
         if (outputs[row] - alone).norm() > tolerance * outputs.norm():
             raise OutputsNotSupported(
@@ -40,19 +40,29 @@ def verify(passes: Passes, block: Block) -> tuple[Block, Float[Tensor, "batch cl
                 f"{alone.tolist()} when it is alone without padding, so influences would depend on "
                 "how examples are batched. Does the model see padding, or other examples?"
             )
-    expected = _by_autograd(passes, block)
+        _compare(found[row], _by_autograd(passes, block, row), row, tolerance)
+    return block, _said(passes, block.inputs)
+
+
+def _compare(
+    found: dict[str, Float[Tensor, "batch d_out d_in"]],
+    expected: dict[str, Float[Tensor, "d_out d_in"]],
+    row: int,
+    tolerance: float,
+) -> None:
     largest = max(gradient.norm() for gradient in expected.values())
     for name, gradient in expected.items():
-        difference = (found[name][0] - gradient).norm() + found[name][1:].norm()
+        others = found[name].clone()
+        others[row] -= gradient
         # What is small beside the other layers may be rounding.
-        if difference > tolerance * max(gradient.norm(), 1e-3 * largest):
+        if others.norm() > tolerance * max(gradient.norm(), 1e-3 * largest):
             raise LayerNotSupported(
                 f"The gradient of {name!r} is not the product of what goes into the layer and what "
-                f"comes back to it (relative difference {difference / gradient.norm():.1e}). Is it a "
-                "subclass of Linear with a forward of its own, or are batch and positions exchanged? "
-                f"Freeze it: model.get_submodule({name!r}).requires_grad_(False)"
+                f"comes back to it (relative difference {others.norm() / gradient.norm():.1e}). Does the "
+                "mask call tokens padding that the model looks at? Are batch and positions exchanged? If it "
+                "is a subclass of Linear with a forward of its own, freeze it before the engine is made: "
+                f"model.get_submodule({name!r}).requires_grad_(False)"
             )
-    return block, _said(passes, block.inputs)
 
 
 def refuse_another_model(passes: Passes, block: Block, outputs: Float[Tensor, "batch classes"]) -> None:
@@ -66,34 +76,40 @@ def refuse_another_model(passes: Passes, block: Block, outputs: Float[Tensor, "b
         )
 
 
-def _on_the_first(outputs: Tensor) -> Float[Tensor, "batch classes"]:
-    """A direction that concerns the first example only, and no two of its outputs alike."""
+def _of(row: int, outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    """A direction that concerns one example only, and no two of its outputs alike."""
     direction = torch.zeros_like(outputs)
-    direction[0] = torch.linspace(1, 2, outputs.shape[1], dtype=outputs.dtype)
+    direction[row] = torch.linspace(1, 2, outputs.shape[1], dtype=outputs.dtype)
     return direction
 
 
-def _short(block: Block, passes: Passes) -> Block:
-    """Two examples of the block, the second one shorter where the block shows what padding is."""
-    mask, two = passes.token_mask(block.inputs), block.part(slice(2))
+def _pair(batches: list[Batch], passes: Passes) -> Block:
+    """The shortest example and the next longer one, with a column of padding more where there is one."""
+    inputs, _ = batches[0]
+    if count_of(inputs) == 1 and len(batches) > 1 and isinstance(inputs, Tensor):
+        other, _ = batches[1]
+        inputs = torch.cat([inputs, other[:1]]) if inputs.shape[1:] == other.shape[1:] else inputs
+    mask = passes.token_mask(inputs)
     if mask is None or mask.ndim != 2:
-        return two
-    inputs = of_each(two.inputs, lambda x: x[:, :LONGEST] if x.shape[:2] == mask[:2].shape else x)
-    if isinstance(inputs, Tensor) and len(inputs) == 2 and not mask.all():
-        inputs = inputs.clone()
-        inputs[1, (inputs.shape[1] + 1) // 2 :] = block.inputs[~mask][0]
-    return Block(two.rows, inputs, None)
+        return Block([0, 1], inputs, None).part(slice(min(2, count_of(inputs))))
+    lengths = mask.sum(dim=1)
+    order = lengths.argsort(stable=True)
+    longer = order[lengths[order] > lengths[order[0]]]
+    rows = torch.cat([longer[:1] if len(longer) else order[1:2], order[:1]])
+    real = mask[rows].any(dim=0).nonzero()[:, 0]
+    columns = slice(max(int(real.min()) - 1, 0), int(real.max()) + 2)
+    return Block(list(range(len(rows))), taken(inputs, mask, rows.tolist(), columns), None)
 
 
-def _by_autograd(passes: Passes, block: Block) -> dict[str, Float[Tensor, "d_out d_in"]]:
+def _by_autograd(passes: Passes, block: Block, row: int) -> dict[str, Float[Tensor, "d_out d_in"]]:
     with torch.enable_grad():
         outputs = passes.outputs(block.inputs)
-        scalar = (outputs * _on_the_first(outputs.detach())).sum()
+        scalar = (outputs * _of(row, outputs.detach())).sum()
         return {name: _gradient(layer, scalar).to(layer.dtype) for name, layer in passes.layers.items()}
 
 
 def _gradient(layer: TrackedLayer, scalar: Tensor) -> Float[Tensor, "d_out d_in"]:
-    parameters = list(layer.module.parameters(recurse=False))
+    parameters = [layer.module.weight, *([layer.module.bias] if layer.has_bias else [])]
     weight, *bias = torch.autograd.grad(
         scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
     )
@@ -109,5 +125,5 @@ def _alone(passes: Passes, block: Block, row: int) -> Float[Tensor, " classes"]:
 
 
 def _said(passes: Passes, inputs: Inputs) -> Float[Tensor, "batch classes"]:
-    with torch.no_grad():
+    with undisturbed(passes.model), torch.no_grad():
         return passes.outputs(inputs)
