@@ -26,12 +26,7 @@ memory of a process               384 MB
 
 def test_a_stage_lasts_as_long_as_the_line_of_its_end_says():
     stages = job._stages(SAID)
-    assert stages == {
-        "fit 1/2, covariances": 110,
-        "fit 2/2, eigenvalues": 90,
-        "score": 80,
-        "self": 70,
-    }
+    assert stages == {"fit 1/2, covariances": 110, "fit 2/2, eigenvalues": 90, "score": 80, "self": 70}
     assert job.steps(stages) == {"fit": 200, "score": 80}
 
 

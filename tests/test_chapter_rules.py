@@ -99,60 +99,28 @@ BREAKS = [
     ),
     (rules.is_a_valid_notebook_for_python3, rename_kernel, "the kernel is 'my-env'"),
     (rules.opens_with_its_title, edit(OPENING, "# First", "First"), "must start with `# title`"),
-    (
-        rules.has_a_title_of_its_own,
-        edit(OPENING, "# First", "# Last"),
-        "have the same title '# Last'",
-    ),
+    (rules.has_a_title_of_its_own, edit(OPENING, "# First", "# Last"), "have the same title '# Last'"),
     (rules.asks_a_question, edit(OPENING, "Which one?", "That one."), "must ask"),
-    (
-        rules.announces_at_most_four_things,
-        edit(OPENING, "You will see", "Here"),
-        "must have a list",
-    ),
+    (rules.announces_at_most_four_things, edit(OPENING, "You will see", "Here"), "must have a list"),
     (rules.states_its_run_time, edit(OPENING, "about 9 seconds", "short"), "must state `Run time"),
     (rules.has_one_parameters_cell, describe(SIZES, tags=["parameters"]), "2 cells are tagged"),
     (rules.has_small_sizes_under_nbmake, describe(PARAMETERS, nbmake={}), "needs .* not None"),
     (rules.hides_its_parameters, describe(PARAMETERS, tags=["parameters"]), "`hide-cell`"),
-    (
-        rules.starts_its_code_with_the_parameters,
-        insert(1, new_code_cell("1")),
-        "no code may come before",
-    ),
-    (
-        rules.derives_all_sizes_in_the_next_cell,
-        edit(PLOT, "size", "ci"),
-        "right after the parameters",
-    ),
+    (rules.starts_its_code_with_the_parameters, insert(1, new_code_cell("1")), "no code may come before"),
+    (rules.derives_all_sizes_in_the_next_cell, edit(PLOT, "size", "ci"), "right after the parameters"),
     (rules.mentions_ci_nowhere_else, edit(PLOT, "size", "size  # small in CI"), "mentions 'CI'"),
     (rules.is_short, pad_with_cells, "31 cells"),
     (rules.hides_the_code_of_figures, describe(PLOT, tags=[]), "must be tagged `hide-input`"),
     (rules.describes_its_figures, describe(PLOT, mystnb={}), "must be described for those who"),
-    (
-        rules.has_links_that_lead_somewhere,
-        edit(LEARNED, "_last", "_lost"),
-        "'appendix_lost.ipynb' leads",
-    ),
+    (rules.has_links_that_lead_somewhere, edit(LEARNED, "_last", "_lost"), "'appendix_lost.ipynb' leads"),
     (
         rules.cites_papers_of_the_bibliography,
         edit(OPENING, "Which one?", "Which one? [Nobody 1999](https://arxiv.org/abs/9901.00001)"),
         "9901.00001 is no `url` of docs/references.bib",
     ),
-    (
-        rules.closes_with_what_was_learned,
-        edit(LEARNED, "learned", "saw"),
-        "one markdown cell must start",
-    ),
-    (
-        rules.ends_with_the_versions,
-        edit(VERSIONS, "version", "str"),
-        "must be code that prints versions",
-    ),
-    (
-        rules.was_run_from_top_to_bottom,
-        insert(3, new_code_cell("1")),
-        r"in the order \[1, 2, None, 3, 4\]",
-    ),
+    (rules.closes_with_what_was_learned, edit(LEARNED, "learned", "saw"), "one markdown cell must start"),
+    (rules.ends_with_the_versions, edit(VERSIONS, "version", "str"), "must be code that prints versions"),
+    (rules.was_run_from_top_to_bottom, insert(3, new_code_cell("1")), r"in the order \[1, 2, None, 3, 4\]"),
     (rules.shows_results, remove_outputs, "no cell but the last has an output"),
     (
         rules.shows_no_errors_or_warnings,
@@ -164,11 +132,7 @@ BREAKS = [
         show(SIZES, "stream", text="saved to /home/me/x"),
         "'/home/' is a path",
     ),
-    (
-        rules.has_no_traces_of_its_run,
-        describe(SIZES, execution={}),
-        r"metadata has \['execution'\]",
-    ),
+    (rules.has_no_traces_of_its_run, describe(SIZES, execution={}), r"metadata has \['execution'\]"),
 ]
 
 

@@ -56,19 +56,12 @@ FIGURES = {
     layers.layer_shares: (SHARES, [0.8, 0.2, 0.0], LAYERS, TITLE),
     scale.concentration: (SCORES, [0.5], TITLE),
     scale.twins: (pd.Series([0.0, 0.02, 0.7]), pd.Series([1.0, 0.1, 0.05]), TITLE),
-    fidelity.predicted_and_retrained: (
-        {"a": (np.array([1.0, 2.0]), 0.5)},
-        np.array([2.0, 1.0]),
-        TITLE,
-    ),
+    fidelity.predicted_and_retrained: ({"a": (np.array([1.0, 2.0]), 0.5)}, np.array([2.0, 1.0]), TITLE),
     fidelity.scores_with_intervals: (INTERVALS, 0.9, ["b"], TITLE),
     fidelity.score_and_stability: ([0.1, 1.0], {"a": [0.2, 0.3]}, [0.9], TITLE),
     fidelity.along_the_path: (ALONG, TITLE),
     fidelity.removals: (RISES, TITLE),
-    regularization.neighbour_correlations: (
-        {"pearson": CORRELATIONS, "spearman": CORRELATIONS},
-        TITLE,
-    ),
+    regularization.neighbour_correlations: ({"pearson": CORRELATIONS, "spearman": CORRELATIONS}, TITLE),
     regularization.spectra: (SPECTRUM, {"small": 1e-3, "large": 1.0}, TITLE),
 }
 

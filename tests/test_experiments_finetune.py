@@ -17,6 +17,7 @@ from experiments.finetune import (
     CheckpointMismatch,
     Finetuning,
     Recipe,
+    batches_by_length,
     held_out_scores,
     train,
 )
@@ -24,12 +25,7 @@ from support.imdb import ImdbDataset
 from support.model import merge_adapter
 from tests.stand_in_hub import tiny_distilbert
 
-RECIPE = Recipe(
-    epochs=4,
-    max_tokens=12,
-    batch_size=4,
-    snapshots={"a-quarter": 0.25, "a-half": 0.5},
-)
+RECIPE = Recipe(epochs=4, max_tokens=12, batch_size=4, snapshots={"a-quarter": 0.25, "a-half": 0.5})
 STEPS = 12
 
 
@@ -139,10 +135,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_to_delete_it(reviews, interr
 def test_snapshots_are_taken_at_their_shares_of_the_steps(whole):
     run, _, snapshots = whole
     assert run.steps_done == STEPS
-    assert {name: snapshot["step"] for name, snapshot in snapshots.items()} == {
-        "a-quarter": 3,
-        "a-half": 6,
-    }
+    assert {name: snapshot["step"] for name, snapshot in snapshots.items()} == {"a-quarter": 3, "a-half": 6}
 
 
 def test_every_snapshot_merges_into_the_encoder_and_no_two_are_the_same(whole):
@@ -183,6 +176,24 @@ def test_every_review_is_read_once_per_epoch(reviews):
     for epoch in range(RECIPE.epochs):
         batches = run.batches[3 * epoch : 3 * epoch + 3]
         assert sorted(row for rows in batches for row in rows) == list(range(12))
+
+
+def batches_of(reviews, size, seed=0):
+    return list(batches_by_length(reviews, size, torch.Generator().manual_seed(seed)))
+
+
+def test_batches_by_length_cover_every_row_once_with_no_more_padding_than_sorted_reviews(imdb, tokenizer):
+    varied = ImdbDataset(imdb["train"].select(range(40)), tokenizer)
+    assert sorted(row for rows in batches_of(varied, 7) for row in rows) == list(range(40))
+    assert sorted(map(len, batches_of(varied, 7))) == [5, 7, 7, 7, 7, 7]
+    lengths = varied.lengths()
+    longest = sorted(max(lengths[row] for row in rows) for rows in batches_of(varied, 8))
+    assert longest == sorted(lengths)[7::8]
+
+
+def test_batches_by_length_depend_on_the_seed_alone_those_of_equal_length_too(reviews):
+    assert batches_of(reviews, 4) == batches_of(reviews, 4)
+    assert {*map(frozenset, batches_of(reviews, 4))} != {*map(frozenset, batches_of(reviews, 4, seed=1))}
 
 
 def test_scores_are_those_of_a_table_worked_out_by_hand():

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from experiments import tables
-from experiments.bank_making import EXPERIMENTS, bank_path
+from experiments.bank_making import EXPERIMENTS, bank_path, digest
 from experiments.removal import COUNTS
 from experiments.tables import HALVES, across_experiments, ceiling, shares_of_ceiling
 from support.chapters import fidelity
@@ -46,8 +46,8 @@ def test_a_committed_bank_is_that_of_its_experiment(experiment, drawn):
         metadata = file.metadata()
     for name, value in {**vars(chosen.recipe), **vars(chosen.design)}.items():
         assert json.loads(metadata[name]) == value, name
-    assert metadata["train_reviews"] == training_reviews(drawn, experiment).digest()
-    assert metadata["queries"] == drawn("test", range(chosen.queries)).digest()
+    assert metadata["train_reviews"] == digest(training_reviews(drawn, experiment))
+    assert metadata["queries"] == digest(drawn("test", range(chosen.queries)))
 
 
 def test_a_committed_bank_has_the_subsets_of_its_design(experiment, drawn):

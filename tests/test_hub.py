@@ -108,8 +108,7 @@ def test_a_revision_that_does_not_exist_is_named(loaded, what):
 
 
 @pytest.mark.parametrize(
-    ("what", "name"),
-    [("reviews", "stanfordnlp/imdb"), ("model", HUB_MODEL), ("token_ids", HUB_MODEL)],
+    ("what", "name"), [("reviews", "stanfordnlp/imdb"), ("model", HUB_MODEL), ("token_ids", HUB_MODEL)]
 )
 def test_a_hub_out_of_reach_is_an_error_that_names_the_other_source(out_of_reach, what, name):
     error = out_of_reach[what]["error"]
