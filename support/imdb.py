@@ -45,10 +45,8 @@ def load_imdb(source: Source | str = "packaged", revision: str | None = None) ->
 
 
 class ImdbDataset(data.Dataset):
-    """Tokenised reviews: item n is `(input_ids, label, text)` with `input_ids` of shape `(tokens,)`.
-
-    Each review is tokenised once, at construction, and cut at `max_tokens`; nothing is padded here.
-    """
+    """Reviews, tokenised once and cut at `max_tokens`: item n is `(input_ids, label, text)` with `input_ids`
+    of shape `(tokens,)`."""
 
     def __init__(self, reviews: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 512):
         self.texts = list(reviews["text"])

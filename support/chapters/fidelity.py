@@ -17,10 +17,6 @@ GREEN = "#55a868"
 SMALL = {"textcoords": "offset points", "fontsize": 8}
 
 
-class OutsideTheRepository(FileNotFoundError):
-    """Committed results are asked for where there is no repository."""
-
-
 @dataclass(frozen=True)
 class Recommendation:
     """What the collection recommends: no other place on the way through training, λ and normalisation has
@@ -36,10 +32,10 @@ RECOMMENDED = Recommendation()
 
 
 def committed(name: str) -> Path:
-    """A file of the repository's folder `experiments`. Raises `OutsideTheRepository`."""
+    """A file of the repository's folder `experiments`. Raises `FileNotFoundError`."""
     path = EXPERIMENTS / name
     if not path.is_file():
-        raise OutsideTheRepository(
+        raise FileNotFoundError(
             f"{path} is missing. Chapter 09 needs the repository with its folder `experiments`, which "
             "the installed package leaves out: run it in a clone."
         )
