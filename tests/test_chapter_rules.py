@@ -108,7 +108,11 @@ BREAKS = [
     (rules.starts_its_code_with_hidden_parameters, describe(PARAMETERS, tags=["parameters"]), "`hide-cell`"),
     (rules.starts_its_code_with_hidden_parameters, insert(1, new_code_cell("1")), "no code may come before"),
     (rules.derives_all_sizes_in_the_next_cell, edit(PLOT, "size", "ci"), "right after the parameters"),
-    (rules.derives_all_sizes_in_the_next_cell, edit(PLOT, "size", "size  # small in CI"), "mentions 'CI'"),
+    (
+        rules.derives_all_sizes_in_the_next_cell,
+        edit(PLOT, "(size)", "(size)  # small in CI"),
+        "mentions 'CI'",
+    ),
     (rules.is_short, pad_with_cells, "31 cells"),
     (rules.hides_the_code_of_figures, describe(PLOT, tags=[]), "must be tagged `hide-input`"),
     (rules.describes_its_figures, describe(PLOT, mystnb={}), "must be described for those who"),
