@@ -4,6 +4,7 @@
 others change one thing each, to see whether what holds on `main` holds beyond it.
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,9 +49,7 @@ EXPERIMENTS = {
     "gentle": Experiment("a smaller learning rate", Recipe(3, learning_rate=3e-4)),
     "longer": Experiment("ten epochs", Recipe(10, learning_rate=1e-3)),
     "converged": Experiment(
-        "thirty epochs, until the loss is gone",
-        Recipe(30, learning_rate=1e-3),
-        Design(subsets=60, seeds=3),
+        "thirty epochs, until the loss is gone", Recipe(30, learning_rate=1e-3), Design(subsets=60, seeds=3)
     ),
     "trained": Experiment("three epochs more, from weights trained on all", Recipe(3, 1e-3, trained_for=3)),
     "other head": Experiment("another untrained head", Recipe(3, 1e-3, head_seed=1)),
@@ -73,6 +72,14 @@ def queries(experiment: Experiment, progress: bool = False) -> Reviews:
 def _reviews(split: str, rows: range, progress: bool) -> Reviews:
     chosen = load_imdb()[split].shuffle(seed=0).select(rows)
     return read_for_the_tail(ImdbDataset(chosen, load_tokenizer()), progress)
+
+
+def digest(reviews: Reviews) -> str:
+    """A name for exactly these texts, in this order, with these labels."""
+    found = hashlib.sha256(reviews.labels.numpy().tobytes())
+    for text in reviews.texts:
+        found.update(hashlib.sha256(text.encode()).digest())
+    return found.hexdigest()[:16]
 
 
 def bank_path(name: str) -> Path:
@@ -134,8 +141,8 @@ def identity(retraining: Retraining, queries: Reviews, design: Design) -> dict[s
     """Everything that decides a bank, by name."""
     settings = {**asdict(retraining.recipe), **asdict(design)}
     return {
-        "train_reviews": retraining.reviews.digest(),
-        "queries": queries.digest(),
+        "train_reviews": digest(retraining.reviews),
+        "queries": digest(queries),
         **{name: json.dumps(value) for name, value in settings.items()},
     }
 

@@ -17,6 +17,7 @@ import argparse
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from transformers import DistilBertForSequenceClassification, get_linear_schedul
 
 from support import assets
 from support.ekfac.storage import replacing
-from support.imdb import ImdbDataset, batches_by_length, load_imdb
+from support.imdb import ImdbDataset, load_imdb
 from support.model import (
     ModelLogitsWrapper,
     class_probabilities,
@@ -98,9 +99,7 @@ class Finetuning:
             rows
             for epoch in range(recipe.epochs)
             for rows in batches_by_length(
-                dataset,
-                recipe.batch_size,
-                torch.Generator().manual_seed(recipe.seed + epoch),
+                dataset, recipe.batch_size, torch.Generator().manual_seed(recipe.seed + epoch)
             )
         ]
         self.schedule = get_linear_schedule_with_warmup(
@@ -257,6 +256,19 @@ def put_in_place(finished: Path, output: Path) -> None:
         output.replace(replaced)
     finished.replace(output)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def batches_by_length(
+    dataset: ImdbDataset, batch_size: int, generator: torch.Generator
+) -> Iterator[list[int]]:
+    """Rows of one epoch in batches of similar length, batches in random order."""
+    lengths = torch.tensor(dataset.lengths())
+    # Shuffled before the stable sort: reviews of equal length meet in other batches every epoch.
+    shuffled = torch.randperm(len(dataset), generator=generator)
+    by_length = shuffled[lengths[shuffled].sort(stable=True).indices]
+    batches = by_length.split(batch_size)
+    for number in torch.randperm(len(batches), generator=generator).tolist():
+        yield batches[number].tolist()
 
 
 def main() -> None:

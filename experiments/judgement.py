@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from experiments.bank_making import EXPERIMENTS, SHARES, make, queries, retraining
+from experiments.bank_making import EXPERIMENTS, SHARES, digest, make, queries, retraining
 from experiments.scorers import (
     SIMILARITIES,
     Normalised,
@@ -68,10 +68,7 @@ ON_MAIN = (
     Asked("exact, joint", NUMBERS),
 )
 # Not EK-FAC again: the solve that it approximates gives the same picture in a fraction of the time.
-ELSEWHERE = (
-    Asked("exact, per layer", NUMBERS),
-    Asked("exact, joint", NUMBERS, ("20%", "100%")),
-)
+ELSEWHERE = (Asked("exact, per layer", NUMBERS), Asked("exact, joint", NUMBERS, ("20%", "100%")))
 
 
 class Judge:
@@ -105,7 +102,7 @@ class Judge:
         ):
             checkpoints = self.path(PATHS[place])
             found = [self._at(asked, checkpoint) for checkpoint in checkpoints]
-            weights = [checkpoint.weight for checkpoint in checkpoints]
+            weights = segment_weights([one.step for one in checkpoints], self.retraining.rates)
             for regularization in asked.regularizations:
                 parts = [at[regularization].all() for at in found]
                 for normalisation in parts[0]:
@@ -132,7 +129,7 @@ class Judge:
         return {r: _kept(file, residuals) for r, file in files.items()}
 
     def _file(self, solver: str, checkpoint: Checkpoint, regularization: Regularization) -> Path:
-        run = [self.train.digest(), self.queries.digest(), repr(self.retraining.recipe)]
+        run = [digest(self.train), digest(self.queries), repr(self.retraining.recipe)]
         key = "-".join([*run, solver, checkpoint.name, str(regularization)])
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return cache_folder() / "fidelity" / f"{name}.safetensors"
@@ -146,6 +143,19 @@ class Judge:
         none = {"scorer": "", "where": "", "regularization": "", "normalisation": ""}
         agreement = {"choice": choice.mean, "report": report.mean, "low": low, "high": high}
         return {"experiment": self.name, **none, **names, **agreement}
+
+
+def segment_weights(kept: list[int], rates: list[float]) -> list[float]:
+    """Σ of the learning rates of the steps nearer to each kept step than to another, as shares of 1.
+
+    Step s moves the weights from state s − 1 to state s; a step halfway between two kept states goes
+    to the earlier one.
+    """
+    weights = [0.0] * len(kept)
+    for before, rate in enumerate(rates):
+        nearest = min(range(len(kept)), key=lambda number: abs(kept[number] - before))
+        weights[nearest] += rate / sum(rates)
+    return weights
 
 
 def judge_all(progress: bool = False) -> pd.DataFrame:

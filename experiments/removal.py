@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from experiments.bank_making import QUERIES
+from experiments.bank_making import QUERIES, digest
 from experiments.judgement import Asked, Judge
 from experiments.scorers import SIMILARITIES, Question, Scores, gradient_products
 from support.cache import cache_folder
@@ -104,7 +104,7 @@ def remove_all(progress: bool = False) -> pd.DataFrame:
 def _cached_curve(judge: Judge, scores: Scores) -> pd.DataFrame:
     """From the cache, if the same reviews were removed before."""
     removed = [most_helpful(scores[query], max(COUNTS)).tolist() for query in REMOVED_FOR]
-    run = [judge.train.digest(), judge.queries.digest(), judge.retraining.recipe, COUNTS, SEEDS]
+    run = [digest(judge.train), digest(judge.queries), judge.retraining.recipe, COUNTS, SEEDS]
     key = hashlib.sha256(repr([*run, removed]).encode()).hexdigest()[:32]
     path = cache_folder() / "fidelity" / f"removal-{key}.csv"
     if not path.exists():

@@ -1,7 +1,6 @@
 """An EK-FAC influence-function engine for any torch model, and what the notebooks are made of.
 
-`from support import EkfacInfluence, ImdbDataset, ModelLogitsWrapper` is all that a notebook needs to
-begin. Names are imported when they are first asked for, so that the engine alone needs torch alone.
+Names are imported when they are first asked for, so that the engine alone needs torch alone.
 """
 
 import importlib

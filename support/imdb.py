@@ -1,12 +1,10 @@
 """IMDB reviews (Maas et al. 2011): where they come from, how they become batches.
 
 A batch is `(input_ids, labels, texts)`: `input_ids` is `(batch, tokens)`, padded with the tokenizer's
-pad id to the longest review of that batch; `labels` is `(batch,)`, 0 negative and 1 positive. The mask
-is derived from the pad id (`ModelLogitsWrapper.token_mask`).
+pad id to the longest review of that batch; `labels` is `(batch,)`, 0 negative and 1 positive.
 """
 
 import functools
-from collections.abc import Iterator
 
 import pandas as pd
 import torch
@@ -20,10 +18,7 @@ from support import assets
 from support.assets import Source
 
 HUB_DATASET = "stanfordnlp/imdb"
-CLASS_NAMES = ["neg", "pos"]
-MAX_TOKENS = 512
-
-FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=CLASS_NAMES)})
+FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
 # The last 2,500 of each class: neighbours are often about one film, and whole blocks keep films apart.
 HELD_OUT_ROWS = [range(10_000, 12_500), range(22_500, 25_000)]
 
@@ -37,38 +32,23 @@ def load_imdb(source: Source | str = "packaged", revision: str | None = None) ->
     """
     assets.check_source(source)
     if source == "hub":
-        return _from_hub(revision)
+        imdb = assets.from_hub(load_dataset, HUB_DATASET, revision)
+        return DatasetDict(train=imdb["train"], test=imdb["test"])
     reviews = pd.read_csv(assets.find(assets.REVIEWS))
-    reviews = reviews[reviews["source"] == "imdb"].reset_index(drop=True)
-    return _split(reviews)
-
-
-def _from_hub(revision: str | None) -> DatasetDict:
-    try:
-        imdb = load_dataset(HUB_DATASET, revision=revision)
-    except Exception as error:  # the errors of the hub's HTTP client share no narrower class
-        raise assets.HubUnreachable(HUB_DATASET, revision, error) from error
-    return DatasetDict(train=imdb["train"], test=imdb["test"])
-
-
-def _split(reviews: pd.DataFrame) -> DatasetDict:
-    """Held-out rows to `test`, the others to `train` unless their text stands in `test`."""
-    held_out = pd.Series(False, index=reviews.index)
-    for rows in HELD_OUT_ROWS:
-        held_out.iloc[rows.start : rows.stop] = True
+    reviews = reviews.loc[reviews["source"] == "imdb", ["text", "label"]].reset_index(drop=True)
+    held_out = reviews.index.isin([row for rows in HELD_OUT_ROWS for row in rows])
     repeated = reviews["text"].isin(reviews.loc[held_out, "text"])
-    parts = {"train": ~held_out & ~repeated, "test": held_out}
-    columns, form = reviews[["text", "label"]], {"features": FEATURES, "preserve_index": False}
-    return DatasetDict({name: Dataset.from_pandas(columns[rows], **form) for name, rows in parts.items()})
+    parts = {"train": reviews[~held_out & ~repeated], "test": reviews[held_out]}
+    return DatasetDict(
+        {name: Dataset.from_pandas(part, FEATURES, preserve_index=False) for name, part in parts.items()}
+    )
 
 
 class ImdbDataset(data.Dataset):
-    """Tokenised reviews: item n is `(input_ids, label, text)` with `input_ids` of shape `(tokens,)`.
+    """Reviews, tokenised once and cut at `max_tokens`: item n is `(input_ids, label, text)` with `input_ids`
+    of shape `(tokens,)`."""
 
-    Each review is tokenised once, at construction, and cut at `max_tokens`; nothing is padded here.
-    """
-
-    def __init__(self, reviews: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int = MAX_TOKENS):
+    def __init__(self, reviews: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 512):
         self.texts = list(reviews["text"])
         self.labels = torch.tensor(reviews["label"])
         encoded = tokenizer(self.texts, truncation=True, max_length=max_tokens)
@@ -102,16 +82,3 @@ def pad_batch(
     input_ids, labels, texts = zip(*items, strict=True)
     padded = torch.nn.utils.rnn.pad_sequence(list(input_ids), batch_first=True, padding_value=pad_token_id)
     return padded, torch.stack(labels), list(texts)
-
-
-def batches_by_length(
-    dataset: ImdbDataset, batch_size: int, generator: torch.Generator
-) -> Iterator[list[int]]:
-    """Rows of one epoch in batches of similar length, batches in random order."""
-    lengths = torch.tensor(dataset.lengths())
-    # Shuffled before the stable sort: reviews of equal length meet in other batches every epoch.
-    shuffled = torch.randperm(len(dataset), generator=generator)
-    by_length = shuffled[lengths[shuffled].sort(stable=True).indices]
-    batches = by_length.split(batch_size)
-    for number in torch.randperm(len(batches), generator=generator).tolist():
-        yield batches[number].tolist()

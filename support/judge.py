@@ -25,16 +25,10 @@ class BankDamaged(ValueError):
     """A file of a bank cannot be read."""
 
 
-class TooFewSeeds(ValueError):
-    """One seed for each subset does not tell how noisy its outcome is."""
-
-
 @dataclass(frozen=True)
 class Design:
-    """`subsets` random subsets, drawn from `draw`, each trained on with `seeds` seeds.
-
-    They hold `share` of the reviews, `balanced` ones that share of either label.
-    """
+    """`subsets` random subsets, drawn from `draw`, each trained on with `seeds` seeds. They hold `share`
+    of the reviews, `balanced` ones that share of either label."""
 
     subsets: int = 100
     seeds: int = 4
@@ -81,15 +75,14 @@ def retrained_margins(
     retraining: Retraining, queries: Reviews, design: Design, first: int = 0
 ) -> Iterator[Float[Tensor, "seeds queries"]]:
     """Margins of the queries after training on each subset of the design, from subset `first` on."""
+    seeds = range(1, design.seeds + 1)  # 0 is the seed of the run that the scores come from
     for member in design.membership(retraining.reviews.labels)[first:]:
         rows = member.nonzero()[:, 0]
-        # 0 is the seed of the run that the scores come from.
-        seeds = range(1, design.seeds + 1)
         yield torch.stack([margins(retraining.run(rows, seed), queries) for seed in seeds])
 
 
 def make_bank(retraining: Retraining, queries: Reviews, design: Design, progress: bool = False) -> Bank:
-    """The bank of this design: as many trainings as it has subsets times seeds, one after the other."""
+    """The bank of this design, trained one subset and seed after the other."""
     made = retrained_margins(retraining, queries, design)
     bar = tqdm(made, "retraining", design.subsets, unit="subset", disable=not progress)
     return Bank(design.membership(retraining.reviews.labels), torch.stack(list(bar)))
@@ -143,29 +136,25 @@ def rank_correlations(
     predicted: Float[Tensor, "subsets queries"], observed: Float[Tensor, "subsets queries"]
 ) -> Float[np.ndarray, " queries"]:
     """Spearman's correlation of each column; 0 where a column is constant."""
-    left, right = (_centred_ranks(side) for side in (predicted, observed))
+    # Sums of equal numbers in another order differ by rounding, which is no order of subsets.
+    rounded = np.stack([side.double().numpy().round(10) for side in (predicted, observed)])
+    ranks = stats.rankdata(rounded, axis=1)
+    left, right = ranks - ranks.mean(axis=1, keepdims=True)
     norms = np.linalg.norm(left, axis=0) * np.linalg.norm(right, axis=0)
     products = (left * right).sum(axis=0)
     return np.divide(products, norms, out=np.zeros_like(products), where=norms > 0)
 
 
-def _centred_ranks(values: Tensor) -> Float[np.ndarray, "subsets queries"]:
-    # Sums of equal numbers in another order differ by rounding, which is no order of subsets.
-    ranks = stats.rankdata(np.round(values.double().numpy(), 10), axis=0)
-    return ranks - ranks.mean(axis=0)
-
-
 def reliability(bank: Bank) -> Agreement:
     """Rank correlation over subsets between two halves of a bank's seeds, mean over the ways of halving
-    them. Raises `TooFewSeeds` for a bank of one seed."""
+    them. Raises `ValueError` for a bank of one seed."""
     seeds = set(range(bank.margins.shape[1]))
-    if len(seeds) < 2:
-        raise TooFewSeeds(
+    if len(seeds) == 1:
+        raise ValueError(
             "This bank has one seed for each subset, and noise shows only between two. "
             "Make it with more: Design(seeds=2)."
         )
-    half = len(seeds) // 2
-    found = []
+    half, found = len(seeds) // 2, []
     for left in itertools.combinations(seeds, half):
         right = sorted(seeds - set(left))[:half]
         one, other = (-losses(bank.margins[:, list(side)]).mean(dim=1) for side in (left, right))
@@ -178,7 +167,7 @@ def noise_ceiling(bank: Bank) -> float:
 
     The correlation between truth and a noisy measurement is √ of the measurement's reliability. With
     r that of half the seeds, k times as many have k r / (1 + (k − 1) r) (Spearman–Brown). Raises as
-    `reliability` does.
+    `reliability`.
     """
     half, seeds = max(reliability(bank).mean, 0.0), bank.margins.shape[1]
     times = seeds / (seeds // 2)

@@ -1,8 +1,7 @@
 """The sentiment classifier: where it comes from, what of it gets gradients, what it says.
 
-Both sources give a `DistilBertForSequenceClassification` with the same layer names. The packaged one
-is all-MiniLM-L6-v2, a six-layer BERT of width 384, whose weights fit a DistilBERT exactly
-(`distilbert_state`), with our LoRA adapter for IMDB merged in, so that it holds plain linear layers.
+Both sources give a `DistilBertForSequenceClassification`. The packaged one is all-MiniLM-L6-v2, a
+six-layer BERT of width 384, whose weights fit a DistilBERT exactly, with our LoRA adapter merged in.
 """
 
 import json
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from support import assets
 from support.assets import Source
@@ -38,7 +38,7 @@ class AdapterMismatch(ValueError):
 
 
 class AdapterDamaged(ValueError):
-    """A file of the adapter is there, but cannot be read."""
+    """A file of the adapter cannot be read."""
 
 
 def load_tokenizer(source: Source | str = "packaged", revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -48,7 +48,7 @@ def load_tokenizer(source: Source | str = "packaged", revision: str | None = Non
     """
     assets.check_source(source)
     if source == "hub":
-        return _from_hub(transformers.AutoTokenizer, revision)
+        return assets.from_hub(transformers.AutoTokenizer.from_pretrained, HUB_MODEL, revision)
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
     path = str(assets.find(assets.TOKENIZER))
     return transformers.PreTrainedTokenizerFast(tokenizer_file=path, model_max_length=512, **special)
@@ -61,26 +61,17 @@ def load_model(
 
     `packaged`: the encoder with the adapter `snapshot` merged in; those from the way through training
     are in the repository only. `hub`: `assemblyai/distilbert-base-uncased-sst2` at `revision`
-    (commit, tag or branch; None is the hub's `main`); it has no snapshots.
-    Raises `UnknownSource`, `AssetMissing`, `AssetChanged`, `AdapterMismatch`, `AdapterDamaged` or
-    `HubUnreachable`.
+    (commit, tag or branch; None is the hub's `main`); it has no snapshots, which is a `ValueError`.
+    Raises `UnknownSource`, `AssetMissing`, `AssetChanged`, `HubUnreachable`, and as `merge_adapter`.
     """
     assets.check_source(source)
-    if source == "hub":
-        if snapshot != "final":
-            raise ValueError(
-                f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".'
-            )
-        safe = {"dtype": torch.float32, "use_safetensors": True}  # a pickle could run code
-        return _from_hub(transformers.AutoModelForSequenceClassification, revision, **safe).eval()
-    return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
-
-
-def _from_hub(auto_class: type, revision: str | None, **options):
-    try:
-        return auto_class.from_pretrained(HUB_MODEL, revision=revision or "main", **options)
-    except Exception as error:  # the errors of the hub's HTTP client share no narrower class
-        raise assets.HubUnreachable(HUB_MODEL, revision, error) from error
+    if source == "packaged":
+        return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
+    if snapshot != "final":
+        raise ValueError(f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".')
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    safe = {"dtype": torch.float32, "use_safetensors": True}  # a pickle could run code
+    return assets.from_hub(load, HUB_MODEL, revision, **safe).eval()
 
 
 def packaged_encoder(head_seed: int = 0) -> DistilBertForSequenceClassification:
@@ -91,20 +82,15 @@ def packaged_encoder(head_seed: int = 0) -> DistilBertForSequenceClassification:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
         model = DistilBertForSequenceClassification(config)
-    bert = load_file(assets.find(assets.ENCODER_WEIGHTS))
-    model.distilbert.load_state_dict(distilbert_state(bert))
+    model.distilbert.load_state_dict(distilbert_state(load_file(assets.find(assets.ENCODER_WEIGHTS))))
     return model
 
 
 def distilbert_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A BERT encoder's weights under DistilBERT's names.
-
-    DistilBERT has no token-type embeddings. A single sentence has type 0 at every position, so that
-    embedding is a constant and goes into the position embeddings. BERT's pooler has no counterpart.
-    """
-    words, positions, types = (
-        f"embeddings.{name}_embeddings.weight" for name in ("word", "position", "token_type")
-    )
+    """A BERT encoder's weights under DistilBERT's names. That of token type 0, which a single sentence
+    has everywhere, goes into the position embeddings; BERT's pooler has no counterpart."""
+    place = "embeddings.{}_embeddings.weight".format
+    words, positions, types = map(place, ("word", "position", "token_type"))
     state = {words: bert[words], positions: bert[positions] + bert[types][0]}
     renamed = {
         "encoder.layer.": "transformer.layer.",
@@ -118,11 +104,10 @@ def distilbert_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
         "output.LayerNorm": "output_layer_norm",
     }
     for name, weight in bert.items():
-        if not name.startswith(("encoder.", "embeddings.LayerNorm")):
-            continue
-        for ours, theirs in renamed.items():
-            name = name.replace(ours, theirs)
-        state[name] = weight
+        if name.startswith(("encoder.", "embeddings.LayerNorm")):
+            for berts, distilberts in renamed.items():
+                name = name.replace(berts, distilberts)
+            state[name] = weight
     return state
 
 
@@ -142,7 +127,17 @@ def merge_adapter(
     config, state = _read_adapter(folder)
     with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
         adapted = with_adapter(model, config)
-    _check_adapter(state, peft.get_peft_model_state_dict(adapted), folder)
+    theirs, ours = (
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        for tensors in (state, peft.get_peft_model_state_dict(adapted))
+    )
+    for name in sorted(theirs.keys() | ours.keys()):
+        found, expected = theirs.get(name, "absent"), ours.get(name, "absent")
+        if found != expected:
+            raise AdapterMismatch(
+                f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {found} in the "
+                f"adapter, {expected} in the model. Train it again: python -m experiments.finetune"
+            )
     peft.set_peft_model_state_dict(adapted, state)
     return adapted.merge_and_unload().requires_grad_(True)
 
@@ -155,17 +150,16 @@ def with_adapter(model: nn.Module, config: peft.LoraConfig) -> peft.PeftModel:
 
 
 def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
-    settings, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    for path in (settings, weights):
-        if not path.is_file():
-            known = sorted(path.parent.name for path in folder.parent.glob(f"*/{weights.name}"))
+    for needed in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / needed).is_file():
+            known = sorted(path.parent.name for path in folder.parent.glob("*/adapter_model.safetensors"))
             raise assets.AssetMissing(
-                f"No adapter named {folder.name!r}: {path.name} is missing there. "
+                f"No adapter named {folder.name!r}: {needed} is missing there. "
                 f"Adapters found: {known or 'none'}. Train one: python -m experiments.finetune"
             )
     try:
-        config = peft.LoraConfig.from_pretrained(str(folder))
-        return config, {name: tensor.float() for name, tensor in load_file(weights).items()}
+        config, weights = peft.LoraConfig.from_pretrained(str(folder)), load_file(folder / needed)
+        return config, {name: tensor.float() for name, tensor in weights.items()}
     except (ValueError, TypeError, SafetensorError) as error:
         raise AdapterDamaged(
             f"The adapter {folder.name!r} cannot be read ({type(error).__name__}: {error}). "
@@ -173,28 +167,12 @@ def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
         ) from error
 
 
-def _check_adapter(found: dict[str, Tensor], expected: dict[str, Tensor], folder: Path) -> None:
-    for name in sorted(found.keys() | expected.keys()):
-        theirs, ours = (
-            tuple(state[name].shape) if name in state else "absent" for state in (found, expected)
-        )
-        if theirs != ours:
-            raise AdapterMismatch(
-                f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {theirs} in the "
-                f"adapter, {ours} in the model. Train it again: python -m experiments.finetune"
-            )
-
-
 def require_gradients_only(model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS) -> list[str]:
     """Freeze everything but the linear layers with one of `parts` in their dotted names; their names.
 
     No parts mean all linear layers. Raises `ValueError`, naming the parts there are, when none matches.
     """
-    linear = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    ]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     chosen = [name for name in linear if not parts or set(parts) & set(name.split("."))]
     if not chosen:
         known = sorted({part for name in linear for part in name.split(".") if not part.isdigit()})
@@ -212,8 +190,7 @@ class ModelLogitsWrapper(nn.Module):
 
     def __init__(self, model: nn.Module, pad_token_id: int = 0):
         super().__init__()
-        self.model = model
-        self.pad_token_id = pad_token_id
+        self.model, self.pad_token_id = model, pad_token_id
         self.train(model.training)
 
     def token_mask(self, input_ids: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
@@ -228,10 +205,7 @@ class ModelLogitsWrapper(nn.Module):
 def class_probabilities(
     model: ModelLogitsWrapper, dataset: ImdbDataset, batch_size: int = 16, progress: bool = False
 ) -> Float[Tensor, "reviews classes"]:
-    """Softmax of the logits of every review, in the order of the dataset.
-
-    Reviews of similar length share a batch, so that little work goes into padding.
-    """
+    """Softmax of the logits of every review, in the order of the dataset."""
     longest_first = torch.tensor(dataset.lengths()).argsort(descending=True, stable=True)
     bar = tqdm(total=len(dataset), unit="review", disable=not progress)
     probabilities = []
@@ -245,8 +219,6 @@ def class_probabilities(
 
 
 def held_out_predictions() -> pd.DataFrame:
-    """What the packaged model says about each of the 5,000 held-out reviews, in their order.
-
-    Columns `label`, `tokens` (after the cut) and `positive_probability`, as written after training.
-    """
+    """What the packaged model says about each of the 5,000 held-out reviews, in their order: columns
+    `label`, `tokens` (after the cut) and `positive_probability`, as written after training."""
     return pd.read_csv(ADAPTER_FOLDER / "held_out.csv")

@@ -1,8 +1,7 @@
 """Frozen vectors, and the small part of a model above them that is trained again and again.
 
-Everything below the part is frozen, so what it makes of a review is the same in every training and is
-computed once: one vector, that of [CLS]. A training is then decided by its recipe, its rows and its
-seed, which orders the reviews; nothing else is random.
+What everything below the part makes of a review is computed once: one vector, that of [CLS]. A training
+is then decided by its recipe, its rows and its seed, which orders the reviews; nothing else is random.
 """
 
 import copy
@@ -25,7 +24,6 @@ from support.ekfac.storage import replacing
 from support.imdb import ImdbDataset
 from support.model import ModelLogitsWrapper, packaged_encoder, require_gradients_only
 
-READ_AT_A_TIME = 16
 State = dict[str, Tensor]
 
 
@@ -40,13 +38,6 @@ class Reviews:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def digest(self) -> str:
-        """A name for exactly these texts, in this order, with these labels."""
-        digest = hashlib.sha256(self.labels.numpy().tobytes())
-        for text in self.texts:
-            digest.update(hashlib.sha256(text.encode()).digest())
-        return digest.hexdigest()[:16]
-
 
 def read_vectors(
     model: ModelLogitsWrapper, dataset: ImdbDataset, place: nn.Module, progress: bool = False
@@ -57,10 +48,10 @@ def read_vectors(
         lambda _, inputs: seen.append(inputs[0][:, 0] if inputs[0].ndim == 3 else inputs[0])
     )
     by_length = torch.tensor(dataset.lengths()).argsort(stable=True)
-    batches = by_length.split(READ_AT_A_TIME)
+    bar = tqdm(by_length.split(16), "reading reviews", unit="batch", disable=not progress)
     try:
         with torch.inference_mode():
-            for rows in tqdm(batches, "reading reviews", unit="batch", disable=not progress):
+            for rows in bar:
                 model(dataset.batch(rows.tolist())[0])
     finally:
         hook.remove()
@@ -110,8 +101,8 @@ def batches(reviews: Reviews) -> DataLoader:
 class ClassifierTail(nn.Module):
     """The last feed-forward layers and the head: vectors of [CLS] after the last attention → logits.
 
-    Shares its layers with `classifier`. The linear ones, `ffn.lin1`, `ffn.lin2`, `pre_classifier` and
-    `classifier`, require gradients, the layer norm does not. In `eval()` mode.
+    Shares its layers with `classifier`; the linear ones require gradients, the layer norm does not.
+    In `eval()` mode.
     """
 
     def __init__(self, classifier: DistilBertForSequenceClassification):
@@ -128,7 +119,7 @@ class ClassifierTail(nn.Module):
 
 
 def untrained_tail(head_seed: int = 0) -> ClassifierTail:
-    """The tail of the packaged encoder as it comes, under a head drawn from `head_seed`."""
+    """The tail of the packaged encoder under a head drawn from `head_seed`."""
     return ClassifierTail(packaged_encoder(head_seed))
 
 
@@ -144,10 +135,8 @@ def untrained_head(width: int, seed: int = 0) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with linear warm-up and decay, from a part whose head was drawn from `head_seed`.
-
-    `trained_for` epochs on all the reviews come first: 0 starts from the part as it is.
-    """
+    """AdamW with linear warm-up and decay, from a part whose head was drawn from `head_seed` and that was
+    first trained on all the reviews for `trained_for` epochs."""
 
     epochs: int = 3
     learning_rate: float = 3e-4
@@ -160,23 +149,20 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state on the way through training: `model` makes it, `weight` is its share of the way, as
-    `segment_weights` has it."""
+    """A state on the way through training, after so many steps; `model` makes it."""
 
     name: str
     model: Callable[[], nn.Module]
-    weight: float
+    step: int
 
 
 class Retraining:
-    """Trains one part on these reviews again and again from the same start.
-
-    `part` takes their vectors and is trained in place. `seed` of a run orders its reviews. Raises
-    `ValueError` for no rows at all.
-    """
+    """Trains one part, in place, on these reviews again and again from the same start. `rates` are the
+    learning rates of the last run, step by step. Raises `ValueError` for no rows at all."""
 
     def __init__(self, part: nn.Module, reviews: Reviews, recipe: Recipe):
         self.part, self.reviews, self.recipe = part, reviews, recipe
+        self.rates: list[float] = []
         self.start = copy.deepcopy(part.state_dict())
         if recipe.trained_for:
             self._train(torch.arange(len(reviews)), seed=0, epochs=recipe.trained_for)
@@ -195,11 +181,9 @@ class Retraining:
         """Checkpoints of one run at these shares of its steps."""
         steps = self.recipe.epochs * -(-len(rows) // self.recipe.batch_size)
         kept = sorted({round(share * steps) for share in shares})
-        states, rates = self._train(rows, seed, self.recipe.epochs, keep_at=kept)
-        weights = segment_weights(kept, rates)
+        states = self._train(rows, seed, self.recipe.epochs, keep_at=kept)
         return [
-            Checkpoint(f"step {step} of {steps}", partial(self._part_in, states[step]), weight)
-            for step, weight in zip(kept, weights, strict=True)
+            Checkpoint(f"step {step} of {steps}", partial(self._part_in, states[step]), step) for step in kept
         ]
 
     def _part_in(self, state: State) -> nn.Module:
@@ -207,47 +191,30 @@ class Retraining:
         fresh.load_state_dict(state)
         return fresh
 
-    def _train(
-        self, rows: Tensor, seed: int, epochs: int, keep_at: Sequence[int] = ()
-    ) -> tuple[dict[int, State], list[float]]:
-        """States of the part after the steps `keep_at`, and the learning rate of every step."""
+    def _train(self, rows: Tensor, seed: int, epochs: int, keep_at: Sequence[int] = ()) -> dict[int, State]:
+        """States of the part after the steps `keep_at`."""
         if not len(rows):
             raise ValueError("There are no rows to train on.")
         self.part.load_state_dict(self.start)
         recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
         trained = [p for p in self.part.parameters() if p.requires_grad]
-        rates = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
-        optimizer = torch.optim.AdamW(trained, **rates)
+        optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
         shuffled = (rows[torch.randperm(len(rows), generator=generator)] for _ in range(epochs))
         batches = [batch for epoch in shuffled for batch in epoch.split(recipe.batch_size)]
-        schedule = get_linear_schedule_with_warmup(
-            optimizer, max(1, round(recipe.warmup_share * len(batches))), len(batches)
-        )
+        warmup = max(1, round(recipe.warmup_share * len(batches)))
+        schedule = get_linear_schedule_with_warmup(optimizer, warmup, len(batches))
         states = {0: copy.deepcopy(self.start)} if 0 in keep_at else {}
-        rates = []
+        self.rates = []
         for step, batch in enumerate(batches, start=1):
             logits = self.part(self.reviews.vectors[batch])
             nn.functional.cross_entropy(logits, self.reviews.labels[batch]).backward()
-            rates.append(schedule.get_last_lr()[0])
+            self.rates.append(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
             if step in keep_at:
                 states[step] = copy.deepcopy(self.part.state_dict())
-        return states, rates
-
-
-def segment_weights(kept: list[int], rates: list[float]) -> list[float]:
-    """Σ of the learning rates of the steps nearer to each kept step than to another, as shares of 1.
-
-    Step s moves the weights from state s − 1 to state s; a step halfway between two kept states goes
-    to the earlier one.
-    """
-    weights = [0.0] * len(kept)
-    for before, rate in enumerate(rates):
-        nearest = min(range(len(kept)), key=lambda number: abs(kept[number] - before))
-        weights[nearest] += rate / sum(rates)
-    return weights
+        return states
 
 
 def margins(part: nn.Module, reviews: Reviews) -> Float[Tensor, " reviews"]:

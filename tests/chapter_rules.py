@@ -149,26 +149,19 @@ def has_one_parameters_cell(chapter):
 
 def has_small_sizes_under_nbmake(chapter):
     mock = chapter.parameters.metadata.get("nbmake", {}).get("mock")
-    assert mock == {"ci": True}, (
-        f'the parameters cell needs {{"nbmake": {{"mock": {{"ci": true}}}}}}, not {mock}'
-    )
+    told = f'the parameters cell needs {{"nbmake": {{"mock": {{"ci": true}}}}}}, not {mock}'
+    assert mock == {"ci": True}, told
 
 
-def hides_its_parameters(chapter):
+def starts_its_code_with_hidden_parameters(chapter):
     hidden = tags(chapter.parameters) & {"hide-cell", "remove-cell"}
     assert hidden, "the parameters cell must be tagged `hide-cell` or `remove-cell`"
-
-
-def starts_its_code_with_the_parameters(chapter):
     assert chapter.code_cells[0] is chapter.parameters, "no code may come before the parameters cell"
 
 
 def derives_all_sizes_in_the_next_cell(chapter):
     using = [n for n, cell in enumerate(chapter.code_cells[1:]) if "ci" in names_in(cell.source)]
     assert using in ([], [0]), "`ci` may be used in the code cell right after the parameters only"
-
-
-def mentions_ci_nowhere_else(chapter):
     for cell in chapter.code_cells[1:]:
         word = re.search(r"\b(papermill|nbmake|CI)\b", cell.source)
         assert not word, f"the code mentions {word.group()!r}:\n{cell.source}"
@@ -254,12 +247,9 @@ def shows_what_this_code_gave(chapter):
     )
 
 
-def shows_results(chapter):
+def shows_results_without_errors_or_warnings(chapter):
     shown = [cell for cell in chapter.code_cells[:-1] if cell.outputs]
     assert shown, "no cell but the last has an output; `make execute` stores them"
-
-
-def shows_no_errors_or_warnings(chapter):
     for output in chapter.outputs:
         assert output.output_type != "error", f"a cell failed: {output.ename}: {output.evalue}"
         warning = output.get("name") == "stderr" and "Warning" in output.text
@@ -291,10 +281,8 @@ RULES = [
     states_its_run_time,
     has_one_parameters_cell,
     has_small_sizes_under_nbmake,
-    hides_its_parameters,
-    starts_its_code_with_the_parameters,
+    starts_its_code_with_hidden_parameters,
     derives_all_sizes_in_the_next_cell,
-    mentions_ci_nowhere_else,
     is_short,
     hides_the_code_of_figures,
     describes_its_figures,
@@ -304,8 +292,7 @@ RULES = [
     ends_with_the_versions,
     was_run_from_top_to_bottom,
     shows_what_this_code_gave,
-    shows_results,
-    shows_no_errors_or_warnings,
+    shows_results_without_errors_or_warnings,
     names_no_place_of_one_machine,
     has_no_traces_of_its_run,
 ]

@@ -42,11 +42,6 @@ def rows_of(found):
     return {first: rest for first, *rest in split}
 
 
-def test_spread_is_the_median_between_smallest_and_largest():
-    assert spread([3.0, 1.0, None, 7.0]) == Spread(median=3.0, low=1.0, high=7.0)
-    assert spread([None, None]) is None
-
-
 def test_ratios_compare_what_was_measured_in_the_same_round():
     assert ratios([12.0, None, 24.0, 8.0], [4.0, 5.0, 6.0, None]) == [3.0, None, 4.0, None]
 
@@ -55,11 +50,6 @@ def test_ratios_compare_what_was_measured_in_the_same_round():
 def test_the_exponent_of_a_power_law_is_its_power(power):
     sizes = [8, 16, 32, 64]
     assert exponent(sizes, [0.3 * size**power for size in sizes]) == pytest.approx(power, abs=1e-12)
-
-
-def test_no_exponent_is_made_up_for_a_missing_size():
-    assert exponent([1, 2, 4], [1.0, None, 4.0]) is None
-    assert exponent([1], [1.0]) is None
 
 
 def test_table_has_medians_spreads_ratios_and_memory():
@@ -71,23 +61,6 @@ def test_table_has_medians_spreads_ratios_and_memory():
     assert peer_ratio == "3.00× (2.00–4.00)"
     assert floor_ratio == "2.00× (1.50–2.50)"
     assert our_memory == their_memory == "900"
-
-
-def test_one_measurement_has_no_spread():
-    assert shown([5.0, None]) == "5.00"
-
-
-def test_a_failed_measurement_shows_as_missing_and_not_as_a_number():
-    found = records({PASSES: SECONDS[PASSES], OURS: SECONDS[OURS]})
-    failed = [{"cell": THEIRS.as_json(), "repeat": n, "error": "killed"} for n in range(3)]
-    row = rows_of(published(found + failed))["whole fit, 50 reviews"]
-    assert row[2] == row[3] == row[6] == MISSING
-    assert row[1] == "5.00 (4.00–6.00)"
-
-
-def test_what_was_never_measured_is_missing_too():
-    row = rows_of(published(records({OURS: SECONDS[OURS]})))["whole fit, 50 reviews"]
-    assert row[2] == row[3] == row[4] == MISSING
 
 
 def test_agreement_is_correlation_and_relative_difference():
@@ -222,3 +195,19 @@ def test_the_page_tells_what_else_the_machine_did():
     cells = [{"others_cores": [0.25, None]}, {"others_cores": [0.0, 1.5]}]
     assert other_work(cells) == "median 0.25, at most 1.50 cores during a measurement"
     assert other_work([{"others_cores": [None]}]) == "unknown"
+
+
+def test_the_spread_is_the_median_between_smallest_and_largest_and_one_measurement_has_none():
+    assert spread([3.0, 1.0, None, 7.0]) == Spread(median=3.0, low=1.0, high=7.0)
+    assert spread([None, None]) is None
+    assert shown([5.0, None]) == "5.00"
+
+
+@pytest.mark.parametrize("tried", [True, False], ids=["failed", "never measured"])
+def test_what_is_missing_shows_as_missing_and_not_as_a_number(tried):
+    failed = [{"cell": THEIRS.as_json(), "repeat": n, "error": "killed"} for n in range(3 if tried else 0)]
+    found = records({PASSES: SECONDS[PASSES], OURS: SECONDS[OURS]})
+    row = rows_of(published(found + failed))["whole fit, 50 reviews"]
+    assert row[2] == row[3] == row[6] == MISSING
+    assert row[1] == "5.00 (4.00–6.00)"
+    assert exponent([1, 2, 4], [1.0, None, 4.0]) is None

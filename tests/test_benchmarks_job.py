@@ -26,12 +26,7 @@ memory of a process               384 MB
 
 def test_a_stage_lasts_as_long_as_the_line_of_its_end_says():
     stages = job._stages(SAID)
-    assert stages == {
-        "fit 1/2, covariances": 110,
-        "fit 2/2, eigenvalues": 90,
-        "score": 80,
-        "self": 70,
-    }
+    assert stages == {"fit 1/2, covariances": 110, "fit 2/2, eigenvalues": 90, "score": 80, "self": 70}
     assert job.steps(stages) == {"fit": 200, "score": 80}
 
 
@@ -80,27 +75,3 @@ def test_a_kill_had_reached_the_last_step_that_left_something(tmp_path, trace, r
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text("")
     assert job.where(tmp_path) == reached
-
-
-def test_the_page_counts_the_kills_that_changed_a_number():
-    kill = {"after s": 3.0, "had reached": "scores", "going on took s": 9.0, "difference": 0.0}
-    page = job.markdown(
-        {
-            "date": "2026-01-01",
-            "machine": {"cores": "2"},
-            "sizes": {"spread": [24, 4], "killed": [24, 4, 32], "rounds": 1},
-            "processes": [{"processes": 1, "seconds": 10.0, "speed-up": 1.0}],
-            "kills": [kill, kill | {"difference": 1e-7}],
-            "whole": {
-                "reviews": 2000,
-                "queries": 50,
-                "fitted on": 500,
-                "compared": [{"": "fit, s", "planned": 180.0, "measured": 200.0}],
-                "megabytes": {"scores": 0.4},
-                "plan": PLAN,
-            },
-        }
-    )
-    assert "differs in any bit from the undisturbed run's: 1." in page
-    assert "## 2,000 training reviews, 50 queries, one process" in page
-    assert "| fit, s | 180 | 200 |" in page

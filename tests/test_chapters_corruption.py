@@ -63,12 +63,6 @@ def test_another_seed_flips_other_labels():
     assert not torch.equal(*(flip_labels(LABELS, 0.2, seed)[1] for seed in (0, 1)))
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_a_share_is_between_nothing_and_all(share):
-    with pytest.raises(ValueError, match="must be from 0 to 1"):
-        flip_labels(LABELS, share, seed=0)
-
-
 # Finding
 
 
@@ -110,11 +104,6 @@ def test_the_areas_of_a_ranking_and_its_reverse_add_up_to_one():
 def test_only_the_order_of_suspicions_counts():
     suspicion = torch.rand(8, generator=torch.Generator().manual_seed(0))
     assert_close(finding_curve(suspicion.exp(), FLIPPED), finding_curve(suspicion, FLIPPED))
-
-
-def test_nothing_flipped_is_nothing_to_find():
-    with pytest.raises(ValueError, match="nothing to find"):
-        finding_curve(torch.rand(8), torch.zeros(8, dtype=torch.bool))
 
 
 # Searching
@@ -176,13 +165,17 @@ def test_a_mean_is_told_with_its_spread_over_draws():
     assert mean_and_spread(draws).tolist() == ["0.850 ± 0.071", "0.500 ± 0.000"]
 
 
-def test_areas_are_those_of_the_stacked_curves(trial):
+def test_areas_and_what_is_found_in_the_first_tenth_are_those_of_the_curves(trial):
     stacked = curves([trial, trial])["chance"]
     assert stacked.shape == (2, 101)
     assert areas([trial, trial])["chance"].tolist() == [area_under(stacked[0])] * 2
-
-
-def test_what_is_found_in_the_first_tenth_lies_on_the_curve(trial):
-    found = found_in_first(0.1, [trial])
     curve = finding_curve(trial.rankings["training loss"], trial.flipped)
-    assert found["training loss"].item() == curve[10]
+    assert found_in_first(0.1, [trial])["training loss"].item() == curve[10]
+
+
+def test_an_impossible_share_and_nothing_to_find_are_refused():
+    for share in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="must be from 0 to 1"):
+            flip_labels(LABELS, share, seed=0)
+    with pytest.raises(ValueError, match="nothing to find"):
+        finding_curve(torch.rand(8), torch.zeros(8, dtype=torch.bool))

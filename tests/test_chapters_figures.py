@@ -56,19 +56,12 @@ FIGURES = {
     layers.layer_shares: (SHARES, [0.8, 0.2, 0.0], LAYERS, TITLE),
     scale.concentration: (SCORES, [0.5], TITLE),
     scale.twins: (pd.Series([0.0, 0.02, 0.7]), pd.Series([1.0, 0.1, 0.05]), TITLE),
-    fidelity.predicted_and_retrained: (
-        {"a": (np.array([1.0, 2.0]), 0.5)},
-        np.array([2.0, 1.0]),
-        TITLE,
-    ),
+    fidelity.predicted_and_retrained: ({"a": (np.array([1.0, 2.0]), 0.5)}, np.array([2.0, 1.0]), TITLE),
     fidelity.scores_with_intervals: (INTERVALS, 0.9, ["b"], TITLE),
     fidelity.score_and_stability: ([0.1, 1.0], {"a": [0.2, 0.3]}, [0.9], TITLE),
     fidelity.along_the_path: (ALONG, TITLE),
     fidelity.removals: (RISES, TITLE),
-    regularization.neighbour_correlations: (
-        {"pearson": CORRELATIONS, "spearman": CORRELATIONS},
-        TITLE,
-    ),
+    regularization.neighbour_correlations: ({"pearson": CORRELATIONS, "spearman": CORRELATIONS}, TITLE),
     regularization.spectra: (SPECTRUM, {"small": 1e-3, "large": 1.0}, TITLE),
 }
 
@@ -95,32 +88,9 @@ def test_influence_colours_are_centred_on_zero(drawn, function):
     assert low == -high < 0
 
 
-def test_the_heatmaps_scale_ends_at_the_largest_influence_and_its_numbers_are_readable(drawn):
-    axes = drawn(figures.influence_heatmap)[0]
-    assert axes.collections[0].get_clim()[1] == 20_097.4
-    written = [text.get_text() for text in axes.texts]
-    assert written == ["1", "-2", "0.5", "0.25", "20,097", "-0.061"]
-
-
-def test_the_heatmap_names_reviews_with_their_labels_and_frames_the_marked_pair(drawn):
-    axes = drawn(figures.influence_heatmap)[0]
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0 (neg)", "1 (pos)", "2 (neg)"]
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0 (pos)", "1 (neg)"]
-    assert [patch.get_xy() for patch in axes.patches] == [(1, 1)]
-
-
 def test_rows_and_columns_are_sorted_by_label(drawn):
     mesh = drawn(influences.influences_by_labels)[0].collections[0]
     np.testing.assert_array_equal(mesh.get_array().reshape(2, 3), INFLUENCES[[1, 0]][:, [0, 2, 1]])
-
-
-def test_padding_is_counted_per_batch_in_both_orders(drawn):
-    axes = drawn(preparation.padding)[0]
-    assert [bar.get_width() for bar in axes.patches] == [40, 9 * 2 + 8 * 2, 4 * 2 + 9 * 2, 24]
-
-
-def test_error_rates_are_per_length(drawn):
-    assert [bar.get_height() for bar in drawn(sentiment.confidence)[1].patches] == [0, 100, 0]
 
 
 def test_panels_side_by_side_share_one_scale_name_their_labels_and_write_thousands_short(drawn):
@@ -188,9 +158,10 @@ def test_every_pair_of_twins_is_a_point(drawn):
     np.testing.assert_allclose(points, [[0, 1], [0.02, 0.1], [0.7, 0.05]])
 
 
-def test_labels_at_the_ends_of_lines_keep_their_distance():
-    places = fidelity._apart(pd.Series({"a": 1.0, "b": 1.01, "c": 5.0}), 0.5)
-    assert places == {"a": 1.0, "b": 1.5, "c": 5.0}
+def test_names_at_the_ends_of_lines_keep_their_distance(figure):
+    ends = pd.DataFrame({"scorer": ["a", "b", "c"], "removed": 9, "rise": [0.5, 1.0, 1.0]})
+    names = figure(fidelity.removals, ends, TITLE).axes[0].texts
+    assert [name.xy[1] for name in names] == pytest.approx([0.5, 1.0, 1.055])
 
 
 def test_each_kind_of_correlation_has_a_panel_with_a_row_per_layer(drawn):
@@ -207,3 +178,19 @@ def test_spectra_fall_from_the_largest_eigenvalue_and_show_the_regularizations(d
     assert {text.get_text() for text in axes.texts} == {"small", "large"}
     right = axes.get_window_extent().x1
     assert all(text.get_window_extent().x0 > right for text in axes.texts)
+
+
+def test_padding_is_counted_per_batch_in_both_orders_and_error_rates_per_length(drawn):
+    axes = drawn(preparation.padding)[0]
+    assert [bar.get_width() for bar in axes.patches] == [40, 9 * 2 + 8 * 2, 4 * 2 + 9 * 2, 24]
+    assert [bar.get_height() for bar in drawn(sentiment.confidence)[1].patches] == [0, 100, 0]
+
+
+def test_the_heatmap_is_readable_names_reviews_with_their_labels_and_frames_the_marked_pair(drawn):
+    axes = drawn(figures.influence_heatmap)[0]
+    assert axes.collections[0].get_clim()[1] == 20_097.4
+    written = [text.get_text() for text in axes.texts]
+    assert written == ["1", "-2", "0.5", "0.25", "20,097", "-0.061"]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0 (neg)", "1 (pos)", "2 (neg)"]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0 (pos)", "1 (neg)"]
+    assert [patch.get_xy() for patch in axes.patches] == [(1, 1)]

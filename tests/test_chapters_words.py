@@ -1,6 +1,5 @@
 """Influence spread over words: nothing is lost on the way, and nothing of a stranger's gets through."""
 
-import html
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -65,42 +64,6 @@ def test_words_add_up_to_their_tokens(tokenizer, text):
     assert sum(word.influence for word in spread) == pytest.approx(numbers.sum(), abs=1e-12)
 
 
-def test_pieces_of_a_word_are_one_word(review):
-    assert [word.text for word in review[:6]] == ["[CLS]", "Unwatchable", ",", "and", "yet", "I"]
-
-
-def test_a_merged_word_has_the_sum_of_its_pieces():
-    pieces, offsets = ["un", "##watch", "##able", "!"], [(0, 2), (2, 7), (7, 11), (11, 12)]
-    spread = merge("Unwatchable!", pieces, offsets, [1.0, -2.0, 4.0, 8.0])
-    assert spread == [Word("Unwatchable", 0, 11, 3.0), Word("!", 11, 12, 8.0)]
-
-
-def test_equal_words_side_by_side_stay_two():
-    spread = merge("no no", ["no", "no"], [(0, 2), (3, 5)], [1.0, 2.0])
-    assert [word.influence for word in spread] == [1.0, 2.0]
-
-
-def test_contractions_and_line_breaks_are_single_words(review):
-    texts = [word.text for word in review]
-    assert "isn't" in texts
-    assert [word.text for word in review if word.is_line_break] == ["<br />", "<br />"]
-
-
-def test_every_word_stands_where_it_says(review):
-    for word in review:
-        assert word.is_special or TEXT[word.start : word.end] == word.text
-
-
-def test_special_tokens_are_named_and_the_only_ones_that_stand_nowhere(review):
-    assert [word.text for word in review if word.is_special] == ["[CLS]", "[SEP]"]
-
-
-def test_a_special_token_typed_by_a_stranger_is_no_special_word(tokenizer):
-    typed = "a [CLS] film"
-    spread = word_influences(tokenizer, typed, numbers_for(tokenizer, typed))
-    assert [word.text for word in spread if word.is_special] == ["[CLS]", "[SEP]"]
-
-
 def test_padding_changes_nothing(tokenizer, review):
     padded = numbers_for(tokenizer, TEXT, padding=9)
     assert word_influences(tokenizer, TEXT, padded) == review
@@ -130,12 +93,8 @@ def test_the_table_adds_repetitions_and_starts_with_the_strongest(review):
     assert loved["influence"] == pytest.approx(sum(both))
     assert table["times"].sum() == len(review)
     assert table["share"].sum() == pytest.approx(1)
-
-
-def test_the_table_says_the_sign_in_words(review):
-    table = strongest_words(review, 5)
-    assert len(table) == 5
     assert list(table["effect"] == "helps") == list(table["influence"] > 0)
+    assert len(strongest_words(review, 5)) == 5
 
 
 # Loudness
@@ -239,7 +198,20 @@ def luminance(rgb):
     return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
 
-def test_the_page_is_well_formed(review):
-    source = show_words(review, TEXT, "A caption").data
-    assert html.unescape(source).count("<figure") == source.count("</figure>") == 1
-    assert source.count("<span") == source.count("</span>")
+def test_a_merged_word_has_the_sum_of_its_pieces_and_equal_words_side_by_side_stay_two():
+    pieces, offsets = ["un", "##watch", "##able", "no", "no"], [(0, 2), (2, 7), (7, 11), (12, 14), (15, 17)]
+    spread = merge("Unwatchable no no", pieces, offsets, [1.0, -2.0, 4.0, 8.0, 9.0])
+    assert spread == [Word("Unwatchable", 0, 11, 3.0), Word("no", 12, 14, 8.0), Word("no", 15, 17, 9.0)]
+
+
+def test_pieces_contractions_and_line_breaks_are_words_that_stand_where_they_say(review):
+    assert [word.text for word in review[:6]] == ["[CLS]", "Unwatchable", ",", "and", "yet", "I"]
+    assert "isn't" in [word.text for word in review]
+    assert [word.text for word in review if word.is_line_break] == ["<br />", "<br />"]
+    assert all(word.is_special or TEXT[word.start : word.end] == word.text for word in review)
+
+
+@pytest.mark.parametrize("text", [TEXT, "a [CLS] film"], ids=["usual", "typed by a stranger"])
+def test_only_what_the_tokenizer_added_is_special(tokenizer, text):
+    spread = word_influences(tokenizer, text, numbers_for(tokenizer, text))
+    assert [word.text for word in spread if word.is_special] == ["[CLS]", "[SEP]"]

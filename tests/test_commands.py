@@ -37,12 +37,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_built():
     assert f"make docs-serve PORT={port + 1}" in told.stderr
     assert "pip" not in told.stdout
     assert "Traceback" not in told.stderr
-
-
-def test_a_free_port_is_no_obstacle():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    assert make("port", f"PORT={port}").returncode == 0
+    assert make("port", f"PORT={port}").returncode == 0  # free again
 
 
 def test_a_missing_chromium_is_named_with_what_to_install(tmp_path):

@@ -123,11 +123,7 @@ def test_the_committed_form_has_bars_as_text_and_no_traces_of_the_run(write):
     before, bar, after = notebook.cells[-1].outputs
     assert (before.text, after.text) == ("before\n", "after\n")
     assert bar.data == {"text/plain": "Fitting <all>: 100%|██████████| 3/3 review"}
-    assert [cell.metadata for cell in notebook.cells] == [
-        {},
-        {"tags": ["parameters", "hide-cell"]},
-        {},
-    ]
+    assert [cell.metadata for cell in notebook.cells] == [{}, {"tags": ["parameters", "hide-cell"]}, {}]
     assert set(notebook.metadata) == {"kernelspec", "language_info", EXECUTED}
     assert notebook.metadata[EXECUTED] == code_digest(notebook)
 

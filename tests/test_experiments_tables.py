@@ -8,11 +8,11 @@ import torch
 from safetensors import safe_open
 
 from experiments import tables
-from experiments.bank_making import EXPERIMENTS, bank_path
+from experiments.bank_making import EXPERIMENTS, bank_path, digest
 from experiments.removal import COUNTS
 from experiments.tables import HALVES, across_experiments, ceiling, shares_of_ceiling
 from support.chapters import fidelity
-from support.chapters.fidelity import RECOMMENDED, OutsideTheRepository
+from support.chapters.fidelity import RECOMMENDED
 from support.judge import linear_datamodeling_score, load_bank
 from support.retraining import Reviews
 
@@ -46,8 +46,8 @@ def test_a_committed_bank_is_that_of_its_experiment(experiment, drawn):
         metadata = file.metadata()
     for name, value in {**vars(chosen.recipe), **vars(chosen.design)}.items():
         assert json.loads(metadata[name]) == value, name
-    assert metadata["train_reviews"] == training_reviews(drawn, experiment).digest()
-    assert metadata["queries"] == drawn("test", range(chosen.queries)).digest()
+    assert metadata["train_reviews"] == digest(training_reviews(drawn, experiment))
+    assert metadata["queries"] == digest(drawn("test", range(chosen.queries)))
 
 
 def test_a_committed_bank_has_the_subsets_of_its_design(experiment, drawn):
@@ -56,10 +56,6 @@ def test_a_committed_bank_has_the_subsets_of_its_design(experiment, drawn):
     assert torch.equal(bank.membership, expected)
     assert bank.margins.shape == (chosen.design.subsets, chosen.design.seeds, chosen.queries)
     assert bank.margins.isfinite().all()
-
-
-def test_the_bank_scores_are_reported_on_holds_a_hundred_retrainings_and_more():
-    assert load_bank(bank_path("main")).margins[..., 0].numel() >= 100
 
 
 def test_the_table_s_scores_are_those_of_the_bank(experiment, drawn):
@@ -137,5 +133,5 @@ def test_rises_begin_at_nothing_removed():
 
 def test_outside_the_repository_the_chapter_says_what_it_needs(monkeypatch, tmp_path):
     monkeypatch.setattr(fidelity, "EXPERIMENTS", tmp_path)
-    with pytest.raises(OutsideTheRepository, match="Chapter 09 needs the repository"):
+    with pytest.raises(FileNotFoundError, match="Chapter 09 needs the repository"):
         fidelity.read_table("shown")

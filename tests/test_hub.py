@@ -47,14 +47,11 @@ def out_of_reach(tmp_path_factory):
         return load_from(endpoint, tmp_path_factory.mktemp("nothing"), "main")["main"]
 
 
-def test_the_hub_s_reviews_arrive_as_they_were_stored(loaded, imdb):
+def test_the_hub_s_reviews_arrive_as_they_were_stored_but_the_unlabelled(loaded, imdb):
+    assert loaded["main"]["reviews"].keys() == {"train", "test"}
     train, test = loaded["main"]["reviews"]["train"], loaded["main"]["reviews"]["test"]
     assert train["text"][24] == imdb["train"][24]["text"]
     assert train["label"] == test["label"] == [0] * 40 + [1] * 40
-
-
-def test_the_hub_s_unlabelled_reviews_are_left_out(loaded):
-    assert loaded["main"]["reviews"].keys() == {"train", "test"}
 
 
 def test_the_hub_s_tokenizer_reads_as_the_packaged_one(loaded, tokenizer):
@@ -83,15 +80,6 @@ def test_the_revision_asked_for_is_the_one_that_arrives(loaded, revision):
     assert len(loaded[revision]["reviews"]["train"]["text"]) == rows
 
 
-def test_a_branch_and_its_commit_give_the_same(loaded):
-    assert loaded[COMMITS["earlier"]] == loaded["earlier"]
-
-
-def test_no_revision_is_the_hub_s_main(loaded):
-    assert loaded["None"] == loaded["main"]
-    assert loaded["None"] != loaded["earlier"]
-
-
 def test_every_request_that_names_a_revision_names_one_that_was_asked_for(loaded, hub):
     named = {
         match.group(1)
@@ -108,8 +96,7 @@ def test_a_revision_that_does_not_exist_is_named(loaded, what):
 
 
 @pytest.mark.parametrize(
-    ("what", "name"),
-    [("reviews", "stanfordnlp/imdb"), ("model", HUB_MODEL), ("token_ids", HUB_MODEL)],
+    ("what", "name"), [("reviews", "stanfordnlp/imdb"), ("model", HUB_MODEL), ("token_ids", HUB_MODEL)]
 )
 def test_a_hub_out_of_reach_is_an_error_that_names_the_other_source(out_of_reach, what, name):
     error = out_of_reach[what]["error"]
@@ -134,3 +121,8 @@ def test_the_packaged_source_opens_no_connection(monkeypatch):
     reviews = load_imdb("packaged")["train"].select([24])
     input_ids, _, _ = ImdbDataset(reviews, load_tokenizer("packaged")).batch([0])
     assert packaged_encoder()(input_ids).logits.shape == (1, 2)
+
+
+def test_a_branch_and_its_commit_give_the_same_and_no_revision_is_the_hub_s_main(loaded):
+    assert loaded[COMMITS["earlier"]] == loaded["earlier"]
+    assert loaded["None"] == loaded["main"] != loaded["earlier"]

@@ -5,8 +5,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from support import assets
-from support.imdb import ImdbDataset, batches_by_length, load_imdb, pad_batch
+from support.imdb import ImdbDataset
 from support.model import ModelLogitsWrapper
 
 
@@ -34,10 +33,6 @@ def test_the_splits_hold_19979_and_5000_reviews(imdb):
     assert imdb.num_rows == {"train": 19_979, "test": 5_000}
 
 
-def test_half_of_the_test_reviews_are_positive(imdb):
-    assert sum(imdb["test"]["label"]) == 2_500
-
-
 def test_no_text_stands_in_both_splits(imdb):
     assert set(imdb["train"]["text"]).isdisjoint(imdb["test"]["text"])
 
@@ -54,11 +49,6 @@ def test_the_train_split_is_every_other_row_whose_text_is_not_held_out(imdb, fil
     kept = [row for row in others if row["text"] not in held_out]
     assert list(imdb["train"]["text"]) == [row["text"] for row in kept]
     assert list(imdb["train"]["label"]) == [int(row["label"]) for row in kept]
-
-
-def test_an_unknown_source_is_refused_by_name():
-    with pytest.raises(assets.UnknownSource, match=r"^source='csv' is unknown\."):
-        load_imdb("csv")
 
 
 def test_an_item_is_the_whole_review_as_the_tokenizer_reads_it(dataset, imdb, tokenizer):
@@ -109,13 +99,6 @@ def test_a_batch_is_as_long_as_its_longest_review_and_filled_with_the_pad_id(dat
     assert texts == [dataset.texts[row] for row in rows]
 
 
-def test_padding_uses_the_pad_id_it_is_given():
-    short, long = torch.tensor([1, 2]), torch.tensor([3, 4, 5])
-    label = torch.tensor(1)
-    input_ids, _, _ = pad_batch([(short, label, "a"), (long, label, "b")], pad_token_id=9)
-    assert input_ids.tolist() == [[1, 2, 9], [3, 4, 5]]
-
-
 def test_the_mask_is_true_exactly_on_real_tokens(dataset):
     rows = [3, 24, 7]
     input_ids, _, _ = dataset.batch(rows)
@@ -127,35 +110,3 @@ def test_the_mask_is_true_exactly_on_real_tokens(dataset):
 def test_the_loader_keeps_the_order_of_the_reviews(dataset):
     texts = [text for _, _, batch in dataset.loader(batch_size=7) for text in batch]
     assert texts == dataset.texts
-
-
-def test_batches_by_length_cover_every_row_once(dataset):
-    batches = list(batches_by_length(dataset, 7, torch.Generator().manual_seed(0)))
-    assert sorted(row for rows in batches for row in rows) == list(range(40))
-    assert sorted(len(rows) for rows in batches) == [5, 7, 7, 7, 7, 7]
-
-
-def test_batches_by_length_need_no_more_padding_than_sorted_reviews(dataset):
-    lengths = dataset.lengths()
-    longest = sorted(
-        max(lengths[row] for row in rows)
-        for rows in batches_by_length(dataset, 8, torch.Generator().manual_seed(0))
-    )
-    assert longest == sorted(lengths)[7::8]
-
-
-def test_batches_by_length_depend_on_the_seed_alone(dataset):
-    first, again, other = (
-        list(batches_by_length(dataset, 7, torch.Generator().manual_seed(seed))) for seed in (0, 0, 1)
-    )
-    assert first == again
-    assert first != other
-
-
-def test_reviews_of_equal_length_meet_in_other_batches_under_another_seed(imdb, tokenizer):
-    equal = ImdbDataset(imdb["train"].select(range(12)), tokenizer, max_tokens=16)
-    one, other = (
-        {frozenset(rows) for rows in batches_by_length(equal, 4, torch.Generator().manual_seed(s))}
-        for s in (0, 1)
-    )
-    assert one != other

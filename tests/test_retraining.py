@@ -22,7 +22,6 @@ from support.retraining import (
     margins,
     read_for_the_tail,
     read_vectors,
-    segment_weights,
     select,
     untrained_head,
     untrained_tail,
@@ -116,13 +115,6 @@ def test_no_rows_are_refused(retraining):
         retraining.run(torch.tensor([], dtype=torch.long), seed=0)
 
 
-def test_segment_weights_are_the_learning_rates_of_the_nearest_steps():
-    assert segment_weights([0, 4], [1.0, 1.0, 1.0, 1.0]) == pytest.approx([0.75, 0.25])
-    assert segment_weights([2], [3.0, 1.0, 4.0]) == pytest.approx([1.0])
-    rates = torch.rand(17, generator=torch.Generator().manual_seed(0)).tolist()
-    assert sum(segment_weights([0, 3, 9, 17], rates)) == pytest.approx(1.0)
-
-
 def test_losses_are_the_cross_entropy_of_the_margins(retraining):
     tail, data = retraining.part, retraining.reviews
     with torch.no_grad():
@@ -155,19 +147,6 @@ def test_accuracy_turns_round_with_the_labels():
     assert accuracy(head, data) + accuracy(head, turned) == pytest.approx(1)
 
 
-def test_selected_reviews_come_in_the_order_asked_for():
-    data = reviews(10)
-    chosen = select(data, torch.tensor([7, 2]))
-    assert chosen.texts == [data.texts[7], data.texts[2]]
-    assert chosen.labels.tolist() == data.labels[[7, 2]].tolist()
-    assert_close(chosen.vectors, data.vectors[[7, 2]])
-
-
-def test_a_mask_selects_as_its_rows_do():
-    data, mask = reviews(10), torch.arange(10) % 4 == 1
-    assert select(data, mask).texts == [data.texts[row] for row in (1, 5, 9)]
-
-
 def test_parts_follow_one_another_and_joined_are_the_whole():
     data = reviews(10)
     parts = in_parts(data, [3, 7])
@@ -175,3 +154,13 @@ def test_parts_follow_one_another_and_joined_are_the_whole():
     again = joined(*parts)
     assert_close(again.vectors, data.vectors)
     assert_close(again.labels, data.labels)
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([7, 2]), torch.arange(10) % 4 == 1], ids=["rows", "mask"])
+def test_selected_reviews_come_in_the_order_asked_for(rows):
+    data = reviews(10)
+    expected = [1, 5, 9] if rows.dtype == torch.bool else [7, 2]
+    chosen = select(data, rows)
+    assert chosen.texts == [data.texts[row] for row in expected]
+    assert_close(chosen.labels, data.labels[expected])
+    assert_close(chosen.vectors, data.vectors[expected])

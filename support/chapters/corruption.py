@@ -1,7 +1,7 @@
 """05: wrong labels, put in on purpose, looked for, taken out.
 
-A ranking of reviews is a score for each, higher for the more suspicious; whoever inspects them begins at
-the top. Draws are trials: each flips other labels.
+A ranking of reviews is a score for each, higher for the more suspicious, who are inspected first. Draws
+are trials: each flips other labels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
+from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -32,10 +33,8 @@ def flip_labels(
     those are. Raises `ValueError` when `share` is not in [0, 1]."""
     if not 0 <= share <= 1:
         raise ValueError(f"The share of labels to flip must be from 0 to 1, not {share}.")
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(labels), generator=generator)[: round(share * len(labels))]
-    flipped = torch.zeros(len(labels), dtype=torch.bool)
-    flipped[drawn] = True
+    drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    flipped = torch.isin(torch.arange(len(labels)), drawn[: round(share * len(labels))])
     return torch.where(flipped, 1 - labels, labels), flipped
 
 
@@ -60,10 +59,10 @@ def finding_curve(
     return torch.cat([torch.zeros(1), found])
 
 
-def area_under(curve: Float[np.ndarray, " inspected"]) -> float:
-    """Area under a finding curve over the share inspected: 0.5 by chance, 1 − share/2 when every
+def area_under(curves: Float[np.ndarray, "*trials inspected"]) -> Float[np.ndarray, "*trials"]:
+    """Area under finding curves over the share inspected: 0.5 by chance, 1 − share/2 when every
     flipped label comes first, share/2 when all come last."""
-    return float(np.trapezoid(curve.astype(np.float64), dx=1 / (len(curve) - 1)))
+    return np.asarray(np.trapezoid(curves.astype(np.float64), dx=1 / (curves.shape[-1] - 1)))
 
 
 def influence_on_all(engine: EkfacInfluence, tests: Reviews, train: Reviews) -> Float[Tensor, " train"]:
@@ -77,11 +76,8 @@ def influence_on_all(engine: EkfacInfluence, tests: Reviews, train: Reviews) -> 
 def rankings(
     head: nn.Module, train: Reviews, validation: Reviews, regularization: float, seed: int
 ) -> dict[str, Float[Tensor, " train"]]:
-    """Five ways to suspect the labels of reviews that `head` was trained on; higher, more suspicious.
-
-    Harm is done to the `validation` reviews, whose labels are trusted; `seed` draws the ranking by
-    chance.
-    """
+    """Five ways to suspect the labels of reviews that `head` was trained on. Harm is done to `validation`,
+    whose labels are trusted; `seed` draws the ranking by chance."""
     engine = EkfacInfluence(head, hessian_regularization=regularization).fit(retraining.batches(train))
     self_influences = engine.self_influences(train.vectors, train.labels)
     harm = -influence_on_all(engine, validation, train)
@@ -115,15 +111,10 @@ class Trial:
         """Accuracy of heads for which no review was dropped: trained on the flipped labels, on those
         and the trusted reviews, on the right labels."""
         noisy, epochs = self.training.reviews, self.training.recipe.epochs
-        kept = {
-            "all kept": noisy,
-            "all kept, validation added": retraining.joined(noisy, validation),
-            "no label flipped": self.clean,
-        }
-        return {
-            name: accuracy(head_training(reviews, epochs).run_on_all(self.seed), held_out)
-            for name, reviews in kept.items()
-        }
+        added = retraining.joined(noisy, validation)
+        kept = {"all kept": noisy, "all kept, validation added": added, "no label flipped": self.clean}
+        runs = {name: head_training(reviews, epochs) for name, reviews in kept.items()}
+        return {name: accuracy(run.run_on_all(self.seed), held_out) for name, run in runs.items()}
 
 
 def search(
@@ -147,9 +138,7 @@ def curves(trials: Sequence[Trial]) -> dict[str, Float[np.ndarray, "trials inspe
 
 def areas(trials: Sequence[Trial]) -> pd.DataFrame:
     """Area under the finding curve: a row for each trial, a column for each ranking."""
-    return pd.DataFrame(
-        {name: [area_under(curve) for curve in found] for name, found in curves(trials).items()}
-    )
+    return pd.DataFrame({name: area_under(found) for name, found in curves(trials).items()})
 
 
 def found_in_first(share: float, trials: Sequence[Trial]) -> pd.DataFrame:
@@ -163,14 +152,13 @@ def drop_and_train(
 ) -> dict[float, pd.DataFrame]:
     """Share → held-out accuracies of heads trained without that share of the reviews, the most
     suspicious ones: a row for each trial, a column for each ranking and for one who knows the flips."""
-    accuracies: dict[float, list] = {share: [] for share in shares}
-    for trial in tqdm(trials, "training again", unit="draw", disable=not progress):
-        known = trial.rankings | {"flips known": trial.flipped}
-        for share, rows in accuracies.items():
-            left = {name: without_the_worst(rank, share) for name, rank in known.items()}
-            run = trial.training.run
-            rows.append({n: accuracy(run(kept, trial.seed), held_out) for n, kept in left.items()})
-    return {share: pd.DataFrame(rows) for share, rows in accuracies.items()}
+    accuracies = {share: pd.DataFrame(index=range(len(trials))) for share in shares}
+    for row, trial in enumerate(tqdm(trials, "training again", unit="draw", disable=not progress)):
+        for name, rank in (trial.rankings | {"flips known": trial.flipped}).items():
+            for share, table in accuracies.items():
+                head = trial.training.run(without_the_worst(rank, share), trial.seed)
+                table.loc[row, name] = accuracy(head, held_out)
+    return accuracies
 
 
 def mean_and_spread(draws: pd.DataFrame) -> pd.Series:
@@ -189,10 +177,9 @@ def influences_side_by_side(
     tests, trains = influences[0].shape
     width = min(7.6, 1.2 + 0.5 * trains * len(influences))
     panels = figures.new_axes(width, 1.9 + 0.36 * tests, len(influences))
-    limit = max(np.abs(values).max() for values in influences)
-    short = np.vectorize(figures.readable_in_thousands)
+    limit, short = np.abs(influences).max(), figures.readable_in_thousands
     for panel, values, labels, title in zip(panels, influences, train_labels, titles, strict=True):
-        figures.draw_heatmap(panel, values, limit, test_labels, labels, short(values), cbar=False)
+        figures.draw_heatmap(panel, values, limit, test_labels, labels, short, cbar=False)
         panel.set_xticklabels([name.replace(" ", "\n") for name in figures.names_of(labels)])
         panel.tick_params(labelsize=8)
         plt.setp(panel.texts, fontsize=7.5)
@@ -200,11 +187,10 @@ def influences_side_by_side(
         if panel is not panels[0]:
             panel.set_yticks([])
     panels[0].set_ylabel("test review")
-    ends = np.array([-limit, 0, limit])
     place = {"ax": list(panels), "location": "bottom", "aspect": 40, "shrink": 0.6}
-    mesh = panels[0].collections[0]
-    colour_bar = panels[0].figure.colorbar(mesh, label=figures.MEANING, ticks=ends, **place)
-    colour_bar.ax.set_xticklabels(short(ends))
+    colour_bar = panels[0].figure.colorbar(panels[0].collections[0], label=figures.MEANING, **place)
+    ends = [-limit, 0.0, limit]
+    colour_bar.set_ticks(ends, labels=[short(end) for end in ends])
     colour_bar.outline.set_visible(False)
     plt.show()
 
@@ -212,19 +198,15 @@ def influences_side_by_side(
 def finding_curves(
     curves: Sequence[dict[str, np.ndarray]], share_flipped: float, titles: Sequence[str]
 ) -> None:
-    """Share of the wrong labels found against the share of reviews inspected; one panel per experiment.
-
-    `curves`: for each panel, ranking → (draws, inspected + 1); mean over draws, and a band of one
-    standard deviation to either side. The thin line is the ranking of one who knows.
-    """
+    """Share of the wrong labels found against the share of reviews inspected: for each panel, ranking →
+    (draws, inspected + 1); the mean over draws, in a band of one standard deviation to either side."""
     panels = np.atleast_1d(figures.new_axes(4.2 * len(curves), 3.8, len(curves)))
     for axes, of_panel, title in zip(panels, curves, titles, strict=True):
         for (name, draws), (color, line) in zip(of_panel.items(), LINES, strict=False):
             inspected = np.linspace(0, 100, draws.shape[1])
             mean, spread = 100 * draws.mean(axis=0), 100 * draws.std(axis=0)
             axes.plot(inspected, mean, color=color, linestyle=line, linewidth=1.8, label=name)
-            band = (mean - spread, mean + spread)
-            axes.fill_between(inspected, *band, color=color, alpha=0.15, lw=0)
+            axes.fill_between(inspected, mean - spread, mean + spread, color=color, alpha=0.15, lw=0)
         perfect = [0, 100 * share_flipped, 100]
         axes.plot(perfect, [0, 100, 100], color="black", linewidth=0.7, label="flips known")
         axes.set(xlim=(0, 100), ylim=(0, 102), title=title, xlabel="reviews inspected, %")
@@ -233,22 +215,16 @@ def finding_curves(
 
 
 def accuracy_after_dropping(
-    accuracies: dict[str, np.ndarray],
-    shares: Sequence[float],
-    references: dict[str, float],
-    title: str,
+    accuracies: dict[str, np.ndarray], shares: Sequence[float], references: dict[str, float], title: str
 ) -> None:
-    """Accuracy of the model trained again without the most suspicious share, one line per ranking.
-
-    `accuracies`: ranking → (draws, shares), bars are standard errors of the mean over draws.
-    """
+    """Accuracy of the model trained again without the most suspicious share, a line per ranking: ranking →
+    (draws, shares); bars are standard errors of the mean over draws."""
     axes = figures.new_axes(7.5, 4)
     for number, (name, draws) in enumerate(accuracies.items()):
         color, line = LINES[number % len(LINES)]
         dodged = 100 * np.asarray(shares) + 0.12 * (number - (len(accuracies) - 1) / 2)
-        mean, error = draws.mean(axis=0), draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
-        style = {"color": color, "linestyle": line, "fmt": "o", "ms": 3}
-        axes.errorbar(dodged, 100 * mean, 100 * error, label=name, **style)
+        mean, error = 100 * draws.mean(axis=0), 100 * stats.sem(draws)
+        axes.errorbar(dodged, mean, error, label=name, color=color, linestyle=line, fmt="o", ms=3)
     for name, value in references.items():
         axes.axhline(100 * value, color=figures.NEUTRAL, linewidth=0.7)
         figures.name_beside(axes, name, 100 * value, fontsize=8)

@@ -1,7 +1,5 @@
-"""09: the tables of what scorers reached before the judge, and figures of them.
-
-Tables and banks lie in the repository's folder `experiments`, whose commands made them; an installed
-package has none.
+"""09: the tables of what scorers reached before the judge, and figures of them. They lie in the
+repository's folder `experiments`, whose commands made them; an installed package has none.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,20 +13,14 @@ import pandas as pd
 from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-RANDOM = "random"
-
-
-class OutsideTheRepository(FileNotFoundError):
-    """Committed results are asked for where there is no repository."""
+GREEN = "#55a868"
+SMALL = {"textcoords": "offset points", "fontsize": 8}
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What the collection recommends: EK-FAC a fifth of the way through training, as it is.
-
-    No other place, λ and normalisation has a larger mean share of the noise ceilings of all banks, on
-    the queries that are there to choose by.
-    """
+    """What the collection recommends: no other place on the way through training, λ and normalisation has
+    a larger mean share of the noise ceilings of all banks, on the queries that are there to choose by."""
 
     scorer: str = "EK-FAC"
     where: str = "20%"
@@ -40,10 +32,10 @@ RECOMMENDED = Recommendation()
 
 
 def committed(name: str) -> Path:
-    """A file of the repository's folder `experiments`. Raises `OutsideTheRepository`."""
+    """A file of the repository's folder `experiments`. Raises `FileNotFoundError`."""
     path = EXPERIMENTS / name
     if not path.is_file():
-        raise OutsideTheRepository(
+        raise FileNotFoundError(
             f"{path} is missing. Chapter 09 needs the repository with its folder `experiments`, which "
             "the installed package leaves out: run it in a clone."
         )
@@ -52,8 +44,7 @@ def committed(name: str) -> Path:
 
 def read_table(name: str) -> pd.DataFrame:
     """A committed table; settings that a scorer doesn't have are empty. Raises as `committed`."""
-    path = committed(f"{name}.csv")
-    return pd.read_csv(path, keep_default_na=False, dtype={"regularization": str})
+    return pd.read_csv(committed(f"{name}.csv"), keep_default_na=False, dtype={"regularization": str})
 
 
 def rows_of(table: pd.DataFrame, chosen: Recommendation) -> pd.DataFrame:
@@ -86,15 +77,10 @@ def scores_with_intervals(table: pd.DataFrame, ceiling: float, emphasised: Seque
         color = POSITIVE if row.name in emphasised else NEUTRAL
         axes.plot([row.low, row.high], [place, place], color=color, linewidth=2)
         axes.plot(row.report, place, "o", color=color, markersize=5)
-        axes.annotate(
-            f"{row.report:.2f}", (row.low, place), (-4, 0), textcoords="offset points",
-            ha="right", va="center", fontsize=8,
-        )  # fmt: skip
+        axes.annotate(f"{row.report:.2f}", (row.low, place), (-4, 0), ha="right", va="center", **SMALL)
     axes.axvline(ceiling, color=NEGATIVE, linestyle="--", linewidth=1)
-    axes.annotate(
-        f"noise ceiling {ceiling:.2f}", (ceiling, 0), (-4, 0), textcoords="offset points",
-        ha="right", color=NEGATIVE, fontsize=8,
-    )  # fmt: skip
+    said = f"noise ceiling {ceiling:.2f}"
+    axes.annotate(said, (ceiling, 0), (-4, 0), ha="right", color=NEGATIVE, **SMALL)
     axes.set_yticks(range(len(table)), table["name"])
     axes.axvline(0, color=NEUTRAL, linewidth=0.6)
     axes.grid(axis="x", alpha=0.3)
@@ -103,20 +89,15 @@ def scores_with_intervals(table: pd.DataFrame, ceiling: float, emphasised: Seque
 
 
 def score_and_stability(
-    regularizations: Sequence[float],
-    curves: Mapping[str, Sequence[float]],
-    stability: Sequence[float],
-    title: str,
+    regularizations: Sequence[float], curves: Mapping[str, Sequence[float]], stability: Sequence, title: str
 ) -> None:
     """LDS against λ for each of `curves`, and how alike the rankings of neighbouring λ are."""
     axes = new_axes(7, 3.2)
-    for (name, values), color in zip(curves.items(), (POSITIVE, "#55a868"), strict=False):
+    for (name, values), color in zip(curves.items(), (POSITIVE, GREEN), strict=False):
         axes.plot(regularizations, values, "o-", color=color, markersize=4, label=name)
     between = np.sqrt(np.array(regularizations[1:]) * np.array(regularizations[:-1]))
-    axes.plot(
-        between, stability, "s--", color=NEGATIVE, markersize=4,
-        label="rank correlation of neighbouring λ",
-    )  # fmt: skip
+    ranks = "rank correlation of neighbouring λ"
+    axes.plot(between, stability, "s--", color=NEGATIVE, markersize=4, label=ranks)
     axes.set(xscale="log", ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=8)
     show(axes, xlabel="regularization λ", ylabel="correlation", title=title)
@@ -126,7 +107,7 @@ def along_the_path(table: pd.DataFrame, title: str) -> None:
     """LDS by the share of training after which influences were taken (the table's index), a line per
     normalisation (its columns)."""
     axes = new_axes(7, 3)
-    for name, color in zip(table.columns, (NEUTRAL, POSITIVE, "#55a868"), strict=False):
+    for name, color in zip(table.columns, (NEUTRAL, POSITIVE, GREEN), strict=False):
         axes.plot(100 * table.index, table[name], "o-", color=color, markersize=4, label=name)
     axes.legend(frameon=False)
     show(axes, xlabel="checkpoint, % of training", ylabel="LDS", title=title)
@@ -137,25 +118,14 @@ def removals(table: pd.DataFrame, title: str) -> None:
     in its name; `table` has columns scorer, removed, rise."""
     axes = new_axes(7.5, 3.4)
     ends = table[table["removed"] == table["removed"].max()].set_index("scorer")["rise"]
-    places = _apart(ends.sort_values(), 0.055 * (ends.max() - min(ends.min(), 0)))
+    gap, lowest, places = 0.055 * (ends.max() - min(ends.min(), 0)), -np.inf, {}
+    for name, end in ends.sort_values().items():  # names at least a gap from each other
+        places[name] = lowest = max(end, lowest + gap)
     colors = plt.get_cmap("tab10").colors
     for color, (name, rows) in zip(colors, table.groupby("scorer", sort=False), strict=False):
-        color = NEUTRAL if name == RANDOM else color
+        color = NEUTRAL if name == "random" else color
         axes.plot(rows["removed"], rows["rise"], "o-", color=color, markersize=4)
-        axes.annotate(
-            name, (rows["removed"].max(), places[name]), (8, 0), textcoords="offset points",
-            va="center", color=color, fontsize=8,
-        )  # fmt: skip
+        end = rows["removed"].max(), places[name]
+        axes.annotate(name, end, (8, 0), va="center", color=color, **SMALL)
     axes.hlines(0, 0, table["removed"].max(), color=NEUTRAL, linewidth=0.6)
-    labels = {"xlabel": "reviews removed, of 1,000", "ylabel": "rise of the query's loss"}
-    show(axes, title=title, **labels)
-
-
-def _apart(values: pd.Series, gap: float) -> dict[str, float]:
-    """Places for labels at ascending values, at least `gap` from each other."""
-    places: dict[str, float] = {}
-    last = -np.inf
-    for name, value in values.items():
-        last = max(value, last + gap)
-        places[name] = last
-    return places
+    show(axes, title=title, xlabel="reviews removed, of 1,000", ylabel="rise of the query's loss")

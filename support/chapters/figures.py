@@ -1,10 +1,10 @@
 """What all figures share: sizes in inches, style, colours, influences as a heatmap, and how they are shown.
 
-A figure is one function that knows arrays and strings and returns nothing: it is shown. Every one has
-a white ground of its own, so that it reads the same on light and dark pages.
+A figure is one function that knows arrays and strings and returns nothing: it is shown, on a white
+ground of its own, so that it reads the same on light and dark pages.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -34,10 +34,8 @@ def show(axes: Axes | np.ndarray, **labels) -> None:
 
 def name_beside(axes: Axes, name: str, height: float, **style) -> None:
     """A name to the right of the axes, at this height of the data."""
-    axes.annotate(
-        name, (1, height), (4, 0), xycoords=axes.get_yaxis_transform(),
-        textcoords="offset points", **{"va": "center"} | style,
-    )  # fmt: skip
+    said = {"va": "center", "xycoords": axes.get_yaxis_transform()} | style
+    axes.annotate(name, (1, height), (4, 0), textcoords="offset points", **said)
 
 
 def readable(value: float) -> str:
@@ -51,11 +49,7 @@ def readable_in_thousands(value: float) -> str:
 
 
 def influence_heatmap(
-    influences: np.ndarray,
-    test_labels: Iterable,
-    train_labels: Iterable,
-    title: str,
-    marked: tuple[int, int],
+    influences: np.ndarray, test_labels: Iterable, train_labels: Iterable, title: str, marked: tuple[int, int]
 ) -> None:
     """Influence of each training review (column) on each test review (row), zero in white.
 
@@ -63,13 +57,9 @@ def influence_heatmap(
     """
     tests, trains = influences.shape
     axes = new_axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
-    numbers = np.vectorize(readable)(influences)
-    draw_heatmap(
-        axes, influences, np.abs(influences).max(), test_labels, train_labels, numbers,
-        cbar_kws={"label": MEANING, "format": "{x:,.6g}"},
-    )  # fmt: skip
-    row, column = marked
-    axes.add_patch(plt.Rectangle((column, row), 1, 1, fill=False, edgecolor="black", lw=2))
+    limit, colour_bar = np.abs(influences).max(), {"label": MEANING, "format": "{x:,.6g}"}
+    draw_heatmap(axes, influences, limit, test_labels, train_labels, readable, cbar_kws=colour_bar)
+    axes.add_patch(plt.Rectangle(marked[::-1], 1, 1, fill=False, edgecolor="black", lw=2))
     axes.set(title=title, xlabel="training review", ylabel="test review")
     plt.show()
 
@@ -80,16 +70,14 @@ def draw_heatmap(
     limit: float,
     test_labels: Iterable,
     train_labels: Iterable,
-    numbers: np.ndarray,
+    as_text: Callable[[float], str],
     **colour_bar,
 ) -> None:
-    """Influences with their `numbers`, as text, in colours from −limit to limit; reviews are named."""
+    """Influences as text, in colours from −limit to limit; reviews are named."""
     limit = float(limit) or 1.0
     names = {"yticklabels": names_of(test_labels), "xticklabels": names_of(train_labels)}
-    sns.heatmap(
-        influences, vmin=-limit, vmax=limit, cmap=DIVERGING, ax=axes, annot=numbers, fmt="",
-        linewidths=0.5, **names, **colour_bar,
-    )  # fmt: skip
+    scale = {"vmin": -limit, "vmax": limit, "cmap": DIVERGING, "annot": np.vectorize(as_text)(influences)}
+    sns.heatmap(influences, ax=axes, fmt="", linewidths=0.5, **scale, **names, **colour_bar)
     axes.tick_params(axis="y", rotation=0)
 
 

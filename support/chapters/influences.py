@@ -29,10 +29,8 @@ def influences_by_labels(
     limit = float(np.quantile(np.abs(influences), 0.99)) or 1.0
     axes = new_axes(6.5, 5)
     label = f"share of the row's largest: {MEANING}"
-    sns.heatmap(
-        influences[rows][:, columns], vmin=-limit, vmax=limit, cmap=DIVERGING, ax=axes,
-        cbar_kws={"label": label, "extend": "both"},
-    )  # fmt: skip
+    style = {"vmin": -limit, "vmax": limit, "cmap": DIVERGING, "cbar_kws": {"label": label, "extend": "both"}}
+    sns.heatmap(influences[rows][:, columns], ax=axes, **style)
     for labels, line, ticks in [
         (test_labels, axes.axhline, axes.set_yticks),
         (train_labels, axes.axvline, axes.set_xticks),

@@ -19,11 +19,9 @@ def along_layers(
     """
     axes = new_axes(8, 3.8)
     for column, (name, label) in enumerate(train_labels.items()):
-        axes.plot(
-            by_layer[:, column], "-" if label else "--", color=POSITIVE if label else NEGATIVE,
-            marker=MARKERS[column % len(MARKERS)], markersize=4, linewidth=1.2,
-            label=f"{name} ({'pos' if label else 'neg'})",
-        )  # fmt: skip
+        line, color, said = ("-", POSITIVE, "pos") if label else ("--", NEGATIVE, "neg")
+        style = {"marker": MARKERS[column % len(MARKERS)], "markersize": 4, "linewidth": 1.2}
+        axes.plot(by_layer[:, column], line, color=color, label=f"{name} ({said})", **style)
     axes.axhline(0, color=NEUTRAL, linewidth=0.8)
     axes.yaxis.set_major_formatter("{x:,.6g}")
     axes.set_xticks(range(len(layers)), layers, rotation=40, ha="right")
@@ -42,14 +40,10 @@ def layer_shares(of_sizes: np.ndarray, of_squares: Iterable, layers: Sequence[st
     for layer in places:
         name = None if layer else "one test review"
         axes.scatter(layer + beside, 100 * of_sizes[:, layer], label=name, **dots)
-    axes.hlines(
-        100 * np.median(of_sizes, axis=0), places - 0.35, places + 0.35,
-        color=POSITIVE, linewidth=2.5, label="median test review",
-    )  # fmt: skip
-    axes.plot(
-        places, 100 * np.asarray(of_squares), "D", color=NEGATIVE, markersize=4,
-        fillstyle="none", label="of all squared influences",
-    )  # fmt: skip
+    bars = {"color": POSITIVE, "linewidth": 2.5, "label": "median test review"}
+    axes.hlines(100 * np.median(of_sizes, axis=0), places - 0.35, places + 0.35, **bars)
+    diamonds = {"color": NEGATIVE, "markersize": 4, "fillstyle": "none", "label": "of all squared influences"}
+    axes.plot(places, 100 * np.asarray(of_squares), "D", **diamonds)
     axes.set(title=title, ylim=(0, None))
     axes.set_xticks(places, layers, rotation=40, ha="right")
     axes.legend(frameon=False)

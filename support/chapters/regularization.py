@@ -8,20 +8,14 @@ import seaborn as sns
 
 from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, name_beside, new_axes, show
 
-MOST_POINTS = 400
-
 
 def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> None:
-    """Correlation of the influences at neighbouring λ: a row per layer, a column per pair of λ.
-
-    `tables` holds one table per kind of correlation, in panels side by side.
-    """
+    """Correlation of the influences at neighbouring λ: a row per layer, a column per pair of λ, and a
+    panel for each of the `tables`, by kind of correlation."""
     panels = np.atleast_1d(new_axes(7.6, 4.6, panels=len(tables)))
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
-        sns.heatmap(
-            table, vmin=-1, vmax=1, cmap="RdBu", ax=axes, cbar=axes is panels[-1],
-            yticklabels=axes is panels[0], linewidths=0.3,
-        )  # fmt: skip
+        ends = {"cbar": axes is panels[-1], "yticklabels": axes is panels[0]}
+        sns.heatmap(table, vmin=-1, vmax=1, cmap="RdBu", ax=axes, linewidths=0.3, **ends)
         axes.set(title=name.capitalize(), xlabel="a value of λ → the next", ylabel="")
         axes.tick_params(axis="x", rotation=90)
     panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
@@ -29,15 +23,13 @@ def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> No
 
 
 def spectra(eigenvalues: Mapping[str, np.ndarray], regularizations: Mapping[str, float], title: str) -> None:
-    """Corrected eigenvalues of each layer from the largest to the smallest, with λ across them.
-
-    `regularizations` are drawn as horizontal lines, named beside the axes.
-    """
+    """Corrected eigenvalues of each layer from the largest to the smallest, with λ across them, named
+    beside the axes."""
     axes = new_axes(7.6, 4.4)
     colors = sns.color_palette("viridis", len(eigenvalues))
     for (name, values), color in zip(eigenvalues.items(), colors, strict=True):
         ranked = np.sort(values.ravel())[::-1]
-        places = np.unique(np.geomspace(1, len(ranked), MOST_POINTS).astype(int)) - 1
+        places = np.unique(np.geomspace(1, len(ranked), 400).astype(int)) - 1
         axes.plot(places + 1, ranked[places], color=color, linewidth=1, label=name)
     ascending = sorted(regularizations.items(), key=lambda named: named[1])
     for place, (name, value) in enumerate(ascending):

@@ -13,17 +13,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 
 
-class NoInfluence(ValueError):
-    """A query on which no training example has any influence."""
-
-
 def cumulative_shares(scores: np.ndarray) -> np.ndarray:
     """`(queries, training)`: at column k − 1 the share of the k strongest training examples.
-    Raises `NoInfluence` for a query that nothing acts on."""
+    Raises `ValueError` for a query that nothing acts on."""
     sizes = -np.sort(-np.abs(scores), axis=1)
     whole = sizes.sum(axis=1, keepdims=True)
     if not whole.all():
-        raise NoInfluence(
+        raise ValueError(
             f"All influences on query {int(np.argmin(whole != 0))} are zero, so that no training "
             "example has a share of them. Leave this query out."
         )
@@ -53,8 +49,8 @@ def distances(scores: np.ndarray) -> np.ndarray:
 
 
 def nearest(scores: np.ndarray) -> pd.DataFrame:
-    """For each training example the other one at the least of the `distances`, nearest pairs first:
-    columns `one`, `other`, `distance`; a pair stands once."""
+    """Each training example with the one at the least of the `distances`, nearest pairs first: columns
+    `one`, `other`, `distance`; a pair stands once."""
     apart = distances(scores)
     np.fill_diagonal(apart, np.inf)
     pairs = np.stack([np.arange(len(apart)), apart.argmin(axis=1)])
@@ -77,9 +73,9 @@ def concentration(scores: np.ndarray, marked: Sequence[float], title: str) -> No
     axes.plot(counts, 100 * counts / len(counts), "--", color=NEGATIVE, label="if all were equal")
     for share in marked:
         place = int((median < 100 * share).sum())
-        axes.plot(counts[place], median[place], "o", color=POSITIVE)
-        said, here = f"{share:.0%}: {counts[place]:,}", (counts[place], median[place])
-        axes.annotate(said, here, xytext=(8, -10), textcoords="offset points")
+        here = counts[place], median[place]
+        axes.plot(*here, "o", color=POSITIVE)
+        axes.annotate(f"{share:.0%}: {here[0]:,}", here, (8, -10), textcoords="offset points")
     axes.set(xscale="log", xlim=(1, len(counts)), ylim=(0, 100), title=title)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.legend(frameon=False, loc="upper left")

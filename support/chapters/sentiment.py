@@ -31,10 +31,9 @@ def confidence(positive_probability: Iterable, labels: Iterable, tokens: Iterabl
     left, right = axes = new_axes(8, 3, panels=2)
     frame = pd.DataFrame({"p": positive_probability, "label": labels, "tokens": tokens})
     for label, (name, color) in enumerate([("negative", NEGATIVE), ("positive", POSITIVE)]):
-        sns.histplot(
-            x=frame["p"][frame["label"] == label], bins=20, binrange=(0, 1), element="step",
-            fill=False, linewidth=1.8, color=color, label=f"true label {name}", ax=left,
-        )  # fmt: skip
+        said, sure = f"true label {name}", frame["p"][frame["label"] == label]
+        style = {"element": "step", "fill": False, "linewidth": 1.8, "color": color}
+        sns.histplot(x=sure, bins=20, binrange=(0, 1), label=said, ax=left, **style)
     left.axvline(0.5, color=NEUTRAL, linewidth=0.8, linestyle=":")
     left.set(yscale="log", ylim=(1, None), title=title)
     left.legend(loc="lower center", framealpha=1, edgecolor="white")

@@ -9,8 +9,8 @@ every word carries its number as a title. Colours are veils over whatever ground
 import html
 import re
 from bisect import bisect_right
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -28,11 +28,8 @@ FAINTEST = 0.1  # words below this share of the strongest are left without a mar
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a review and its part of an influence.
-
-    `start` and `end` are where it stands in the text; a special token, which the tokenizer added,
-    stands nowhere, both are 0.
-    """
+    """A word of a review, where it stands in the text, and its part of an influence; a special token,
+    which the tokenizer added, stands nowhere: `start` and `end` are 0."""
 
     text: str
     start: int
@@ -50,16 +47,12 @@ class Word:
     @property
     def name(self) -> str:
         """How a table names it: upper and lower case are one."""
-        if self.is_line_break:
-            return "line break"
-        return self.text if self.is_special else self.text.lower()
+        lower = "line break" if self.is_line_break else self.text.lower()
+        return self.text if self.is_special else lower
 
 
 def word_influences(
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    token_influences: Sequence[float] | np.ndarray,
-    max_tokens: int = 512,
+    tokenizer: PreTrainedTokenizerBase, text: str, token_influences: np.ndarray, max_tokens: int = 512
 ) -> list[Word]:
     """The words of a review, each with the sum of its pieces' influences.
 
@@ -68,39 +61,33 @@ def word_influences(
     """
     encoded = tokenizer(text, truncation=True, max_length=max_tokens, return_offsets_mapping=True)
     pieces = tokenizer.convert_ids_to_tokens(encoded["input_ids"])
-    real, padding = np.split(np.asarray(token_influences), [len(pieces)])
+    real, padding = np.split(token_influences, [len(pieces)])
     if len(real) < len(pieces) or padding.any():
         raise ValueError(
             f"The review has {len(pieces)} tokens; of the {len(token_influences)} influences given, "
-            f"{np.count_nonzero(padding)} behind the last token are not zero. Are they another "
-            "review's?"
+            f"{np.count_nonzero(padding)} behind the last token are not zero. Are they another review's?"
         )
     return merge(text, pieces, encoded["offset_mapping"], real)
 
 
 def merge(
-    text: str,
-    pieces: Sequence[str],
-    offsets: Sequence[tuple[int, int]],
-    influences: Sequence[float] | np.ndarray,
+    text: str, pieces: Sequence[str], offsets: Sequence[tuple[int, int]], influences: Iterable[float]
 ) -> list[Word]:
     """Pieces that lie in one word become that word; influences are added, so their sum is kept.
 
-    `offsets` says where each piece stands in `text`; an empty span marks a special token, which keeps
-    the name it has in `pieces`.
+    `offsets` says where each piece stands in `text`; an empty span marks a special token.
     """
     spans = [match.span() for match in WORD.finditer(text)]
     starts = [start for start, _ in spans]
     words: list[Word] = []
-    for piece, (start, end), influence in zip(pieces, offsets, influences, strict=True):
+    for piece, (start, end), influence in zip(pieces, offsets, map(float, influences), strict=True):
         if start == end:
-            words.append(Word(piece, 0, 0, float(influence)))
+            words.append(Word(piece, 0, 0, influence))
             continue
         first, last = spans[bisect_right(starts, start) - 1]
         if words and words[-1].end == last:
-            words[-1] = replace(words[-1], influence=words[-1].influence + float(influence))
-        else:
-            words.append(Word(text[first:last], first, last, float(influence)))
+            influence += words.pop().influence
+        words.append(Word(text[first:last], first, last, influence))
     return words
 
 
@@ -119,10 +106,8 @@ def strongest_words(words: Sequence[Word], count: int) -> pd.DataFrame:
 
 
 def loudness(words: Sequence[Word]) -> pd.Series:
-    """How much one occurrence of each word has of the sum of all sizes, special tokens and marks apart.
-
-    The shares of all occurrences add up to one before repetitions of a word are averaged.
-    """
+    """The mean share that an occurrence of each word has of the sum of all sizes, special tokens and
+    marks apart."""
     spoken = [word for word in words if not word.is_special and word.text[0].isalnum()]
     sizes = pd.Series([abs(word.influence) for word in spoken], [word.name for word in spoken])
     return (sizes / sizes.sum()).groupby(level=0).mean().rename_axis("word").rename("size")
@@ -134,10 +119,8 @@ def without(text: str, name: str) -> str:
 
 
 def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
-    """A review with every word under a veil as deep as its influence, special tokens named first.
-
-    The deepest veil belongs to the strongest word of the text. What was cut off is not shown.
-    """
+    """A review with every word under a veil as deep as its share of the strongest word's influence,
+    special tokens named first. What was cut off is not shown."""
     special = [word for word in words if word.is_special]
     written = [word for word in words if not word.is_special]
     largest = max((abs(word.influence) for word in written), default=0.0) or 1.0
@@ -167,14 +150,14 @@ def _veiled(word: Word, largest: float) -> str:
     shown = "⏎" if word.is_line_break else html.escape(word.text)
     helps = word.influence > 0
     effect, color, line = ("helps", HELPS, "solid") if helps else ("harms", HARMS, "dotted")
-    rgb = ",".join(map(str, color))
-    style = (
-        f' style="background: rgba({rgb},{DEEPEST * share:.2f}); text-decoration: underline {line} '
-        f'rgb({rgb}) 2px; text-underline-offset: 3px; color: inherit"'
-    )
-    style = style if share >= FAINTEST else ""
     title = f"{html.escape(word.name)}: {_signed(word.influence)}, {effect}"
-    return f'<span{style} title="{title}">{shown}</span>'
+    if share < FAINTEST:
+        return f'<span title="{title}">{shown}</span>'
+    rgb = ",".join(map(str, color))
+    return (
+        f'<span style="background: rgba({rgb},{DEEPEST * share:.2f}); text-decoration: underline {line} '
+        f'rgb({rgb}) 2px; text-underline-offset: 3px; color: inherit" title="{title}">{shown}</span>'
+    )
 
 
 def _signed(value: float) -> str:
