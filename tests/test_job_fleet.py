@@ -5,19 +5,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.counting import LayerWork
 from support.ekfac.memory import curvature_bytes, factor_bytes
 from support.job.errors import BadSetting
-from support.job.fleet import SHAPES, Shape, on_paper, told
+from support.job.fleet import SHAPES, Layer, Shape, on_paper, told
 from support.model import ModelLogitsWrapper, load_model, require_gradients_only
 
-FIRST = LayerWork(3, 4, sees_positions=True, hears_positions=True)
-SECOND = LayerWork(2, 5, sees_positions=False, hears_positions=False)
-TINY = Shape(((2, FIRST), (1, SECOND)), weights=7, weight_bytes=2, attention_blocks=2, width=5)
+FIRST, SECOND = Layer(d_out=3, d_in=4), Layer(d_out=2, d_in=5)
+TINY = Shape((FIRST, FIRST, SECOND), weights=7, weight_bytes=2, attention_blocks=2, width=5)
 """Three tracked layers. Curvature: 4 · (2 · (9 + 16 + 12 + 7) + 4 + 25 + 10 + 7) bytes."""
 
 CURVATURE, FACTOR, WEIGHTS = 4 * 134, 4 * 34, 14
-SQUARES = 2 * (3 * 16 + 3 * 9 + 3 * 12 + 12) + (25 + 4 + 10)
+ROTATED = 2 * (3 * 16 + 3 * 9 + 3 * 12) + (2 * 25 + 3 * 4 + 3 * 10)
+SQUARES = ROTATED + 34
 
 
 def plan(memory=1e9, shape=TINY, examples=11, tokens=3, queries=5, fit_examples=7):
@@ -39,12 +38,22 @@ def packaged():
 # Counted by hand
 
 
+@pytest.mark.parametrize(("tokens", "rotations"), [(1, 16 + 9), (3, 3 * 16 + 3 * 9), (9, 3 * 16 + 4 * 9)])
+def test_each_side_is_rotated_where_it_has_fewer_rows(tokens, rotations):
+    assert FIRST.rotated(tokens) == rotations + tokens * 12
+
+
+@pytest.mark.parametrize(("tokens", "queries", "count"), [(7, 5, 12), (7, 1, 7), (1, 5, 5)])
+def test_scores_form_gradients_or_carry_rows_through_the_factors(tokens, queries, count):
+    assert FIRST.scores(tokens, queries) == 12 * count
+
+
 def test_a_pass_is_two_products_per_weight_and_six_per_attended_position():
     assert TINY.passes(examples=11, tokens=3) == 11 * 3 * (2 * 7 + 6 * 2 * 5 * 3)
 
 
 def test_a_fit_is_two_passes_covariances_squares_and_eigenbases():
-    covariances = 2 * (3 * 10 + 3 * 6) + (15 + 3)
+    covariances = 2 * (3 * 16 + 3 * 9) + (3 * 25 + 3 * 4)
     eigenbases = 2 * ((27 + 64) * 9 // 2) + (8 + 125) * 9 // 2
     assert plan()["fit"] == 2 * TINY.passes(7, 3) + 7 * (covariances + SQUARES) + eigenbases
 
@@ -54,8 +63,8 @@ def test_self_influences_are_a_pass_and_squares():
 
 
 def test_scores_are_a_pass_of_queries_one_of_examples_factors_and_products():
-    factors = 2 * (3 * 16 + 3 * 9 + 3 * 12 + 12 * 7) + (25 + 4 + 10 + 10 * 7)
-    products = 2 * 12 * (3 + 5) + 10 * 5
+    factors = ROTATED + 2 * 12 * 7 + 10 * 7
+    products = (2 * 12 + 10) * (3 + 5)
     passes = TINY.passes(5, 3) + TINY.passes(11, 3)
     assert plan()["score"] == passes + 5 * factors + 11 * products
 
@@ -141,5 +150,5 @@ def test_the_table_says_hours_of_two_operations_for_each_multiply_add_and_tells_
     assert lines[0].split() == ["fit", f"{fit:.3g}", "multiply-adds", f"{fit:.2f}", "h"]
     assert "2 groups, a job each (--layers)" in lines[-1]
     said = told(plan(room_for(20), queries=50), 1.0)
-    assert "20 queries fit at a time: the training set passes by 3 times." in said
+    assert "20 queries fit at a time: 3 passes of the training set." in said
     assert "groups" not in said

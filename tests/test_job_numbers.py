@@ -74,7 +74,7 @@ def fitted(folder, **settings):
 def begun_by(shards, folder, **settings):
     """A job after a fit that so many processes had begun."""
     job = new_job(folder, **settings)
-    job.store.settle("shards", shards)
+    job.store.settle({"shards": shards})
     fit(job)
     return job
 
@@ -244,7 +244,7 @@ def test_scores_killed_before_any_chunk_end_with_the_very_same_numbers(tmp_path,
 def test_chunks_that_are_there_are_not_computed_again(tmp_path):
     store = scored(tmp_path)
     marked = store.array("scores")[:2, BLOCK : 2 * BLOCK] + 1000
-    store.write("scores", (slice(0, 2), slice(BLOCK, 2 * BLOCK)), marked)
+    store.write("scores", (range(2), range(BLOCK, 2 * BLOCK)), marked)
     np.testing.assert_array_equal(scored(tmp_path).array("scores")[:2, BLOCK : 2 * BLOCK], marked)
 
 

@@ -15,7 +15,7 @@ from support.job.top import Top, page
 HOSTILE = '<script>alert("x")</script> & <b onclick=1>bold</b> film, http://example.org'
 BROKEN = "First line.<br /><br />Second line.\nThird."
 QUERIES = [HOSTILE, "dull", "A query that nothing moves."]
-CLASSES = {0: "negative", 1: "positive"}
+CLASSES = {"negative": 0, "positive": 1}
 VOID = {"meta", "br", "link", "img"}
 
 

@@ -1,6 +1,7 @@
 """A long job says how far it is, and when it will be done."""
 
 import re
+import time
 
 import pytest
 
@@ -60,13 +61,16 @@ def test_what_is_new_or_done_goes_on_nowhere(capsys, alone, before):
     assert capsys.readouterr().err == "score: 10 of 10 examples (100%), 0 s\n"
 
 
-def test_in_a_terminal_there_is_a_bar(capsys, alone, monkeypatch):
+def test_in_a_terminal_there_is_one_line_that_changes(capsys, alone, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    with progress(alone(), "score", 10, before=4) as count:
-        count(6)
-    said = capsys.readouterr().err
-    assert "score:  40%" in said
-    assert "10/10" in said
+    with progress(alone(), "score", 10) as count:
+        count(4)
+        time.sleep(0.3)
+        count(4)
+        count(2)
+    _, changing, last = capsys.readouterr().err.split("\r\033[K")
+    assert changing.startswith("score: 8 of 10 examples (80%), ")
+    assert last == "score: 10 of 10 examples (100%), 0 s\n"
 
 
 def test_only_the_first_process_tells_and_all_are_counted(capsys, alone):
@@ -75,6 +79,7 @@ def test_only_the_first_process_tells_and_all_are_counted(capsys, alone):
         team.rank = 1
         with progress(team, "score", 10, before=5) as other:
             other(2)
+        team.rank = 0
         assert capsys.readouterr().err == "score: goes on at 5 of 10 examples\n"
         count(3)
     assert capsys.readouterr().err == "score: 10 of 10 examples (100%), 0 s\n"

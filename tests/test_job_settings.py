@@ -6,41 +6,33 @@ from dataclasses import asdict, fields
 import pytest
 
 from support.job.errors import BadSetting, StoreMismatch
-from support.job.settings import (
-    FOR_PACKAGED_MODEL,
-    Damping,
-    Question,
-    Subject,
-    add_options,
-    as_regularization,
-    settled,
-)
+from support.job.settings import Damping, Question, Subject, add_options, as_regularization, settled
 
 ALL = (Subject, Question, Damping)
 
 
 @pytest.mark.parametrize("settings", ALL)
 def test_without_a_word_the_defaults_hold(settings):
-    assert settled(settings, {}, None, False) == settings()
+    given = {"model": "mine"} if settings is Subject else {}
+    assert settled(settings, given, None) == settings(**given)
 
 
 def test_what_is_given_wins_over_a_default_none_means_not_given_and_other_settings_are_passed_over():
-    given = {"block": 7, "model": None, "seed": 0, "store": "here"}
-    assert settled(Subject, given, None, False) == Subject(block=7)
-    assert settled(Damping, given, None, False) == Damping()
+    given = {"block": 7, "precision": None, "seed": 0, "store": "here", "model": "mine"}
+    assert settled(Subject, given, None) == Subject(model="mine", block=7)
+    assert settled(Damping, given, None) == Damping("0.01")
 
 
 def test_what_is_stored_wins_over_every_default_and_may_be_repeated():
     stored = asdict(Subject(model="mine", block=7, seed=3))
     for given in ({}, {"block": 7, "seed": None}):
-        assert settled(Subject, given, stored, True) == Subject(**stored)
+        assert settled(Subject, given, stored) == Subject(**stored)
 
 
-def test_the_packaged_model_has_layers_and_damping_of_its_own_until_something_is_given():
-    assert settled(Subject, {}, None, True).layers == FOR_PACKAGED_MODEL["layers"]
-    assert settled(Damping, {}, None, True).regularization == FOR_PACKAGED_MODEL["regularization"]
-    assert settled(Question, {}, None, True) == Question()
-    assert settled(Damping, {"regularization": "auto"}, None, True) == Damping("auto")
+def test_the_packaged_model_has_layers_of_its_own_until_something_is_given():
+    assert settled(Subject, {}, None).layers == "ffn,pre_classifier,classifier"
+    assert settled(Subject, {"layers": "lin1"}, None).layers == "lin1"
+    assert settled(Subject, {"layers": ""}, None).layers == ""
 
 
 @pytest.mark.parametrize(
@@ -54,7 +46,7 @@ def test_the_packaged_model_has_layers_and_damping_of_its_own_until_something_is
 )
 def test_a_contradiction_is_refused_by_the_options_name_and_both_values(settings, stored, given, message):
     with pytest.raises(StoreMismatch, match=message):
-        settled(settings, given, asdict(stored), False)
+        settled(settings, given, asdict(stored))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +60,7 @@ def test_a_contradiction_is_refused_by_the_options_name_and_both_values(settings
 )
 def test_a_value_that_means_nothing_is_refused_by_name(settings, given, message):
     with pytest.raises(BadSetting, match=message):
-        settled(settings, given, None, False)
+        settled(settings, given, None)
 
 
 def test_regularization_is_a_number_or_auto():

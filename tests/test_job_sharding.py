@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from support.job.examples import in_blocks
 from support.job.fit import deal
+from support.job.store import in_blocks
 
 SIZES = st.lists(st.integers(0, 50), max_size=40)
 HANDS = st.integers(1, 7)

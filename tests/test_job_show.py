@@ -1,19 +1,17 @@
 """A store says what it is about and how far each step has come."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 
 from support.job.command import shown
 from support.job.errors import StepMissing
-from support.job.store import Store, save_sums
+from support.job.store import Store, in_blocks, save_sums
 
 QUERIES, TRAINING, CHUNKS = 3, 11, (2, 4)
-PLACES = [
-    (slice(query, min(query + 2, QUERIES)), slice(first, min(first + 4, TRAINING)))
-    for query in (0, 2)
-    for first in (0, 4, 8)
-]
+PLACES = list(product(in_blocks(QUERIES, 2), in_blocks(TRAINING, 4)))
 
 
 @pytest.fixture
@@ -24,16 +22,15 @@ def store(tmp_path):
 
 
 def score(store, places):
-    store.make_array("scores", (QUERIES, TRAINING), CHUNKS, "float32", ("query", "training"))
+    store.make_array("scores", (QUERIES, TRAINING), CHUNKS, "float32")
     for place in places:
-        size = [part.stop - part.start for part in place]
-        store.write("scores", place, np.ones(size, dtype=np.float32))
+        store.write("scores", place, np.ones([*map(len, place)], dtype=np.float32))
 
 
 def own(store, places):
-    store.make_array("self_influences", (TRAINING,), CHUNKS[1:], "float32", ("training",))
+    store.make_array("self_influences", (TRAINING,), CHUNKS[1:], "float32")
     for place in places:
-        store.write("self_influences", (place,), np.ones(place.stop - place.start))
+        store.write("self_influences", (place,), np.ones(len(place)))
 
 
 def test_a_fit_has_come_as_far_as_its_saved_sums(store):
@@ -77,8 +74,7 @@ def test_a_damaged_chunk_is_one_that_is_missing(store):
 
 def test_facts_are_shown_in_a_line_each_and_those_left_empty_are_not(store):
     rows = ",".join(map(str, range(500)))
-    store.settle("subject", {"model": "mine", "layers": "", "training_rows": rows})
-    store.settle("shards", 2)
+    store.settle({"subject": {"model": "mine", "layers": "", "training_rows": rows}, "shards": 2})
     lines = shown(store).split("\n")
     assert lines[:4] == [str(store.folder), "format: influence-job-1", "subject:", "  model: mine"]
     assert lines[4].startswith("  training_rows: 0,1,2")

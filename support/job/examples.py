@@ -56,32 +56,17 @@ class Examples:
         self, numbers: Sequence[int], device: torch.device
     ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
         """Examples by number as one padded batch, with their labels."""
-        tokens = self.tokens[list(numbers)]["input_ids"]
-        padded = pad_sequence(
-            [torch.tensor(ids, dtype=torch.long) for ids in tokens],
-            batch_first=True,
-            padding_value=self.pad_token_id,
-        )
-        labels = torch.tensor(self.texts[list(numbers)]["label"])
-        return padded.to(device), labels.to(device)
+        tokens = map(torch.tensor, self.tokens[list(numbers)]["input_ids"])
+        padded = pad_sequence(list(tokens), batch_first=True, padding_value=self.pad_token_id)
+        return padded.to(device), torch.tensor(self.texts[list(numbers)]["label"], device=device)
 
     def about(self) -> dict[str, object]:
         """What a store remembers of them."""
-        tokens = int(np.sum(self.lengths))
-        return {"examples": len(self), "tokens": tokens, "digest": self.digest}
-
-
-def in_blocks(examples: int, size: int) -> list[range]:
-    """0 … examples − 1 in ranges of `size`, the last one maybe shorter."""
-    return [range(start, min(start + size, examples)) for start in range(0, examples, size)]
+        return {"examples": len(self), "tokens": int(self.lengths.sum()), "digest": self.digest}
 
 
 def tokenised(
-    texts: Dataset,
-    rows: np.ndarray,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    folder: Path,
+    texts: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path
 ) -> Examples:
     """The chosen rows; their tokens are kept in `folder` under a name made from their contents.
 
@@ -89,7 +74,7 @@ def tokenised(
     """
     chosen = texts.select(rows)
     digest = _digest(chosen, rows, tokenizer, max_tokens)
-    path = folder / f"{digest[:32]}.arrow"
+    name = digest[:32]
 
     def encode(batch: Mapping) -> dict:
         ids = tokenizer(batch["text"], truncation=True, max_length=max_tokens)["input_ids"]
@@ -102,12 +87,12 @@ def tokenised(
                 encode,
                 batched=True,
                 remove_columns=["text", "label"],
-                cache_file_name=str(path),
-                new_fingerprint=digest[:32],
+                cache_file_name=str(folder / f"{name}.arrow"),
+                new_fingerprint=name,
             )
         except pyarrow.ArrowInvalid as error:
             raise StoreDamaged(
-                f"{folder.name}/{path.name} can't be read ({error}). Remove it: it is made anew."
+                f"{folder.name}/{name}.arrow can't be read ({error}). Remove it: it is made anew."
             ) from error
     examples = Examples(rows, chosen, tokens, digest, tokenizer.pad_token_id)
     empty = np.flatnonzero(examples.lengths == 0)
@@ -138,8 +123,7 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
 def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray:
     """The row numbers that `rows` means, ascending, each once. Raises `BadSetting`.
 
-    "all"; "50", a sample of so many; or, with commas, row numbers and ranges: "100:200" has all from the
-    first to before the last, "3,5,100:200" and "7," name single rows.
+    "all"; "50", a sample of so many; or row numbers and ranges: "100:200", "3,5,100:200", and "7,".
     """
     if not available:
         raise BadSetting(f"--{option} {rows}: there are no rows.")
@@ -147,7 +131,9 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
         return np.arange(available)
     try:
         if "," not in rows and ":" not in rows:
-            return _sample(int(rows), available, seed)
+            if not 1 <= int(rows) <= available:
+                raise ValueError(rows)
+            return np.sort(np.random.default_rng(seed).permutation(available)[: int(rows)])
         parts = [part.partition(":") for part in rows.split(",") if part]
         ranges = [range(int(a), int(b) if colon else int(a) + 1) for a, colon, b in parts]
     except ValueError as error:
@@ -160,9 +146,3 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
             f"--{option} {rows}: choose from rows 0 to {available - 1}, at least one in each range."
         )
     return np.unique(np.concatenate([np.asarray(part) for part in ranges]))
-
-
-def _sample(number: int, available: int, seed: int) -> np.ndarray:
-    if not 1 <= number <= available:
-        raise ValueError(number)
-    return np.sort(np.random.default_rng(seed).permutation(available)[:number])

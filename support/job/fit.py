@@ -1,9 +1,9 @@
 """The curvature from many examples, by all processes of a job, in pieces that survive a kill.
 
-The examples are cut into blocks, the blocks dealt by tokens into shards, one for each process that
-begins the fit. A shard's sums are written to disk now and then with the number of blocks in them. A
-run that goes on takes up each shard where it was. With as many processes as before, what comes out is
-what would have come out, to the bit; with another number, to rounding.
+The examples are cut into blocks, the blocks dealt by tokens into shards, one for each process that begins
+the fit. A shard's sums are written to disk now and then with the number of blocks in them. A run that goes
+on takes up each shard where it was. With as many processes as before, what comes out is what would have
+come out, to the bit; with another number, to rounding.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from support.ekfac.blocks import blocks_of
+from support.ekfac.blocks import Block, blocks_of
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, generator
 from support.ekfac.storage import BASIS_PARTS
-from support.job.examples import in_blocks
+from support.ekfac.verification import verify
 from support.job.progress import progress
-from support.job.store import blocks_in, disk_full_is_told, load_sums, save_sums
+from support.job.store import blocks_in, disk_full_is_told, in_blocks, load_sums, save_sums
 from support.job.work import Job
 
 Shards = list[list[range]]
@@ -41,14 +41,9 @@ def fit(job: Job) -> str:
     engine, examples = job.engine, len(job.fitted_on)
     shards = job.team.on_first(lambda: _shards(job))
     bases = _bases(job, shards)
-    squares = _sums(
-        job,
-        "eigenvalues",
-        lambda: EigenvalueSums(engine.passes, engine.likelihood, bases),
-        shards,
-    )
+    sums = _sums(job, "eigenvalues", lambda: EigenvalueSums(engine.passes, engine.likelihood, bases), shards)
     engine.curvature = {
-        name: LayerCurvature(basis, squares.tensors[name] / examples) for name, basis in bases.items()
+        name: LayerCurvature(basis, sums.tensors[name] / examples) for name, basis in bases.items()
     }
     engine.examples = examples
 
@@ -65,7 +60,7 @@ def _shards(job: Job) -> Shards:
     """The blocks, dealt over as many processes as began the fit, however many go on with it."""
     blocks = in_blocks(len(job.fitted_on), job.subject.block)
     if "shards" not in job.store.facts():
-        job.store.settle("shards", min(job.team.size, len(blocks)))
+        job.store.settle({"shards": min(job.team.size, len(blocks))})
     with disk_full_is_told(job.store.folder):
         job.store.partial_fit.mkdir(exist_ok=True)
     lengths = job.fitted_on.lengths
@@ -75,27 +70,19 @@ def _shards(job: Job) -> Shards:
 
 
 def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
-    """Every layer's eigenbasis: computed by one process, handed to the others from its disk."""
+    """Every layer's eigenbasis: computed by one process, read by all from the disk."""
     team, engine = job.team, job.engine
     missing = team.on_first(lambda: missing_bases(job))
-    names, layers = engine.layer_names, engine.layers.values()
-    hands = deal([layer.d_in**3 + layer.d_out**3 for layer in layers], team.size)
-    owners = {names[number]: rank for rank, hand in enumerate(hands) for number in hand}
     if missing:
-        sums = _sums(
-            job,
-            "covariances",
-            lambda: CovarianceSums(engine.passes, engine.likelihood),
-            shards,
-        )
-        for name in missing:
-            if owners[name] == team.rank:
-                basis = sums.basis(name)
-                parts = {part: getattr(basis, part) for part in BASIS_PARTS}
-                save_sums(_basis_file(job, name), parts, 0)
+        team.on_first(lambda: verify(engine.passes, _blocks(job, shards[0][0])[0]))
+        sums = _sums(job, "covariances", lambda: CovarianceSums(engine.passes, engine.likelihood), shards)
+        sizes = [engine.layers[name].d_in ** 3 + engine.layers[name].d_out ** 3 for name in missing]
+        for number in deal(sizes, team.size)[team.rank]:
+            name = missing[number]
+            save_sums(_basis_file(job, name), _parts(sums.basis(name)), 0)
         del sums
     team.wait()
-    return {name: _handed_out(job, name, owners[name]) for name in names}
+    return {name: _saved_basis(job, name) for name in engine.layer_names}
 
 
 def missing_bases(job: Job) -> list[str]:
@@ -107,16 +94,21 @@ def missing_bases(job: Job) -> list[str]:
     return missing
 
 
-def _handed_out(job: Job, name: str, owner: int) -> Eigenbasis:
-    layer = job.engine.layers[name]
-    d_in, d_out = layer.d_in, layer.d_out
-    shapes = [(d_in, d_in), (d_out, d_out), (d_in,), (d_out,)]
+def _saved_basis(job: Job, name: str) -> Eigenbasis:
+    passes, layer = job.engine.passes, job.engine.layers[name]
+    shapes = [(layer.d_in, layer.d_in), (layer.d_out, layer.d_out), (layer.d_in,), (layer.d_out,)]
     tensors = [torch.empty(shape, dtype=layer.dtype, device=layer.device) for shape in shapes]
-    if owner == job.team.rank:
-        load_sums(_basis_file(job, name), dict(zip(BASIS_PARTS, tensors, strict=True)))
-    for tensor in tensors:
-        job.team.hand_out(tensor, owner)
-    return Eigenbasis(*tensors, precision=job.engine.passes.precision)
+    basis = Eigenbasis(*tensors, precision=passes.precision)
+    load_sums(_basis_file(job, name), _parts(basis))
+    return basis
+
+
+def _parts(basis: Eigenbasis) -> dict[str, torch.Tensor]:
+    return {part: getattr(basis, part) for part in BASIS_PARTS}
+
+
+def _basis_file(job: Job, name: str) -> Path:
+    return job.store.partial_fit / f"basis-{job.engine.layer_names.index(name)}.safetensors"
 
 
 def _sums(job: Job, name: str, begin: Callable[[], Sums], shards: Shards) -> Sums:
@@ -146,22 +138,23 @@ def _add_shard(
     job: Job, sums: Sums, shard: list[range], path: Path, name: str, count: Callable[[int], None]
 ) -> None:
     """The examples of a shard that are not in its file yet; it is written as often as is wanted."""
-    passes, saved = job.engine.passes, time.monotonic()
-    done = load_sums(path, sums.tensors)
+    saved, done = time.monotonic(), load_sums(path, sums.tensors)
     for block in shard[done:]:
-        inputs, _ = job.fitted_on.batch(block, passes.device)
         # Sampled labels of a block are the same, whoever draws them, and in whatever order.
         text = f"{job.engine.seed} {name} {block.start}"
         draws = generator(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
-        count(sums.add(blocks_of(inputs, None, passes.token_mask), draws))
+        count(sums.add(_blocks(job, block), draws))
         done += 1
         if done == len(shard) or time.monotonic() - saved >= job.given["save_seconds"]:
             save_sums(path, sums.tensors, done)
             saved = time.monotonic()
 
 
-def _basis_file(job: Job, name: str) -> Path:
-    return job.store.partial_fit / f"basis-{job.engine.layer_names.index(name)}.safetensors"
+def _blocks(job: Job, numbers: range) -> list[Block]:
+    """Examples that the fit is on, without their labels."""
+    passes = job.engine.passes
+    inputs, _ = job.fitted_on.batch(numbers, passes.device)
+    return blocks_of(inputs, None, passes.token_mask)
 
 
 def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
@@ -171,7 +164,7 @@ def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
     """
     dealt: list[list[int]] = [[] for _ in range(hands)]
     weights = [0] * hands
-    for piece in sorted(range(len(sizes)), key=lambda piece: (-sizes[piece], piece)):
+    for piece in sorted(range(len(sizes)), key=lambda piece: -sizes[piece]):
         lightest = weights.index(min(weights))
         dealt[lightest].append(piece)
         weights[lightest] += sizes[piece]

@@ -1,22 +1,61 @@
 """What a job would cost on machines that one doesn't have: on paper, from the counted formulas.
 
-The engine's own arithmetic is counted in `counting`. A pass of one example of T tokens takes, per token,
-each of P weights once forwards and once backwards (activations' gradients only), and in each of L
-attention blocks of width w 2·T·w forwards and twice that backwards: T·(2P + 6·L·T·w).
+A pass of one example of T tokens takes, per token, each of P weights once forwards and once backwards
+(activations' gradients only), and in each of L attention blocks of width w 2·T·w forwards and twice that
+backwards: T·(2P + 6·L·T·w) multiply-adds. Every position of a tracked layer counts as one with a gradient.
 """
 
 import math
 from dataclasses import dataclass
 
-from support.ekfac.counting import LayerWork, curvature_entries
 from support.job.errors import BadSetting
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A transformer: its tracked layers, each with how often it occurs; `weights` that a token meets."""
+class Layer:
+    """Widths of a layer; multiply-adds of its arithmetic for an example, in the engine's cheapest order."""
 
-    tracked: tuple[tuple[int, LayerWork], ...]
+    d_out: int
+    d_in: int
+
+    @property
+    def size(self) -> int:
+        return self.d_out * self.d_in
+
+    def curvature(self) -> int:
+        """Numbers that a fit leaves: two bases, Λ, and the eigenvalues of the two covariances."""
+        return self.d_in**2 + self.d_out**2 + self.size + self.d_in + self.d_out
+
+    def eigenbases(self) -> int:
+        """About 9 d³ operations each, half of them multiplications (Golub & Van Loan, §8.3)."""
+        return (self.d_in**3 + self.d_out**3) * 9 // 2
+
+    def covariances(self, tokens: int) -> int:
+        return tokens * (self.d_in**2 + self.d_out**2)
+
+    def rotated(self, tokens: int) -> int:
+        """The gradient in the eigenbasis."""
+        rotations = self.d_in**2 * min(tokens, self.d_out) + self.d_out**2 * min(tokens, self.d_in)
+        return rotations + tokens * self.size
+
+    def squares(self, tokens: int) -> int:
+        """Corrected eigenvalues or self-influence: each entry of the rotated gradient squared."""
+        return self.rotated(tokens) + self.size
+
+    def factors(self, tokens: int) -> int:
+        """Into the eigenbasis and back."""
+        return self.rotated(tokens) + self.size * (self.d_out + self.d_in)
+
+    def scores(self, tokens: int, queries: int) -> int:
+        """Against the factors of so many queries."""
+        return self.size * min(tokens + queries, tokens * queries)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A transformer: its tracked layers, `weights` that a token meets, attention blocks and their width."""
+
+    tracked: tuple[Layer, ...]
     weights: int
     weight_bytes: int
     attention_blocks: int
@@ -28,14 +67,12 @@ class Shape:
         return examples * tokens * (2 * self.weights + attention)
 
 
-PACKAGED = (  # six blocks of width 384, feed-forward 1536; the last block hears its first token only
-    *((5, LayerWork(1536, 385, True, True)), (5, LayerWork(384, 1537, True, True))),
-    *((1, LayerWork(1536, 385, True, False)), (1, LayerWork(384, 1537, True, False))),
-    *((1, LayerWork(384, 385, False, False)), (1, LayerWork(2, 385, False, False))),
-)
+# Six blocks of width 384, feed-forward 1536. The last block and the head hear their first token only; they
+# are counted as if they heard all.
+PACKAGED = 6 * (Layer(1536, 385), Layer(384, 1537)) + (Layer(384, 385), Layer(2, 385))
 # Grattafiori et al. 2024, table 3: 32 blocks of width 4096, feed-forward 14,336, keys and values of
 # width 1024, 128,256 words. Tracked are the three feed-forward matrices, as in Grosse et al. 2023.
-LLAMA = ((64, LayerWork(14336, 4096, True, True)), (32, LayerWork(4096, 14336, True, True)))
+LLAMA = 32 * (Layer(14336, 4096), Layer(14336, 4096), Layer(4096, 14336))
 LLAMA_WEIGHTS = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
 SHAPES = {
     "packaged": Shape(PACKAGED, 6 * (4 * 384**2 + 2 * 384 * 1536), 4, 6, 384),
@@ -52,10 +89,9 @@ def on_paper(
     layers; `at_a_time` queries have room beside the curvature of a group, so that the training set
     passes by `passes` times: as rarely as possible. Raises `BadSetting` when the weights leave no room.
     """
-    layers = [layer for often, layer in shape.tracked for _ in range(often)]
-    weights = shape.weights * shape.weight_bytes
-    curvature = 4 * curvature_entries(layers)  # in float32, as factors and scores
-    factor = 4 * sum(layer.d_in * layer.d_out for layer in layers)
+    layers, weights = shape.tracked, shape.weights * shape.weight_bytes
+    curvature = 4 * sum(layer.curvature() for layer in layers)  # in float32, as factors and scores
+    factor = 4 * sum(layer.size for layer in layers)
     cuts = []
     for groups in range(1, len(layers) + 1):
         room = groups * (memory - weights) - curvature
@@ -68,18 +104,15 @@ def on_paper(
             f"{memory / 1e9:.0f} GB. Use devices with more memory."
         )
     passes, groups, at_a_time = min(cuts)
-
-    def work(step: str, *of: list[int] | int) -> int:
-        return sum(getattr(layer, step)(*of) for layer in layers)
-
-    one, squares = [tokens], work("squares", [tokens])
     whole, rest = divmod(queries, at_a_time)
-    products = whole * work("scores", one, at_a_time) + work("scores", one, rest)
-    fit = 2 * groups * shape.passes(fit_examples, tokens) + work("eigenbasis")
-    asked = groups * shape.passes(queries, tokens) + queries * work("factors", one)
+    squares = sum(layer.squares(tokens) for layer in layers)
+    fit = sum(layer.covariances(tokens) for layer in layers) + squares
+    products = sum(whole * one.scores(tokens, at_a_time) + one.scores(tokens, rest) for one in layers)
+    asked = groups * shape.passes(queries, tokens) + queries * sum(one.factors(tokens) for one in layers)
     pass_by = shape.passes(examples, tokens)
+    bases = sum(layer.eigenbases() for layer in layers)
     return {
-        "fit": fit + fit_examples * (work("covariances", one) + squares),
+        "fit": 2 * groups * shape.passes(fit_examples, tokens) + fit_examples * fit + bases,
         "self-influences": groups * pass_by + examples * squares,
         "score": asked + passes * pass_by + examples * products,
         "curvature": curvature,
@@ -99,9 +132,9 @@ def told(plan: dict[str, int | float], operations: float | int) -> str:
     for name in ("curvature", "factors of one query", "largest on a device", "scores on disk"):
         rows.append(f"{name:24} {plan[name] / 1e9:10.1f} GB")
     if plan["groups"] > 1:
-        cut = f"The layers are taken in {plan['groups']} groups, a job each (--layers)"
-        rows.append(f"{cut}; their scores add up.")
+        rows.append(f"The layers go in {plan['groups']} groups, a job each (--layers); their scores add up.")
     if plan["passes"] > plan["groups"]:
-        cut = f"{plan['at_a_time']} queries fit at a time"
-        rows.append(f"{cut}: the training set passes by {plan['passes']} times.")
+        rows.append(
+            f"{plan['at_a_time']} queries fit at a time: {plan['passes']} passes of the training set."
+        )
     return "\n".join(rows)

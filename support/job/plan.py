@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from support.ekfac.memory import factor_bytes
-from support.job.examples import Examples, in_blocks
+from support.job.examples import Examples
+from support.job.store import in_blocks
 from support.job.team import device
 from support.job.work import Job
 

@@ -8,11 +8,7 @@ import datasets
 import torch
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 from torch import nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from support.assets import AssetChanged, AssetMissing
@@ -83,11 +79,9 @@ def _model_and_tokenizer(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]
         if name == PACKAGED:
             return load_model(), load_tokenizer()
         transformers_logging.disable_progress_bar()
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            dtype=torch.float32,
-            use_safetensors=True,  # a pickled checkpoint could run code
-        )
+        # Safetensors only: a pickled checkpoint could run code.
+        how = {"dtype": torch.float32, "use_safetensors": True}
+        model = AutoModelForSequenceClassification.from_pretrained(name, **how)
         return model, AutoTokenizer.from_pretrained(name)
     except PACKAGE_ERRORS as error:
         raise ModelNotUsable(str(error)) from error
@@ -117,9 +111,8 @@ def load_texts(name: str, split: str, subject: Subject, class_names: dict[str, i
             )
     found = found.select_columns(columns)
     found = found.rename_columns(dict(zip(columns, ("text", "label"), strict=True)))
-    found = _with_numbers(found, class_names, name)
-    _refuse_unusable_rows(found, len(class_names), name)
-    return found
+    numbers = _numbers(found, class_names, name)
+    return found.remove_columns("label").add_column("label", numbers)
 
 
 def refuse_single_split(name: str) -> None:
@@ -154,37 +147,26 @@ def _read(name: str, split: str) -> Dataset | dict:
         ) from error
 
 
-def _with_numbers(texts: Dataset, class_names: dict[str, int], name: str) -> Dataset:
-    """Labels by name, which may stand in another order than the model's, as the model's numbers."""
-    kind, labels = texts.features["label"], texts["label"]
+def _numbers(texts: Dataset, class_names: dict[str, int], name: str) -> list[int]:
+    """The labels as the model's numbers; labels by name may stand in another order than the model's."""
+    kind, known = texts.features["label"], class_names
     if isinstance(kind, ClassLabel) and set(kind.names) <= class_names.keys():
-        names = [kind.names[number] for number in labels]
+        known = {str(number): class_names[one] for number, one in enumerate(kind.names)}
     elif "int" in getattr(kind, "dtype", ""):
-        return texts
-    else:
-        names = list(map(str, labels))
-    unknown = sorted(set(names) - class_names.keys())
-    if unknown:
-        raise DatasetNotUsable(
-            f"{name!r} has the label {unknown[0]!r}, but the model's classes are "
-            f"{', '.join(class_names)}. Use those names, or their numbers."
-        )
-    numbers = [class_names[one] for one in names]
-    return texts.remove_columns("label").add_column("label", numbers)
-
-
-def _refuse_unusable_rows(texts: Dataset, classes: int, name: str) -> None:
-    row = 0
+        known = {str(number): number for number in class_names.values()}
+    numbers: list[int] = []
     for batch in texts.iter(batch_size=1000):
         for text, label in zip(batch["text"], batch["label"], strict=True):
+            row = f"Row {len(numbers)} of {name!r}"
             if not isinstance(text, str):
-                raise DatasetNotUsable(f"Row {row} of {name!r} has no text but {text!r}.")
-            if label is None or not 0 <= label < classes:
+                raise DatasetNotUsable(f"{row} has no text but {text!r}.")
+            if str(label) not in known:
                 raise DatasetNotUsable(
-                    f"Row {row} of {name!r} has the label {label}, but the model's classes are 0 to "
-                    f"{classes - 1}."
+                    f"{row} has the label {label!r}, but the model's classes are {', '.join(class_names)}. "
+                    f"Use those names, or their numbers, 0 to {len(class_names) - 1}."
                 )
-            row += 1
+            numbers.append(known[str(label)])
+    return numbers
 
 
 def _first_line(error: Exception) -> str:

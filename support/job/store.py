@@ -11,6 +11,7 @@
 - `locks/`: one for each process at work.
 
 What is written takes its place when it is whole, with a checksum: after a kill it is there, or not there.
+An influence that is not there is NaN; none that is there can be, the engine refuses it.
 """
 
 import errno
@@ -37,6 +38,11 @@ FORMAT = "influence-job-1"
 HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/tmp*")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 Sizes = tuple[int, ...]
+DIMENSIONS = {
+    "scores": ("query", "training"),
+    "layer_scores": ("layer", "query", "training"),
+    "self_influences": ("training",),
+}
 MAKERS = {
     "scores": "Run: score",
     "layer_scores": "Only a store begun with score --by-layer keeps them.",
@@ -88,21 +94,19 @@ class Store:
         """All attributes."""
         return dict(self.results.attrs)
 
-    def settle(self, name: str, facts: Mapping[str, object] | int) -> None:
-        """Write an attribute; if it is there already it must be the same, entry by entry.
+    def settle(self, facts: Mapping[str, object]) -> None:
+        """Write attributes; one that is there already must be the same, entry by entry.
 
-        Raises `StoreMismatch`, naming the first entry that differs.
+        Raises `StoreMismatch`, naming the first entry that differs; then none is written.
         """
-        stored = self.results.attrs.get(name)
-        if stored is not None:
-            refuse_unless_equal(name, stored, facts)
-        else:
+        stored = self.facts()
+        for name, fact in facts.items():
+            refuse_unless_equal(name, stored.get(name, fact), fact)
+        if facts.keys() - stored.keys():
             with disk_full_is_told(self.folder):
-                self.results.attrs[name] = facts
+                self.results.attrs.update(facts)
 
-    def make_array(
-        self, name: str, shape: Sizes, chunks: Sizes, dtype: str, dimensions: tuple[str, ...]
-    ) -> None:
+    def make_array(self, name: str, shape: Sizes, chunks: Sizes, dtype: str) -> None:
         """An array of missing influences, unless it is there; other chunks while it is empty only."""
         if name in self.results:
             array = self.array(name)
@@ -117,15 +121,13 @@ class Store:
                 dtype=dtype,
                 fill_value=np.nan,
                 compressors=[ZstdCodec(level=3), Crc32cCodec()],
-                dimension_names=dimensions,
+                dimension_names=DIMENSIONS[name],
             )
 
     def keep_rows(self, name: str, rows: np.ndarray) -> None:
-        """Row numbers of examples, unless they are there: a kill may have left the array empty."""
-        rows = np.asarray(rows, dtype=np.int64)
-        if name not in self.results or not np.array_equal(self.results[name], rows):
-            with disk_full_is_told(self.folder):
-                self.results.create_array(name, data=rows, overwrite=True)
+        """Row numbers of examples. They are written again each time: a kill may have left none."""
+        with disk_full_is_told(self.folder):
+            self.results.create_array(name, data=np.asarray(rows, dtype=np.int64), overwrite=True)
 
     def array(self, name: str) -> zarr.Array:
         """Raises `StepMissing`, naming the step that makes the array, and `StoreDamaged`."""
@@ -134,44 +136,41 @@ class Store:
                 return self.results[name]
         except (KeyError, ValueError, TypeError) as error:
             raise StoreDamaged(
-                f"The description of {name} in results.zarr is damaged ({error}). Remove the folder "
-                f"{name} there and run its step again."
+                f"The description of {name} in results.zarr is damaged ({error}). Remove the folder {name} "
+                "there and run its step again."
             ) from error
         raise StepMissing(f"{self.folder} has no {name} yet. {MAKERS[name]}")
 
-    def write(self, name: str, place: tuple[slice, ...], values: np.ndarray) -> None:
+    def write(self, name: str, place: tuple[range, ...], values: np.ndarray) -> None:
         """Whole chunks, or nothing of them; `place` is in the last dimensions. Raises `DiskFull`."""
-        # A chunk of nothing but NaN is written, too: it is there.
-        with disk_full_is_told(self.folder), zarr.config.set({"array.write_empty_chunks": True}):
-            self.array(name)[(..., *place)] = values
+        with disk_full_is_told(self.folder):
+            self.array(name)[_part(place)] = values
 
-    def read(self, name: str, place: tuple[slice, ...]) -> np.ndarray:
-        """A part of an array, NaN where it is missing. Raises `StoreDamaged`."""
+    def read(self, name: str, place: tuple[range, ...]) -> np.ndarray:
+        """A part of an array. Raises `StepMissing` when not all of it is there, and `StoreDamaged`."""
         array = self.array(name)
         try:
-            return array[(..., *place)]
+            found = array[_part(place)]
         except (ValueError, RuntimeError) as error:
             told = ", ".join(f"{part.start}:{part.stop}" for part in place)
             raise StoreDamaged(
                 f"A chunk of {name} at {told} is damaged ({error}). Run the step again: it is computed anew."
             ) from error
+        if np.isnan(found).any():
+            raise StepMissing(f"Not all {name} are there yet. {MAKERS[name]}. It goes on where it was.")
+        return found
 
-    def has(self, name: str, place: tuple[slice, ...]) -> bool:
-        """Whether the chunk that begins at a place is there and whole."""
-        array = self.array(name)
-        sizes = array.chunks[-len(place) :]
-        number = [part.start // size for part, size in zip(place, sizes, strict=True)]
-        key = array.metadata.encode_chunk_key((*[0] * (array.ndim - len(place)), *number))
+    def has(self, name: str, place: tuple[range, ...]) -> bool:
+        """Whether a part of an array is there and whole."""
         try:
-            self.read(name, tuple(slice(part.start, part.start + 1) for part in place))
-        except StoreDamaged:
+            self.read(name, place)
+        except (StepMissing, StoreDamaged):
             return False
-        return (self._results / name / key).exists()
+        return True
 
     def progress(self) -> dict[str, str]:
         """How far each step is, in words. Raises `StoreDamaged`."""
-        steps = {"score": "scores", "self": "self_influences"}
-        return {"fit": self._fitted(), **{step: self._share(name) for step, name in steps.items()}}
+        return {"fit": self._fitted(), "score": self._share("scores"), "self": self._share("self_influences")}
 
     def _fitted(self) -> str:
         if self.curvature.exists():
@@ -183,13 +182,11 @@ class Store:
         return "begun" if self.partial_fit.exists() else "not yet"
 
     def _share(self, name: str) -> str:
-        try:
-            array = self.array(name)
-        except StepMissing:
+        if name not in self.results:
             return "not yet"
-        starts = [range(0, *ends) for ends in zip(array.shape, array.chunks, strict=True)]
-        places = [[slice(start, start + 1) for start in corner] for corner in product(*starts)]
-        done = sum(self.has(name, tuple(place)) for place in places)
+        array = self.array(name)
+        places = list(product(*map(in_blocks, array.shape, array.chunks)))
+        done = sum(self.has(name, place) for place in places)
         return "done" if done == len(places) else f"{done} of {len(places)} blocks"
 
     def forget_partial_fit(self) -> None:
@@ -220,13 +217,12 @@ class Store:
                     path.unlink(missing_ok=True)
 
         try:
-            try:
-                team.on_first(look)
-                own.acquire()
-            except Timeout as error:
-                busy = f"Another job is at work on {self.folder}."
-                raise StoreBusy(f"{busy} Wait for it, stop it, or name another --store.") from error
+            team.on_first(look)
+            own.acquire()
             yield
+        except Timeout as error:
+            busy = f"Another job is at work on {self.folder}."
+            raise StoreBusy(f"{busy} Wait for it, stop it, or name another --store.") from error
         finally:
             own.release(force=True)
 
@@ -239,6 +235,15 @@ class Store:
             raise StoreMismatch(
                 f"{self.folder} holds other things ({strange[0]}) and no store. Name a new folder."
             )
+
+
+def in_blocks(examples: int, size: int) -> list[range]:
+    """0 … examples − 1 in ranges of `size`, the last one maybe shorter."""
+    return [range(start, min(start + size, examples)) for start in range(0, examples, size)]
+
+
+def _part(place: tuple[range, ...]) -> tuple:
+    return (..., *(slice(part.start, part.stop) for part in place))
 
 
 def save_sums(path: Path, sums: Mapping[str, Tensor], blocks: int) -> None:
@@ -268,8 +273,8 @@ def load_sums(path: Path, sums: Mapping[str, Tensor]) -> int:
             return int(about["blocks"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise StoreDamaged(
-            f"{path.parent.name}/{path.name} can't be read ({error}). Remove it: its blocks are "
-            "computed anew."
+            f"{path.parent.name}/{path.name} can't be read ({error}). Remove it: its blocks are computed "
+            "anew."
         ) from error
 
 
@@ -289,6 +294,6 @@ def disk_full_is_told(folder: Path) -> Iterator[None]:
         if number not in NO_ROOM and not any(f"(os error {full})" in str(error) for full in NO_ROOM):
             raise
         raise DiskFull(
-            f"No room left for {folder} ({error}). What is finished is kept: make room and run the "
-            "same command again, it goes on from there."
+            f"No room left for {folder} ({error}). What is finished is kept: make room and run the same "
+            "command again, it goes on from there."
         ) from error

@@ -42,35 +42,28 @@ class Team:
         answer: list = [None, None]
         error: Exception | None = None
         self._on_first = True
-        if self.rank == 0:
-            try:
-                answer[0] = work()
-            except Exception as raised:
-                error, answer[1] = raised, str(raised)
+        try:
+            answer[0] = work() if self.rank == 0 else None
+        except Exception as raised:
+            error, answer[1] = raised, str(raised)
         self._on_first = False
         dist.broadcast_object_list(answer, src=0)
-        if error is not None:
-            raise error
         if answer[1] is not None:
-            raise ToldElsewhere(answer[1])
+            raise error or ToldElsewhere(answer[1])
         return answer[0]
 
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor, in every process, by its sum over all of them."""
         dist.all_reduce(tensor)
 
-    def hand_out(self, tensor: Tensor, owner: int) -> None:
-        """Replace a tensor, in every process, by that of process `owner`."""
-        dist.broadcast(tensor, src=owner)
-
     def shared(self, name: str, items: Sequence[Result]) -> Iterator[Result]:
         """Each of the items, in order, to one process: whoever is free takes the next."""
-        while (number := self._store.add(f"shared/{name}", 1) - 1) < len(items):
+        while (number := self.tally(f"shared {name}", 1) - 1) < len(items):
             yield items[number]
 
     def tally(self, name: str, more: int = 0) -> int:
         """Add to a count that all share; what it then is."""
-        return self._store.add(f"tally/{name}", more)
+        return self._store.add(name, more)
 
     def wait(self) -> None:
         """Until all are here."""
