@@ -21,10 +21,7 @@ from support.job.store import disk_full_is_told
 
 @dataclass(frozen=True)
 class Examples:
-    """Chosen rows of a split. Example n is row `rows[n]`; `digest` stands for all their contents.
-
-    Token ids lie in a memory-mapped file: memory does not grow with the number of examples.
-    """
+    """Chosen rows of a split, in memory-mapped files. Example n is row `rows[n]`; `digest` stands for all."""
 
     rows: np.ndarray
     texts: Dataset
@@ -44,13 +41,9 @@ class Examples:
         """Some of the examples; all of them are these."""
         if len(numbers) == len(self):
             return self
-        return Examples(
-            self.rows[numbers],
-            self.texts.select(numbers),
-            self.tokens.select(numbers),
-            hashlib.sha256(f"{self.digest} {numbers.tolist()}".encode()).hexdigest(),
-            self.pad_token_id,
-        )
+        chosen = self.rows[numbers], self.texts.select(numbers), self.tokens.select(numbers)
+        digest = hashlib.sha256(f"{self.digest} {numbers.tolist()}".encode()).hexdigest()
+        return Examples(*chosen, digest, self.pad_token_id)
 
     def batch(
         self, numbers: Sequence[int], device: torch.device
@@ -83,13 +76,8 @@ def tokenised(
     with disk_full_is_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            tokens = chosen.map(
-                encode,
-                batched=True,
-                remove_columns=["text", "label"],
-                cache_file_name=str(folder / f"{name}.arrow"),
-                new_fingerprint=name,
-            )
+            file = {"cache_file_name": str(folder / f"{name}.arrow"), "new_fingerprint": name}
+            tokens = chosen.map(encode, batched=True, remove_columns=["text", "label"], **file)
         except pyarrow.ArrowInvalid as error:
             raise StoreDamaged(
                 f"{folder.name}/{name}.arrow can't be read ({error}). Remove it: it is made anew."
@@ -127,22 +115,20 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
     """
     if not available:
         raise BadSetting(f"--{option} {rows}: there are no rows.")
-    if rows == "all":
-        return np.arange(available)
+    sampled = "," not in rows and ":" not in rows
     try:
-        if "," not in rows and ":" not in rows:
-            if not 1 <= int(rows) <= available:
-                raise ValueError(rows)
-            return np.sort(np.random.default_rng(seed).permutation(available)[: int(rows)])
-        parts = [part.partition(":") for part in rows.split(",") if part]
-        ranges = [range(int(a), int(b) if colon else int(a) + 1) for a, colon, b in parts]
-    except ValueError as error:
-        raise BadSetting(
-            f"--{option} {rows}: use all, a number of rows like 50 (from 1 to {available}), or rows and "
-            "ranges like 3,5,100:200."
-        ) from error
+        if sampled:
+            ranges = [range(available if rows == "all" else int(rows))]
+        else:
+            parts = [part.partition(":") for part in rows.split(",") if part]
+            ranges = [range(int(a), int(b) if colon else int(a) + 1) for a, colon, b in parts]
+    except ValueError:
+        ranges = []
     if not ranges or not all(part and part[0] >= 0 and part[-1] < available for part in ranges):
         raise BadSetting(
-            f"--{option} {rows}: choose from rows 0 to {available - 1}, at least one in each range."
+            f"--{option} {rows}: use all, a number of rows like 50 (from 1 to {available}), or rows and ranges "
+            f"like 3,5,100:200 (from 0 to {available - 1}, at least one in each)."
         )
-    return np.unique(np.concatenate([np.asarray(part) for part in ranges]))
+    if sampled:
+        return np.sort(np.random.default_rng(seed).permutation(available)[: len(ranges[0])])
+    return np.unique(np.concatenate(ranges))

@@ -11,8 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-
 from support.ekfac.blocks import Block, blocks_of
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, generator
@@ -79,10 +77,16 @@ def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
         sizes = [engine.layers[name].d_in ** 3 + engine.layers[name].d_out ** 3 for name in missing]
         for number in deal(sizes, team.size)[team.rank]:
             name = missing[number]
-            save_sums(_basis_file(job, name), _parts(sums.basis(name)), 0)
+            basis = sums.basis(name)
+            save_sums(_basis_file(job, name), {part: getattr(basis, part) for part in BASIS_PARTS}, 0)
         del sums
     team.wait()
-    return {name: _saved_basis(job, name) for name in engine.layer_names}
+    bases = {}
+    for name in engine.layer_names:
+        saved, _ = load_sums(_basis_file(job, name))
+        tensors = [saved[part].to(engine.passes.device) for part in BASIS_PARTS]
+        bases[name] = Eigenbasis(*tensors, precision=engine.passes.precision)
+    return bases
 
 
 def missing_bases(job: Job) -> list[str]:
@@ -92,19 +96,6 @@ def missing_bases(job: Job) -> list[str]:
     for path in job.store.partial_fit.glob("eigenvalues-*") if missing else ():
         path.unlink()
     return missing
-
-
-def _saved_basis(job: Job, name: str) -> Eigenbasis:
-    passes, layer = job.engine.passes, job.engine.layers[name]
-    shapes = [(layer.d_in, layer.d_in), (layer.d_out, layer.d_out), (layer.d_in,), (layer.d_out,)]
-    tensors = [torch.empty(shape, dtype=layer.dtype, device=layer.device) for shape in shapes]
-    basis = Eigenbasis(*tensors, precision=passes.precision)
-    load_sums(_basis_file(job, name), _parts(basis))
-    return basis
-
-
-def _parts(basis: Eigenbasis) -> dict[str, torch.Tensor]:
-    return {part: getattr(basis, part) for part in BASIS_PARTS}
 
 
 def _basis_file(job: Job, name: str) -> Path:
@@ -138,7 +129,10 @@ def _add_shard(
     job: Job, sums: Sums, shard: list[range], path: Path, name: str, count: Callable[[int], None]
 ) -> None:
     """The examples of a shard that are not in its file yet; it is written as often as is wanted."""
-    saved, done = time.monotonic(), load_sums(path, sums.tensors)
+    saved = time.monotonic()
+    before, done = load_sums(path)
+    for key, tensor in before.items():
+        sums.tensors[key].copy_(tensor)
     for block in shard[done:]:
         # Sampled labels of a block are the same, whoever draws them, and in whatever order.
         text = f"{job.engine.seed} {name} {block.start}"

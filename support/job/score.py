@@ -54,7 +54,8 @@ def self_influences(job: Job) -> str:
     _load(job)
     job.settle({"damping": asdict(job.damping)})
     name, training = "self_influences", len(job.training)
-    job.team.on_first(lambda: job.store.make_array(name, (training,), (job.subject.block,), _dtype(job)))
+    array = (training,), (job.subject.block,), job.engine.passes.dtype
+    job.team.on_first(lambda: job.store.make_array(name, *array))
     missing = job.team.on_first(lambda: _missing(job, [name]))
     with _progress(job, "self", [missing]) as count:
         for block in job.team.shared("self", missing):
@@ -82,7 +83,7 @@ def _make_arrays(job: Job, names: list[str], query_group: int) -> int:
     shape, chunks = (len(job.queries), len(job.training)), (query_group, job.subject.block)
     for name in reversed(names):  # what `scores` has, `layer_scores` has
         layers = (len(job.engine.layers),) if name == "layer_scores" else ()
-        job.store.make_array(name, layers + shape, layers + chunks, _dtype(job))
+        job.store.make_array(name, layers + shape, layers + chunks, job.engine.passes.dtype)
     found = job.store.array("scores").chunks[0]
     if job.given.get("query_block"):
         refuse_unless_equal("--query-block", found, query_group)
@@ -119,7 +120,3 @@ def _progress(job: Job, stage: str, missing: list[list[range]]) -> AbstractConte
     total = len(missing) * len(job.training)
     to_do = sum(len(block) for blocks in missing for block in blocks)
     return progress(job.team, stage, total, total - to_do, job.given["tell_seconds"])
-
-
-def _dtype(job: Job) -> str:
-    return str(job.engine.passes.zeros(0).numpy(force=True).dtype)

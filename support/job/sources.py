@@ -11,32 +11,21 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from support.assets import AssetChanged, AssetMissing
 from support.imdb import load_imdb
 from support.job.errors import DatasetNotUsable, ModelNotUsable
 from support.job.settings import PACKAGED, Subject
-from support.model import (
-    AdapterDamaged,
-    AdapterMismatch,
-    ModelLogitsWrapper,
-    load_model,
-    load_tokenizer,
-    require_gradients_only,
-)
+from support.model import ModelLogitsWrapper, load_model, load_tokenizer, require_gradients_only
 
 READERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
 INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 """Entries of a model's configuration that change nothing of what it computes here."""
 
-PACKAGE_ERRORS = (AssetMissing, AssetChanged, AdapterMismatch, AdapterDamaged)
-"""What can be wrong with the packaged model and reviews; each says what to do."""
-
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in the engine's shape, its tokenizer, what it calls its classes, and its configuration
-    as far as it decides what the model computes."""
+    """A model in the engine's shape, its tokenizer, the numbers of its classes by their names, and its
+    configuration as far as it decides what the model computes."""
 
     model: ModelLogitsWrapper
     tokenizer: PreTrainedTokenizerBase
@@ -70,8 +59,8 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
     class_names = {name: number for number, name in model.config.id2label.items()}
     config = json.loads(model.config.to_json_string(use_diff=False))
-    decisive = {key: value for key, value in config.items() if key not in INCIDENTAL}
-    return Classifier(wrapped, tokenizer, class_names, decisive)
+    config = {key: value for key, value in config.items() if key not in INCIDENTAL}
+    return Classifier(wrapped, tokenizer, class_names, config)
 
 
 def _model_and_tokenizer(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -83,8 +72,6 @@ def _model_and_tokenizer(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]
         how = {"dtype": torch.float32, "use_safetensors": True}
         model = AutoModelForSequenceClassification.from_pretrained(name, **how)
         return model, AutoTokenizer.from_pretrained(name)
-    except PACKAGE_ERRORS as error:
-        raise ModelNotUsable(str(error)) from error
     except Exception as error:  # the loaders' and the hub's errors share no narrower class
         raise ModelNotUsable(
             f"--model {name} can't be loaded as a sequence classifier with its tokenizer "
@@ -138,8 +125,6 @@ def _read(name: str, split: str) -> Dataset | dict:
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             return load_from_disk(name)
         return load_dataset(name)
-    except PACKAGE_ERRORS as error:
-        raise DatasetNotUsable(str(error)) from error
     except Exception as error:  # the readers' and the hub's errors share no narrower class
         raise DatasetNotUsable(
             f"{name!r} can't be read ({_first_line(error)}). Name a file ({', '.join(READERS)}), a "

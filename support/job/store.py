@@ -22,6 +22,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 import zarr
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -38,11 +39,7 @@ FORMAT = "influence-job-1"
 HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/tmp*")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 Sizes = tuple[int, ...]
-DIMENSIONS = {
-    "scores": ("query", "training"),
-    "layer_scores": ("layer", "query", "training"),
-    "self_influences": ("training",),
-}
+DIMENSIONS = ("layer", "query", "training")
 MAKERS = {
     "scores": "Run: score",
     "layer_scores": "Only a store begun with score --by-layer keeps them.",
@@ -106,7 +103,7 @@ class Store:
             with disk_full_is_told(self.folder):
                 self.results.attrs.update(facts)
 
-    def make_array(self, name: str, shape: Sizes, chunks: Sizes, dtype: str) -> None:
+    def make_array(self, name: str, shape: Sizes, chunks: Sizes, dtype: str | torch.dtype) -> None:
         """An array of missing influences, unless it is there; other chunks while it is empty only."""
         if name in self.results:
             array = self.array(name)
@@ -118,10 +115,10 @@ class Store:
                 shape=shape,
                 chunks=chunks,
                 overwrite=True,
-                dtype=dtype,
+                dtype=str(dtype).removeprefix("torch."),
                 fill_value=np.nan,
                 compressors=[ZstdCodec(level=3), Crc32cCodec()],
-                dimension_names=DIMENSIONS[name],
+                dimension_names=DIMENSIONS[-len(shape) :],
             )
 
     def keep_rows(self, name: str, rows: np.ndarray) -> None:
@@ -254,23 +251,21 @@ def save_sums(path: Path, sums: Mapping[str, Tensor], blocks: int) -> None:
         save_file(tensors, fresh, metadata=about)
 
 
-def load_sums(path: Path, sums: Mapping[str, Tensor]) -> int:
-    """Fill tensors with the saved ones; the number of blocks they are over.
+def load_sums(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], int]:
+    """The saved tensors, and the number of blocks they are over; none and 0 without a file.
 
-    Without a file they stay as they are, and it is 0. Raises `StoreDamaged`.
+    Raises `StoreDamaged`.
     """
     if not path.exists():
-        return 0
+        return {}, 0
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
-            if sums:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if about["digest"] != digest(found):
-                    raise ValueError("its checksum differs")
-                for key, tensor in sums.items():
-                    tensor.copy_(found[key])
-            return int(about["blocks"])
+            names = () if header_only else file.keys()
+            found = {name: file.get_tensor(name) for name in names}
+        if not header_only and about["digest"] != digest(found):
+            raise ValueError("its checksum differs")
+        return found, int(about["blocks"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise StoreDamaged(
             f"{path.parent.name}/{path.name} can't be read ({error}). Remove it: its blocks are computed "
@@ -279,8 +274,8 @@ def load_sums(path: Path, sums: Mapping[str, Tensor]) -> int:
 
 
 def blocks_in(path: Path) -> int:
-    """How many blocks the saved sums are over, without reading them. Otherwise as `load_sums`."""
-    return load_sums(path, {})
+    """How many blocks the saved sums are over. Raises `StoreDamaged`."""
+    return load_sums(path, header_only=True)[1]
 
 
 @contextmanager

@@ -29,6 +29,10 @@ RECORDED = ("torch", "transformers", "datasets", "zarr", "support")
 """Packages whose versions a store remembers."""
 
 
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in RECORDED}}
+
+
 @dataclass(frozen=True)
 class Job:
     """One command's view of a job: the options that were given, the store, and the team.
@@ -143,7 +147,3 @@ class Job:
         if device().type == "cpu":
             room //= self.team.neighbours
         return min(len(self.queries), self.given.get("query_block") or max(1, room))
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in RECORDED}}
