@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import distributed as dist
 
 from support.ekfac import Categorical, EkfacInfluence
+from support.ekfac.errors import LayerNotSupported
 from support.job import fit as fit_module
 from support.job.examples import Examples
 from support.job.fit import fit
@@ -191,10 +192,7 @@ def test_labels_are_drawn_for_each_block_whoever_draws_them(tmp_path):
     def engine(seed):
         return new_engine(likelihood=Categorical(exact_classes=1), seed=seed)
 
-    one, many = (
-        fitted(tmp_path / "1", engine=engine(5)),
-        begun_by(3, tmp_path / "3", engine=engine(5)),
-    )
+    one, many = (fitted(tmp_path / "1", engine=engine(5)), begun_by(3, tmp_path / "3", engine=engine(5)))
     for name, layer in one.engine.curvature.items():
         torch.testing.assert_close(layer.eigenvalues, many.engine.curvature[name].eigenvalues)
     other = fitted(tmp_path / "other", engine=engine(6))
@@ -276,3 +274,15 @@ def test_a_plan_never_holds_all_examples(tmp_path, monkeypatch):
     monkeypatch.setattr(Examples, "batch", spied)
     assert planned(job).startswith("900 training examples, 1,800 tokens; 3 queries; 1 process\n")
     assert max(most) <= 400
+
+
+def test_a_layer_that_hooks_can_t_follow_is_refused_before_a_fit(tmp_path):
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = token_classifier()
+    model.inner.__class__ = Doubled
+    with pytest.raises(LayerNotSupported, match="The gradient of 'inner' is not the product"):
+        fitted(tmp_path, engine=EkfacInfluence(model))
+    assert not list(tmp_path.glob("fit/*"))

@@ -66,11 +66,7 @@ def rows(query, effect, scores):
 @pytest.fixture(scope="module")
 def source():
     by_query = pd.concat(
-        [
-            rows(0, "helps", [4.0, 2.0, 1.0]),
-            rows(0, "harms", [-5.0]),
-            rows(1, "harms", [-0.25, -0.125]),
-        ],
+        [rows(0, "helps", [4.0, 2.0, 1.0]), rows(0, "harms", [-5.0]), rows(1, "harms", [-0.25, -0.125])],
         ignore_index=True,
     )
     by_query.loc[0, "text"] = HOSTILE

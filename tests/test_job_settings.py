@@ -1,12 +1,11 @@
 """What holds is what the store says, or else what was given, or else a default that has a reason."""
 
-import argparse
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import pytest
 
 from support.job.errors import BadSetting, StoreMismatch
-from support.job.settings import Damping, Question, Subject, add_options, as_regularization, settled
+from support.job.settings import Damping, Question, Subject, as_regularization, settled
 
 ALL = (Subject, Question, Damping)
 
@@ -54,7 +53,6 @@ def test_a_contradiction_is_refused_by_the_options_name_and_both_values(settings
     [
         (Subject, {"block": 0}, r"^--block 0: use 1 or more\."),
         (Subject, {"max_tokens": -1}, r"^--max-tokens -1: use 1 or more\."),
-        (Subject, {"precision": "half"}, r"^--precision half: use full or bfloat16\."),
         (Damping, {"regularization": "much"}, r"^--regularization much: use a number ≥ 0, or auto"),
     ],
 )
@@ -68,14 +66,3 @@ def test_regularization_is_a_number_or_auto():
     for text in ("-1", "nan", "inf", "", "0,1", "Auto"):
         with pytest.raises(BadSetting, match=r"use a number ≥ 0, or auto\.$"):
             as_regularization(text)
-
-
-def test_every_setting_is_an_option_of_its_type_which_is_none_when_it_is_not_given():
-    parser = argparse.ArgumentParser()
-    for settings in ALL:
-        add_options(parser, settings)
-    names = {one.name for settings in ALL for one in fields(settings)}
-    assert vars(parser.parse_args([])) == dict.fromkeys(names)
-    given = vars(parser.parse_args(["--block", "7", "--by-layer", "--query-rows", "50"]))
-    chosen = {name: value for name, value in given.items() if value is not None}
-    assert chosen == {"block": 7, "by_layer": True, "query_rows": "50"}

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from support.job.command import shown
-from support.job.errors import StepMissing
 from support.job.store import Store, in_blocks, save_sums
 
 QUERIES, TRAINING, CHUNKS = 3, 11, (2, 4)
@@ -53,23 +52,11 @@ def test_half_scored_means_so_many_chunks_of_all_wherever_they_lie(store, places
     assert store.progress()["score"] == f"{len(places)} of 6 blocks"
 
 
-def test_self_influences_are_counted_apart(store):
-    own(store, [PLACES[0][1], PLACES[2][1]])
-    assert store.progress() == {"fit": "not yet", "score": "not yet", "self": "2 of 3 blocks"}
-
-
 def test_when_every_chunk_is_there_each_step_is_done(store):
     store.curvature.touch()
     score(store, PLACES)
     own(store, [place for _, place in PLACES[:3]])
     assert store.progress() == {"fit": "done", "score": "done", "self": "done"}
-
-
-def test_a_damaged_chunk_is_one_that_is_missing(store):
-    score(store, PLACES)
-    chunk = next(path for path in store.folder.glob("results.zarr/scores/c/0/*"))
-    chunk.write_bytes(chunk.read_bytes()[:-1])
-    assert store.progress()["score"] == "5 of 6 blocks"
 
 
 def test_facts_are_shown_in_a_line_each_and_those_left_empty_are_not(store):
@@ -83,8 +70,3 @@ def test_facts_are_shown_in_a_line_each_and_those_left_empty_are_not(store):
     assert lines[5:] == ["shards: 2", "progress:"] + [
         f"  {step}: not yet" for step in ("fit", "score", "self")
     ]
-
-
-def test_without_a_store_the_first_command_is_named(tmp_path):
-    with pytest.raises(StepMissing, match=r"^There is no store at .*Begin one with: fit --store"):
-        shown(Store(tmp_path / "nothing"))

@@ -13,7 +13,7 @@ import zarr
 from filelock import FileLock
 
 from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
-from support.job.store import Store, blocks_in, disk_full_is_told, load_sums, save_sums
+from support.job.store import Store, blocks_in, disk_full_is_told, in_blocks, load_sums, save_sums
 
 WHOLE = (range(0, 2), range(0, 3))
 
@@ -100,23 +100,6 @@ def test_a_file_is_no_folder_for_a_store(tmp_path, alone):
         Store(path).claimed(alone()).__enter__()
 
 
-def test_without_a_store_the_first_step_is_named(tmp_path):
-    with pytest.raises(StepMissing, match="There is no store at .*nowhere. Begin one with: fit"):
-        Store(tmp_path / "nowhere").facts()
-
-
-@pytest.mark.parametrize(("name", "step"), [("scores", "Run: score"), ("self_influences", "Run: self")])
-def test_a_missing_result_names_its_step(store, name, step):
-    with pytest.raises(StepMissing, match=f"has no {name} yet. {step}"):
-        store.array(name)
-
-
-def test_a_folder_with_other_things_is_refused(tmp_path, alone):
-    (tmp_path / "thesis.tex").write_text("…")
-    with pytest.raises(StoreMismatch, match="holds other things .thesis.tex. and no store"):
-        Store(tmp_path).claimed(alone()).__enter__()
-
-
 @pytest.mark.parametrize(
     ("attributes", "error", "message"),
     [
@@ -187,11 +170,6 @@ def test_the_systems_ways_to_say_full_are_told_as_one(tmp_path, number):
         raise OSError(number, "No space left on device")
 
 
-def test_other_errors_of_the_system_pass(tmp_path):
-    with pytest.raises(PermissionError), disk_full_is_told(tmp_path):
-        raise PermissionError(errno.EACCES, "Permission denied")
-
-
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder that holds 512 kB and no more."""
@@ -240,10 +218,6 @@ def test_sums_come_back_with_the_number_of_blocks_they_are_over(tmp_path):
     torch.testing.assert_close(found, sums, rtol=0, atol=0)
 
 
-def test_without_a_file_sums_begin_at_nothing(tmp_path):
-    assert load_sums(tmp_path / "none.safetensors") == ({}, 0)
-
-
 def test_damaged_sums_are_told_by_file(tmp_path):
     path = tmp_path / "covariances-1.safetensors"
     path.write_bytes(b"not this")
@@ -259,3 +233,11 @@ def test_sums_whose_numbers_were_changed_are_told(tmp_path):
     path.write_bytes(content)
     with pytest.raises(StoreDamaged, match=r"eigenvalues-0.*its checksum differs.*Remove it"):
         load_sums(path)
+
+
+@pytest.mark.parametrize(
+    ("examples", "size", "blocks"),
+    [(7, 3, [range(0, 3), range(3, 6), range(6, 7)]), (6, 3, [range(0, 3), range(3, 6)]), (0, 5, [])],
+)
+def test_only_the_last_block_may_be_shorter(examples, size, blocks):
+    assert in_blocks(examples, size) == blocks

@@ -65,13 +65,6 @@ def test_the_strongest_are_those_of_the_whole_sorted_matrix(tmp_path, chunks, co
     check(top, SCORES, count)
 
 
-def test_a_count_above_the_training_set_gives_all_of_it_once(tmp_path):
-    top = strongest(stored(tmp_path), TRAINED_ON, ASKED, 50)
-    check(top, SCORES, 50)
-    assert len(top.by_query) == SCORES.size
-    assert len(top.overall) == TRAINING
-
-
 def test_the_shares_of_a_query_add_up_to_one_and_so_do_the_mean_shares(tmp_path):
     top = strongest(stored(tmp_path), TRAINED_ON, ASKED, TRAINING)
     np.testing.assert_allclose(top.by_query.groupby("query")["share"].sum(), np.ones(QUERIES))
@@ -117,13 +110,6 @@ def test_one_score_that_is_missing_is_an_error(tmp_path):
     store = stored(tmp_path)
     store.results["scores"][1, 8] = np.nan
     with pytest.raises(StepMissing, match=r"^Not all scores are there yet\. Run: score"):
-        strongest(store, TRAINED_ON, ASKED, 2)
-
-
-def test_without_any_score_the_step_is_named(tmp_path):
-    store = Store(tmp_path)
-    store.begin()
-    with pytest.raises(StepMissing, match=r"has no scores yet\. Run: score$"):
         strongest(store, TRAINED_ON, ASKED, 2)
 
 

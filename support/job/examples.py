@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow
 import torch
 from datasets import Dataset
-from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
@@ -45,10 +44,8 @@ class Examples:
         digest = hashlib.sha256(f"{self.digest} {numbers.tolist()}".encode()).hexdigest()
         return Examples(*chosen, digest, self.pad_token_id)
 
-    def batch(
-        self, numbers: Sequence[int], device: torch.device
-    ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
-        """Examples by number as one padded batch, with their labels."""
+    def batch(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Examples by number: ids `(batch, tokens)`, padded, and labels `(batch,)`."""
         tokens = map(torch.tensor, self.tokens[list(numbers)]["input_ids"])
         padded = pad_sequence(list(tokens), batch_first=True, padding_value=self.pad_token_id)
         return padded.to(device), torch.tensor(self.texts[list(numbers)]["label"], device=device)
@@ -63,7 +60,7 @@ def tokenised(
 ) -> Examples:
     """The chosen rows; their tokens are kept in `folder` under a name made from their contents.
 
-    Raises `DatasetNotUsable` for a text without a token, `DiskFull` and `StoreDamaged`.
+    Raises `DatasetNotUsable`, `DiskFull` and `StoreDamaged`.
     """
     chosen = texts.select(rows)
     digest = _digest(chosen, rows, tokenizer, max_tokens)
@@ -79,9 +76,8 @@ def tokenised(
             file = {"cache_file_name": str(folder / f"{name}.arrow"), "new_fingerprint": name}
             tokens = chosen.map(encode, batched=True, remove_columns=["text", "label"], **file)
         except pyarrow.ArrowInvalid as error:
-            raise StoreDamaged(
-                f"{folder.name}/{name}.arrow can't be read ({error}). Remove it: it is made anew."
-            ) from error
+            told = f"{folder.name}/{name}.arrow can't be read ({error})"
+            raise StoreDamaged(f"{told}. Remove it: it is made anew.") from error
     examples = Examples(rows, chosen, tokens, digest, tokenizer.pad_token_id)
     empty = np.flatnonzero(examples.lengths == 0)
     if len(empty):
@@ -126,8 +122,8 @@ def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray
         ranges = []
     if not ranges or not all(part and part[0] >= 0 and part[-1] < available for part in ranges):
         raise BadSetting(
-            f"--{option} {rows}: use all, a number of rows like 50 (from 1 to {available}), or rows and ranges "
-            f"like 3,5,100:200 (from 0 to {available - 1}, at least one in each)."
+            f"--{option} {rows}: use all, a number of rows like 50 (from 1 to {available}), or rows and "
+            f"ranges like 3,5,100:200 (from 0 to {available - 1}, at least one in each)."
         )
     if sampled:
         return np.sort(np.random.default_rng(seed).permutation(available)[: len(ranges[0])])

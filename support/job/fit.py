@@ -1,14 +1,14 @@
 """The curvature from many examples, by all processes of a job, in pieces that survive a kill.
 
-The examples are cut into blocks, the blocks dealt by tokens into shards, one for each process that begins
-the fit. A shard's sums are written to disk now and then with the number of blocks in them. A run that goes
-on takes up each shard where it was. With as many processes as before, what comes out is what would have
-come out, to the bit; with another number, to rounding.
+The examples are cut into blocks, the blocks dealt into shards, one for each process that begins the fit. A
+shard's sums are written to disk now and then, with the number of blocks in them; a run that goes on takes up
+each where it was. With as many processes as before, the result is the same to the bit, else to rounding.
 """
 
 import hashlib
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from support.ekfac.blocks import Block, blocks_of
@@ -22,19 +22,17 @@ from support.job.work import Job
 
 Shards = list[list[range]]
 Sums = CovarianceSums | EigenvalueSums
-
 TITLES = {"covariances": "fit 1/2, covariances", "eigenvalues": "fit 2/2, eigenvalues"}
-"""What people read, for each of the two sums, by the name of its files."""
 
 
 def fit(job: Job) -> str:
     """Fit the job's engine, unless that was done, and leave the curvature in the store.
 
-    Raises what `engine.fit` raises, `DiskFull`, `StoreDamaged`, and what `Job.begin` raises.
+    Raises what `engine.fit` and `Job.begin` raise, `DiskFull`, and `StoreDamaged`.
     """
     job.begin()
     if job.team.on_first(job.store.curvature.exists):
-        job.team.on_first(job.store.forget_partial_fit)
+        job.team.on_first(lambda: shutil.rmtree(job.store.partial_fit, ignore_errors=True))
         return "It was fitted before."
     engine, examples = job.engine, len(job.fitted_on)
     shards = job.team.on_first(lambda: _shards(job))
@@ -48,7 +46,7 @@ def fit(job: Job) -> str:
     def save() -> None:
         with disk_full_is_told(job.store.folder):
             engine.save(job.store.curvature)
-        job.store.forget_partial_fit()
+        shutil.rmtree(job.store.partial_fit)
 
     job.team.on_first(save)
     return f"Fitted on {examples:,} examples."
@@ -61,10 +59,8 @@ def _shards(job: Job) -> Shards:
         job.store.settle({"shards": min(job.team.size, len(blocks))})
     with disk_full_is_told(job.store.folder):
         job.store.partial_fit.mkdir(exist_ok=True)
-    lengths = job.fitted_on.lengths
-    tokens = [int(lengths[block.start : block.stop].sum()) for block in blocks]
-    hands = deal(tokens, job.store.facts()["shards"])
-    return [[blocks[number] for number in hand] for hand in hands]
+    shards = job.store.facts()["shards"]
+    return [blocks[n::shards] for n in range(shards)]
 
 
 def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
@@ -74,9 +70,7 @@ def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
     if missing:
         team.on_first(lambda: verify(engine.passes, _blocks(job, shards[0][0])[0]))
         sums = _sums(job, "covariances", lambda: CovarianceSums(engine.passes, engine.likelihood), shards)
-        sizes = [engine.layers[name].d_in ** 3 + engine.layers[name].d_out ** 3 for name in missing]
-        for number in deal(sizes, team.size)[team.rank]:
-            name = missing[number]
+        for name in missing[team.rank :: team.size]:
             basis = sums.basis(name)
             save_sums(_basis_file(job, name), {part: getattr(basis, part) for part in BASIS_PARTS}, 0)
         del sums
@@ -90,8 +84,7 @@ def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
 
 
 def missing_bases(job: Job) -> list[str]:
-    """Layers without a basis on the disk. Sums of squares in another basis are worth nothing: if there
-    are any, they go."""
+    """Layers without a basis on the disk. Sums of squares in another basis, if there are any, go."""
     missing = [name for name in job.engine.layer_names if not _basis_file(job, name).exists()]
     for path in job.store.partial_fit.glob("eigenvalues-*") if missing else ():
         path.unlink()
@@ -104,7 +97,7 @@ def _basis_file(job: Job, name: str) -> Path:
 
 def _sums(job: Job, name: str, begin: Callable[[], Sums], shards: Shards) -> Sums:
     """One pass over the examples: sums over all shards, in every process."""
-    files = [job.store.partial_fit / f"{name}-{n}.safetensors" for n in range(len(shards))]
+    files = [job.store.partial_fit / f"{name}-shard-{n}.safetensors" for n in range(len(shards))]
 
     def before() -> int:
         done = [shard[: blocks_in(path)] for shard, path in zip(shards, files, strict=True)]
@@ -112,14 +105,12 @@ def _sums(job: Job, name: str, begin: Callable[[], Sums], shards: Shards) -> Sum
 
     own = range(job.team.rank, len(shards), job.team.size)
     total, done = begin(), job.team.on_first(before)
-    seconds = job.given["tell_seconds"]
-    with progress(job.team, TITLES[name], len(job.fitted_on), done, seconds) as count:
+    with progress(job.team, TITLES[name], len(job.fitted_on), done, job.given["tell_seconds"]) as count:
         for number in own:
             sums = total if len(own) == 1 else begin()
             _add_shard(job, sums, shards[number], files[number], name, count)
-            if sums is not total:
-                for key, tensor in total.tensors.items():
-                    tensor += sums.tensors[key]
+            for key, tensor in total.tensors.items() if sums is not total else ():
+                tensor += sums.tensors[key]
         for tensor in total.tensors.values():
             job.team.add_up(tensor)
     return total
@@ -149,17 +140,3 @@ def _blocks(job: Job, numbers: range) -> list[Block]:
     passes = job.engine.passes
     inputs, _ = job.fitted_on.batch(numbers, passes.device)
     return blocks_of(inputs, None, passes.token_mask)
-
-
-def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Numbers of the pieces for each hand, ascending: the largest piece first, to the lightest hand.
-
-    No hand gets more than 4/3 of the best possible (Graham 1969), usually it is a few percent.
-    """
-    dealt: list[list[int]] = [[] for _ in range(hands)]
-    weights = [0] * hands
-    for piece in sorted(range(len(sizes)), key=lambda piece: -sizes[piece]):
-        lightest = weights.index(min(weights))
-        dealt[lightest].append(piece)
-        weights[lightest] += sizes[piece]
-    return [sorted(hand) for hand in dealt]

@@ -21,9 +21,8 @@ from support.job.work import Job
 def score(job: Job) -> str:
     """Influence of every training example on every query, into `scores`, by layer on demand.
 
-    Queries are preconditioned a group at a time, and the training examples that are not scored yet pass
-    by once for each such group. Raises what the engine, `Job.begin` and `Job.ask` raise, `StepMissing`
-    without a fit, `StoreDamaged`, and `DiskFull`.
+    The training examples that are not scored yet pass by once for each group of queries. Raises what the
+    engine, `Job.begin` and `Job.ask` raise, `StepMissing` without a fit, `StoreDamaged`, and `DiskFull`.
     """
     _load(job)
     job.ask()
@@ -47,10 +46,7 @@ def score(job: Job) -> str:
 
 
 def self_influences(job: Job) -> str:
-    """⟨(F + λ)⁻¹ ∇loss, ∇loss⟩ of every training example, into `self_influences`.
-
-    Raises as `score` does.
-    """
+    """⟨(F + λ)⁻¹ ∇loss, ∇loss⟩ of every training example, into `self_influences`. Raises as `score` does."""
     _load(job)
     job.settle({"damping": asdict(job.damping)})
     name, training = "self_influences", len(job.training)
@@ -97,10 +93,7 @@ def _missing(job: Job, names: list[str], *group: range) -> list[range]:
 
 
 def _factors(job: Job, group: range) -> dict[str, Tensor]:
-    """Each process preconditions some of the queries; then all have them all.
-
-    They are cut into the same pieces for any number of processes, and so is the arithmetic.
-    """
+    """Each process preconditions some of the queries, in the same pieces for any number of processes."""
     passes = job.engine.passes
     factors = {
         name: passes.zeros(len(group), layer.d_out, layer.d_in) for name, layer in passes.layers.items()

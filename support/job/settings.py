@@ -59,7 +59,7 @@ class Damping:
     """How the curvature is inverted."""
 
     regularization: str = setting(
-        str(DEFAULT_REGULARIZATION), "λ: a number ≥ 0, or auto (0.1 × mean eigenvalue)"
+        f"{DEFAULT_REGULARIZATION}", "λ: a number ≥ 0, or auto (0.1 × mean eigenvalue)"
     )
 
 
@@ -82,13 +82,11 @@ def option(name: str) -> str:
 def settled(settings: type[Settings], given: Mapping, stored: Mapping | None) -> Settings:
     """The settings that hold: the store's, or else those given, or else the defaults.
 
-    Raises `StoreMismatch` when something given differs from the store's, and `BadSetting`.
+    Raises `StoreMismatch` when something given differs, and `BadSetting`.
     """
     names = [one.name for one in fields(settings)]
     given = {name: given[name] for name in names if given.get(name) is not None}
     refuse_below(given)
-    if given.get("precision", "full") not in ("full", "bfloat16"):
-        raise BadSetting(f"--precision {given['precision']}: use full or bfloat16.")
     if "regularization" in given:  # one number has many spellings
         given["regularization"] = str(as_regularization(given["regularization"])).removesuffix(".0")
     if stored is not None:
@@ -106,10 +104,8 @@ def refuse_unless_equal(name: str, stored: object, here: object) -> None:
         for key in sorted(stored.keys() | here.keys()):
             refuse_unless_equal(f"{name}: {key}", stored.get(key), here.get(key))
     elif stored != here:
-        raise StoreMismatch(
-            f"{name} is {here!r} here, but {stored!r} in the store. Go on with what the store was begun "
-            "with, or name another --store."
-        )
+        told = f"{name} is {here!r} here, but {stored!r} in the store"
+        raise StoreMismatch(f"{told}. Go on with what the store was begun with, or name another --store.")
 
 
 def as_regularization(text: str) -> float | str:

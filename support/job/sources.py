@@ -34,10 +34,7 @@ class Classifier:
 
 
 def load_classifier(subject: Subject, device: torch.device) -> Classifier:
-    """The model of a job in evaluation mode on a device, gradients for the chosen layers only.
-
-    Raises `ModelNotUsable`.
-    """
+    """The model in evaluation mode, gradients for the chosen layers only. Raises `ModelNotUsable`."""
     model, tokenizer = _model_and_tokenizer(subject.model)
     if tokenizer.pad_token_id is None:
         raise ModelNotUsable(
@@ -48,9 +45,8 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
     if subject.max_tokens > longest:
-        raise ModelNotUsable(
-            f"{subject.model!r} reads {longest} tokens at most. Use --max-tokens {longest}, or fewer."
-        )
+        told = f"{subject.model!r} reads {longest} tokens at most"
+        raise ModelNotUsable(f"{told}. Use --max-tokens {longest}, or fewer.")
     parts = [part.strip() for part in subject.layers.split(",") if part.strip()]
     try:
         require_gradients_only(model, parts)
@@ -81,10 +77,7 @@ def _model_and_tokenizer(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]
 
 
 def load_texts(name: str, split: str, subject: Subject, class_names: dict[str, int]) -> Dataset:
-    """A split with columns `text` and `label`, labels as the model's numbers.
-
-    Raises `DatasetNotUsable`.
-    """
+    """A split with columns `text` and `label`, the model's numbers. Raises `DatasetNotUsable`."""
     datasets.disable_progress_bars()
     found, columns = _read(name, split), [subject.text_column, subject.label_column]
     if isinstance(found, dict) and split not in found:
@@ -107,10 +100,9 @@ def refuse_single_split(name: str) -> None:
     path = Path(name)
     is_one = (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists()
     if path.is_file() or is_one:
-        raise DatasetNotUsable(
-            f"{name!r} has one split: its rows would be training examples and queries at once. Name the "
-            "queries' file or folder with --queries, or say --query-split train if you mean that."
-        )
+        told = f"{name!r} has one split: its rows would be training examples and queries at once"
+        cure = "Name the queries' file or folder with --queries, or say --query-split train if you mean that"
+        raise DatasetNotUsable(f"{told}. {cure}.")
 
 
 def _read(name: str, split: str) -> Dataset | dict:

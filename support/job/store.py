@@ -15,7 +15,6 @@ An influence that is not there is NaN; none that is there can be, the engine ref
 """
 
 import errno
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
@@ -42,7 +41,7 @@ Sizes = tuple[int, ...]
 DIMENSIONS = ("layer", "query", "training")
 MAKERS = {
     "scores": "Run: score",
-    "layer_scores": "Only a store begun with score --by-layer keeps them.",
+    "layer_scores": "Only a store begun with score --by-layer keeps them",
     "self_influences": "Run: self",
 }
 
@@ -70,14 +69,11 @@ class Store:
             group = zarr.open_group(self._results, mode="r+")
             version = group.attrs["format"]
         except (KeyError, ValueError, TypeError) as error:
-            raise StoreDamaged(
-                f"{self._results / 'zarr.json'} is not that of a job's results "
-                f"({type(error).__name__}: {error}). Name another --store."
-            ) from error
+            told = f"{self._results / 'zarr.json'} is not that of a job's results"
+            raise StoreDamaged(f"{told} ({type(error).__name__}: {error}). Name another --store.") from error
         if version != FORMAT:
-            raise StoreMismatch(
-                f"{self.folder} has format {version!r}, expected {FORMAT!r}. Name another --store."
-            )
+            told = f"{self.folder} has format {version!r}, expected {FORMAT!r}"
+            raise StoreMismatch(f"{told}. Name another --store.")
         return group
 
     def begin(self) -> None:
@@ -92,10 +88,7 @@ class Store:
         return dict(self.results.attrs)
 
     def settle(self, facts: Mapping[str, object]) -> None:
-        """Write attributes; one that is there already must be the same, entry by entry.
-
-        Raises `StoreMismatch`, naming the first entry that differs; then none is written.
-        """
+        """Write attributes. Raises `StoreMismatch`, and writes none, when the store has another one."""
         stored = self.facts()
         for name, fact in facts.items():
             refuse_unless_equal(name, stored.get(name, fact), fact)
@@ -109,17 +102,11 @@ class Store:
             array = self.array(name)
             if array.chunks == chunks or array.nchunks_initialized:
                 return
+        layout = {"shape": shape, "chunks": chunks, "dimension_names": DIMENSIONS[-len(shape) :]}
+        kind = {"dtype": str(dtype).removeprefix("torch."), "fill_value": np.nan}
+        compressors = [ZstdCodec(level=3), Crc32cCodec()]
         with disk_full_is_told(self.folder):
-            self.results.create_array(
-                name,
-                shape=shape,
-                chunks=chunks,
-                overwrite=True,
-                dtype=str(dtype).removeprefix("torch."),
-                fill_value=np.nan,
-                compressors=[ZstdCodec(level=3), Crc32cCodec()],
-                dimension_names=DIMENSIONS[-len(shape) :],
-            )
+            self.results.create_array(name, overwrite=True, compressors=compressors, **layout, **kind)
 
     def keep_rows(self, name: str, rows: np.ndarray) -> None:
         """Row numbers of examples. They are written again each time: a kill may have left none."""
@@ -186,17 +173,13 @@ class Store:
         done = sum(self.has(name, place) for place in places)
         return "done" if done == len(places) else f"{done} of {len(places)} blocks"
 
-    def forget_partial_fit(self) -> None:
-        """The fit is done."""
-        shutil.rmtree(self.partial_fit, ignore_errors=True)
-
     @contextmanager
     def claimed(self, team: Team) -> Iterator[None]:
         """The team is at work on the store; what a killed run left half written is removed before.
 
-        Raises `StoreBusy`, and `StoreMismatch` when the folder holds anything, but no store. Every
-        process holds a lock of its own, which the system takes away when the process ends, however it
-        ends; the first, with its own in hand, looks whether any other is held.
+        Every process holds a lock, which the system takes away when the process ends, however it ends; the
+        first looks whether any other is held. Raises `StoreBusy`, and `StoreMismatch` without a store in the
+        folder, but other things.
         """
         folder = self.folder / "locks"
         own = FileLock(folder / f"rank-{team.rank}", timeout=0)
@@ -218,8 +201,8 @@ class Store:
             own.acquire()
             yield
         except Timeout as error:
-            busy = f"Another job is at work on {self.folder}."
-            raise StoreBusy(f"{busy} Wait for it, stop it, or name another --store.") from error
+            told = f"Another job is at work on {self.folder}. Wait for it, stop it, or name another --store."
+            raise StoreBusy(told) from error
         finally:
             own.release(force=True)
 
@@ -229,9 +212,8 @@ class Store:
         ours = {self._results.name, "locks", self.tokens.name, self.partial_fit.name}
         strange = [path.name for path in self.folder.glob("*") if path.name not in ours]
         if strange and not self.exists:
-            raise StoreMismatch(
-                f"{self.folder} holds other things ({strange[0]}) and no store. Name a new folder."
-            )
+            told = f"{self.folder} holds other things ({strange[0]}) and no store"
+            raise StoreMismatch(f"{told}. Name a new folder.")
 
 
 def in_blocks(examples: int, size: int) -> list[range]:
@@ -252,10 +234,7 @@ def save_sums(path: Path, sums: Mapping[str, Tensor], blocks: int) -> None:
 
 
 def load_sums(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], int]:
-    """The saved tensors, and the number of blocks they are over; none and 0 without a file.
-
-    Raises `StoreDamaged`.
-    """
+    """The saved tensors, and the number of blocks they are over; none, 0 without a file. `StoreDamaged`."""
     if not path.exists():
         return {}, 0
     try:
@@ -285,8 +264,8 @@ def disk_full_is_told(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         # safetensors hands the system's number on as text only.
-        number = error.errno if isinstance(error, OSError) else None
-        if number not in NO_ROOM and not any(f"(os error {full})" in str(error) for full in NO_ROOM):
+        told = any(f"(os error {number})" in str(error) for number in NO_ROOM)
+        if not told and getattr(error, "errno", None) not in NO_ROOM:
             raise
         raise DiskFull(
             f"No room left for {folder} ({error}). What is finished is kept: make room and run the same "

@@ -32,10 +32,9 @@ class Team:
         self._on_first = False
 
     def on_first(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns in the first process, for all.
+        """What `work` returns in the first process, for all. An error is `ToldElsewhere` in the others.
 
-        An error is raised there as it is, in the others as `ToldElsewhere`. `work` must not ask the
-        team for anything: the others would answer another question.
+        `work` must not ask the team for anything: the others would answer another question.
         """
         if self._on_first:
             raise RuntimeError("on_first within on_first: evaluate before what the inner one gives.")
@@ -71,10 +70,7 @@ class Team:
 
 
 def device() -> torch.device:
-    """This process's own: a GPU of the machine where there is one, else the CPU.
-
-    Raises `BadSetting` when there are more processes on the machine than GPUs.
-    """
+    """A GPU of this process's own, or the CPU. Raises `BadSetting` when there are too few GPUs."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     number = int(os.environ.get("LOCAL_RANK", "0"))
     if not gpus:

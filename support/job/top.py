@@ -1,9 +1,7 @@
-"""Which training examples matter most: as tables, as text, and as one page of HTML that needs nothing
-else. Scores are read a column of chunks at a time: memory holds one block of training examples, and two
-numbers for each.
+"""Which training examples matter most: as tables, as text, and as one page of HTML that needs nothing else.
 
-Texts are data from strangers: the page's template escapes all of them; of their markup only line breaks
-are kept, as line breaks.
+Scores are read a column of chunks at a time. Texts are data from strangers: the page's template escapes all
+of them; of their markup only line breaks are kept, as line breaks.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,11 +29,9 @@ FORMATS = {
 class Top:
     """The strongest training examples of a scored store.
 
-    `by_query`: `count` helping and as many harming ones for each query. Columns `query`, `query_row`,
-    `effect`, `place`, `training_row`, `score`, `share`, `label`, `text`; `share` is the size of the score
+    `by_query`: `count` helping and as many harming ones for each query; `share` is the size of the score
     over the sum of the sizes of all scores of that query. `overall`: the `count` with the largest mean
-    share over all queries. Columns `place`, `training_row`, `share`, `helps` (of how many queries),
-    `label`, `text`.
+    share over all queries; `helps` says how many of them.
     """
 
     by_query: pd.DataFrame
@@ -43,17 +39,15 @@ class Top:
 
     def __str__(self) -> str:
         """Tables for a terminal: over all queries, then helpful and harmful ones for each."""
-        parts = ["Over all queries:", _aligned(self.overall)]
+        parts = ["Over all queries:", self.overall.to_string(index=False, formatters=FORMATS)]
         for (query, effect), rows in self.by_query.groupby(["query", "effect"], sort=False):
             parts.append(f"\nQuery {query} (row {rows['query_row'].iloc[0]}), {effect}:")
-            parts.append(_aligned(rows.drop(columns=["query", "query_row", "effect"])))
+            rows = rows.drop(columns=["query", "query_row", "effect"])
+            parts.append(rows.to_string(index=False, formatters=FORMATS))
         return "\n".join(parts)
 
     def write(self, folder: Path, html: str) -> None:
-        """`top.parquet`, `top_overall.parquet` and `top.html` in a folder, each whole or not at all.
-
-        Raises `DiskFull`.
-        """
+        """`top.parquet`, `top_overall.parquet`, `top.html`, each whole or not at all. Raises `DiskFull`."""
         writers = {
             "top.parquet": self.by_query.to_parquet,
             "top_overall.parquet": self.overall.to_parquet,
@@ -121,11 +115,6 @@ def _table(training: Examples, numbers: np.ndarray, about: Mapping, scored: Mapp
     own = {"label": np.array(chosen["label"][:], dtype=np.int64), "text": chosen["text"][:]}
     places = {"place": np.arange(1, len(numbers) + 1), "training_row": training.rows[numbers]}
     return pd.DataFrame({**about, **places, **scored, **own})
-
-
-def _aligned(frame: pd.DataFrame) -> str:
-    """Numbers with the digits that people read, texts in one line."""
-    return frame.to_string(index=False, formatters=FORMATS)
 
 
 def page(top: Top, queries: Examples, class_names: Mapping[str, int], facts: Mapping) -> str:

@@ -37,8 +37,7 @@ def _versions() -> dict[str, str]:
 class Job:
     """One command's view of a job: the options that were given, the store, and the team.
 
-    What is in the store holds; each part is made when it is first asked for. Raises the errors of
-    `sources`, `settings` and `store`.
+    Each part is made when it is first asked for. Raises the errors of `sources`, `settings` and `store`.
     """
 
     store: Store
@@ -65,12 +64,9 @@ class Job:
 
     @cached_property
     def engine(self) -> EkfacInfluence:
-        return EkfacInfluence(
-            self.classifier.model,
-            hessian_regularization=as_regularization(self.damping.regularization),
-            precision=self.subject.precision,
-            seed=self.subject.seed,
-        )
+        inverted = {"hessian_regularization": as_regularization(self.damping.regularization)}
+        fitted = {"precision": self.subject.precision, "seed": self.subject.seed}
+        return EkfacInfluence(self.classifier.model, **inverted, **fitted)
 
     @cached_property
     def training(self) -> Examples:
@@ -120,16 +116,13 @@ class Job:
         self.settle(facts, training_rows=self.training)
 
     def ask(self) -> None:
-        """Settle queries and λ, so that a run that is killed before it scores knows them.
-
-        Raises `StoreMismatch`, by name.
-        """
+        """Settle queries and λ, so that a run that is killed before it scores knows them. As `begin`."""
         facts = {"damping": asdict(self.damping), "question": asdict(self.question)}
         self.settle(facts | {"queries": self.queries.about()}, query_rows=self.queries)
 
     def settle(self, facts: Mapping[str, dict], **rows: Examples) -> None:
-        """What the store and all processes must agree in: each has read model and examples for itself, maybe
-        on another machine. Raises `StoreMismatch`, by name."""
+        """Store and processes must agree in these: each has read model and examples for itself, maybe on
+        another machine. Raises `StoreMismatch`, by name."""
 
         def settle() -> Mapping[str, dict]:
             self.store.begin()
