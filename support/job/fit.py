@@ -26,10 +26,7 @@ TITLES = {"covariances": "fit 1/2, covariances", "eigenvalues": "fit 2/2, eigenv
 
 
 def fit(job: Job) -> str:
-    """Fit the job's engine, unless that was done, and leave the curvature in the store.
-
-    Raises what `engine.fit` and `Job.begin` raise, `DiskFull`, and `StoreDamaged`.
-    """
+    """Fit, unless it was done, and leave the curvature in the store. Raises as `engine.fit` and `score`."""
     job.begin()
     if job.team.on_first(job.store.curvature.exists):
         job.team.on_first(lambda: shutil.rmtree(job.store.partial_fit, ignore_errors=True))

@@ -37,10 +37,10 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     """The model in evaluation mode, gradients for the chosen layers only. Raises `ModelNotUsable`."""
     model, tokenizer = _model_and_tokenizer(subject.model)
     if tokenizer.pad_token_id is None:
-        raise ModelNotUsable(
-            f"The tokenizer of {subject.model!r} has no padding token, so padding could not be told "
-            "from text. Give it one that no text has, save both to a folder, and name that."
+        told = (
+            f"The tokenizer of {subject.model!r} has no padding token, so padding could not be told from text"
         )
+        raise ModelNotUsable(f"{told}. Give it one that no text has, save both to a folder, and name that.")
     model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
@@ -85,10 +85,8 @@ def load_texts(name: str, split: str, subject: Subject, class_names: dict[str, i
     found = found[split] if isinstance(found, dict) else found
     for column in columns:
         if column not in found.column_names:
-            raise DatasetNotUsable(
-                f"{name!r} has no column {column!r}. There are: {', '.join(found.column_names)}. "
-                "Say which ones with --text-column and --label-column."
-            )
+            told = f"{name!r} has no column {column!r}. There are: {', '.join(found.column_names)}"
+            raise DatasetNotUsable(f"{told}. Say which ones with --text-column and --label-column.")
     found = found.select_columns(columns)
     found = found.rename_columns(dict(zip(columns, ("text", "label"), strict=True)))
     numbers = _numbers(found, class_names, name)

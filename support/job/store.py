@@ -1,10 +1,8 @@
 """A job's results on disk: a folder that knows what it belongs to and takes each part whole.
 
-- `results.zarr/`: what the job is about, as attributes, and the arrays
-  `scores` (queries, training), one chunk per (query group, training block),
-  `layer_scores` (layers, queries, training), with --by-layer,
-  `self_influences` (training,), and
-  `training_rows`, `query_rows`, the examples' rows in their splits;
+- `results.zarr/`: what the job is about, as attributes, and the arrays `scores` (queries, training), one
+  chunk per (query group, training block), `layer_scores` (layers, queries, training), with --by-layer,
+  `self_influences` (training,), and `training_rows`, `query_rows`, the examples' rows in their splits;
 - `curvature.safetensors`: the fit;
 - `fit/`: the fit as far as it has come, gone when it is done;
 - `tokens/`: the examples, tokenised;
@@ -119,10 +117,8 @@ class Store:
             if name in self.results:
                 return self.results[name]
         except (KeyError, ValueError, TypeError) as error:
-            raise StoreDamaged(
-                f"The description of {name} in results.zarr is damaged ({error}). Remove the folder {name} "
-                "there and run its step again."
-            ) from error
+            told = f"The description of {name} in results.zarr is damaged ({error})"
+            raise StoreDamaged(f"{told}. Remove the folder {name} there and run its step again.") from error
         raise StepMissing(f"{self.folder} has no {name} yet. {MAKERS[name]}")
 
     def write(self, name: str, place: tuple[range, ...], values: np.ndarray) -> None:
@@ -136,10 +132,10 @@ class Store:
         try:
             found = array[_part(place)]
         except (ValueError, RuntimeError) as error:
-            told = ", ".join(f"{part.start}:{part.stop}" for part in place)
-            raise StoreDamaged(
-                f"A chunk of {name} at {told} is damaged ({error}). Run the step again: it is computed anew."
-            ) from error
+            told = (
+                f"A chunk of {name} at {', '.join(f'{part.start}:{part.stop}' for part in place)} is damaged"
+            )
+            raise StoreDamaged(f"{told} ({error}). Run the step again: it is computed anew.") from error
         if np.isnan(found).any():
             raise StepMissing(f"Not all {name} are there yet. {MAKERS[name]}. It goes on where it was.")
         return found
@@ -178,14 +174,19 @@ class Store:
         """The team is at work on the store; what a killed run left half written is removed before.
 
         Every process holds a lock, which the system takes away when the process ends, however it ends; the
-        first looks whether any other is held. Raises `StoreBusy`, and `StoreMismatch` without a store in the
-        folder, but other things.
+        first looks whether any other is held. Raises `StoreBusy`, and `StoreMismatch` for a folder of others.
         """
         folder = self.folder / "locks"
         own = FileLock(folder / f"rank-{team.rank}", timeout=0)
 
         def look() -> None:
-            self._refuse_other_folder()
+            if self.folder.exists() and not self.folder.is_dir():
+                raise StoreMismatch(f"{self.folder} is a file. Name a folder.")
+            ours = {self._results.name, "locks", self.tokens.name, self.partial_fit.name}
+            strange = [path.name for path in self.folder.glob("*") if path.name not in ours]
+            if strange and not self.exists:
+                told = f"{self.folder} holds other things ({strange[0]}) and no store"
+                raise StoreMismatch(f"{told}. Name a new folder.")
             with disk_full_is_told(self.folder):
                 folder.mkdir(parents=True, exist_ok=True)
             own.acquire()
@@ -206,15 +207,6 @@ class Store:
         finally:
             own.release(force=True)
 
-    def _refuse_other_folder(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise StoreMismatch(f"{self.folder} is a file. Name a folder.")
-        ours = {self._results.name, "locks", self.tokens.name, self.partial_fit.name}
-        strange = [path.name for path in self.folder.glob("*") if path.name not in ours]
-        if strange and not self.exists:
-            told = f"{self.folder} holds other things ({strange[0]}) and no store"
-            raise StoreMismatch(f"{told}. Name a new folder.")
-
 
 def in_blocks(examples: int, size: int) -> list[range]:
     """0 … examples − 1 in ranges of `size`, the last one maybe shorter."""
@@ -234,7 +226,7 @@ def save_sums(path: Path, sums: Mapping[str, Tensor], blocks: int) -> None:
 
 
 def load_sums(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], int]:
-    """The saved tensors, and the number of blocks they are over; none, 0 without a file. `StoreDamaged`."""
+    """Saved tensors and the number of blocks they are over; none without a file. Raises `StoreDamaged`."""
     if not path.exists():
         return {}, 0
     try:
@@ -246,10 +238,8 @@ def load_sums(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor],
             raise ValueError("its checksum differs")
         return found, int(about["blocks"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise StoreDamaged(
-            f"{path.parent.name}/{path.name} can't be read ({error}). Remove it: its blocks are computed "
-            "anew."
-        ) from error
+        told = f"{path.parent.name}/{path.name} can't be read ({error})"
+        raise StoreDamaged(f"{told}. Remove it: its blocks are computed anew.") from error
 
 
 def blocks_in(path: Path) -> int:
@@ -264,10 +254,8 @@ def disk_full_is_told(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         # safetensors hands the system's number on as text only.
-        told = any(f"(os error {number})" in str(error) for number in NO_ROOM)
-        if not told and getattr(error, "errno", None) not in NO_ROOM:
+        in_text = any(f"(os error {number})" in str(error) for number in NO_ROOM)
+        if not in_text and getattr(error, "errno", None) not in NO_ROOM:
             raise
-        raise DiskFull(
-            f"No room left for {folder} ({error}). What is finished is kept: make room and run the same "
-            "command again, it goes on from there."
-        ) from error
+        cure = "What is finished is kept: make room and run the same command again, it goes on from there."
+        raise DiskFull(f"No room left for {folder} ({error}). {cure}") from error

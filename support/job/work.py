@@ -26,11 +26,6 @@ from support.job.team import Team, device
 Result = TypeVar("Result")
 
 RECORDED = ("torch", "transformers", "datasets", "zarr", "support")
-"""Packages whose versions a store remembers."""
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in RECORDED}}
 
 
 @dataclass(frozen=True)
@@ -105,24 +100,24 @@ class Job:
 
     def begin(self) -> None:
         """Make the store, or see that it is this job's. Raises `StoreMismatch`, by name."""
+        versions = {"python": platform.python_version(), **{name: version(name) for name in RECORDED}}
         facts = {
             "subject": asdict(self.subject),
             "model": self.engine.identity(),
             "config": self.classifier.config,
             "training": self.training.about(),
             "fitted_on": self.fitted_on.about(),
-            "versions": self.stored.get("versions") or self.team.on_first(_versions),
+            "versions": self.stored.get("versions") or self.team.on_first(lambda: versions),
         }
         self.settle(facts, training_rows=self.training)
 
     def ask(self) -> None:
         """Settle queries and λ, so that a run that is killed before it scores knows them. As `begin`."""
-        facts = {"damping": asdict(self.damping), "question": asdict(self.question)}
-        self.settle(facts | {"queries": self.queries.about()}, query_rows=self.queries)
+        settings = {"damping": asdict(self.damping), "question": asdict(self.question)}
+        self.settle(settings | {"queries": self.queries.about()}, query_rows=self.queries)
 
     def settle(self, facts: Mapping[str, dict], **rows: Examples) -> None:
-        """Store and processes must agree in these: each has read model and examples for itself, maybe on
-        another machine. Raises `StoreMismatch`, by name."""
+        """Raise `StoreMismatch`, by name, unless store and processes, maybe on many machines, agree."""
 
         def settle() -> Mapping[str, dict]:
             self.store.begin()
