@@ -80,13 +80,6 @@ def test_other_examples_are_tokenised_beside_the_first(tmp_path, tokenizer, monk
     assert len(examples(tmp_path, tokenizer)) == 5
 
 
-def test_the_digest_is_that_of_the_contents_wherever_they_lie(tmp_path, tokenizer):
-    one, other = (examples(tmp_path / name, tokenizer) for name in ("one", "other"))
-    assert one.digest == other.digest
-    longer = examples(tmp_path, tokenizer, texts=[*TEXTS, "not chosen"], labels=[*LABELS, 0])
-    assert longer.digest == one.digest
-
-
 def test_the_digest_does_not_change_with_what_was_tokenised_before(tmp_path, tokenizer, five):
     tokenizer(TEXTS, truncation=True, max_length=3, padding="max_length")
     assert examples(tmp_path, tokenizer).digest == five.digest

@@ -129,10 +129,6 @@ def test_a_fit_in_blocks_is_the_engines_fit(tmp_path):
         whole.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS),
     )
     assert job.engine.examples == whole.examples == len(LENGTHS)
-
-
-def test_the_store_keeps_the_curvature_and_nothing_of_the_way_there(tmp_path):
-    job = fitted(tmp_path)
     same(new_engine().load_curvature(job.store.curvature), job.engine)
     assert not job.store.partial_fit.exists()
 

@@ -122,9 +122,7 @@ def test_line_breaks_of_a_text_are_kept_and_shown(source, parsed):
 
 
 def test_every_query_has_its_section_even_one_that_nothing_moves(parsed):
-    sections = [attributes["id"] for tag, attributes in parsed.tags if tag == "section"]
-    assert sections == ["query-0", "query-1", "query-2"]
-    assert parsed.having("href") == [f"#{section}" for section in sections]
+    assert parsed.having("href") == ["#query-0", "#query-1", "#query-2"]
     assert parsed.texts["section"][2].count("None.") == 2
     for text, section in zip(QUERIES, parsed.texts["section"], strict=True):
         assert text in section
@@ -146,8 +144,3 @@ def test_scores_and_shares_stand_beside_each_other(parsed):
     assert "−0.25 1.25% row 100, negative" in said
     assert "−0.125 0.62% row 101, positive" in said
     assert "row 7, positive, helps 2 of 3" in " ".join(parsed.texts["summary"][0].split())
-
-
-def test_a_bar_is_as_long_as_its_share_of_the_largest(parsed):
-    widths = [style.removeprefix("width: ") for style in parsed.having("style")]
-    assert widths == ["100.0%", "25.0%", "80.0%", "40.0%", "20.0%", "100.0%", "100.0%", "50.0%"]

@@ -100,13 +100,10 @@ def test_a_file_that_is_missing_is_named_with_what_would_do(tmp_path):
         loaded(missing)
 
 
-def test_a_suffix_that_no_reader_knows_is_refused(tmp_path):
+def test_what_is_not_there_is_refused_with_what_there_is(tmp_path):
     (tmp_path / "reviews.txt").write_text("great")
     with pytest.raises(DatasetNotUsable, match=r"^reviews\.txt is neither of \.csv, \.parquet,"):
         loaded(tmp_path / "reviews.txt")
-
-
-def test_a_split_that_is_missing_is_refused_with_those_that_are_there(tmp_path):
     DatasetDict(train=reviews(), held_out=reviews()).save_to_disk(tmp_path)
     with pytest.raises(DatasetNotUsable, match=r"no split 'test'\. There are: train, held_out\."):
         loaded(tmp_path, "test")
@@ -156,12 +153,9 @@ def offline(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
-def test_a_data_set_of_the_hub_is_an_error_offline(offline):
+def test_names_of_the_hub_are_errors_offline(offline):
     with pytest.raises(DatasetNotUsable, match=r"^'nobody/no-reviews' can't be read "):
         loaded("nobody/no-reviews")
-
-
-def test_a_model_of_the_hub_is_an_error_offline(offline):
     with pytest.raises(ModelNotUsable, match=r"^--model nobody/no-model can't be loaded "):
         load_classifier(Subject(model="nobody/no-model"), CPU)
 

@@ -18,6 +18,16 @@ from support.job.store import Store, blocks_in, disk_full_is_told, in_blocks, lo
 WHOLE = (range(0, 2), range(0, 3))
 
 
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 0xFF
+    path.write_bytes(content)
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:9])
+
+
 @pytest.fixture
 def store(tmp_path):
     made = Store(tmp_path / "store")
@@ -87,19 +97,6 @@ def test_chunks_may_change_until_something_is_in_them(store):
     assert store.has("scores", (range(0, 2), range(0, 3)))
 
 
-def test_a_damaged_description_of_an_array_is_told(scored):
-    (scored.folder / "results.zarr" / "scores" / "zarr.json").write_text("{")
-    with pytest.raises(StoreDamaged, match="description of scores in results.zarr is damaged"):
-        scored.read("scores", WHOLE)
-
-
-def test_a_file_is_no_folder_for_a_store(tmp_path, alone):
-    path = tmp_path / "results"
-    path.write_text("")
-    with pytest.raises(StoreMismatch, match="results is a file. Name a folder"):
-        Store(path).claimed(alone()).__enter__()
-
-
 @pytest.mark.parametrize(
     ("attributes", "error", "message"),
     [
@@ -113,15 +110,20 @@ def test_a_zarr_group_of_someone_else_or_of_another_format_is_refused(tmp_path, 
         Store(tmp_path).facts()
 
 
-@pytest.mark.parametrize("damage", ["flipped", "truncated"])
-def test_a_damaged_chunk_is_told_and_counts_as_missing(scored, damage):
-    chunk = scored.folder / "results.zarr" / "scores" / "c" / "0" / "0"
-    content = bytearray(chunk.read_bytes())
-    content[7] ^= 0xFF
-    chunk.write_bytes(content if damage == "flipped" else content[:9])
+@pytest.mark.parametrize("damage", [flipped, truncated])
+def test_what_is_damaged_is_told_and_a_chunk_counts_as_missing(scored, damage):
+    damage(scored.folder / "results.zarr" / "scores" / "c" / "0" / "0")
     with pytest.raises(StoreDamaged, match="A chunk of scores at 0:2, 0:3 is damaged"):
         scored.read("scores", WHOLE)
     assert not scored.has("scores", WHOLE)
+    damage(scored.folder / "results.zarr" / "scores" / "zarr.json")
+    with pytest.raises(StoreDamaged, match="description of scores in results.zarr is damaged"):
+        scored.read("scores", WHOLE)
+    sums = scored.folder / "eigenvalues-0.safetensors"
+    save_sums(sums, {"a": torch.ones(50)}, 2)
+    damage(sums)
+    with pytest.raises(StoreDamaged, match=r"eigenvalues-0.safetensors can't be read .* Remove it"):
+        load_sums(sums)
 
 
 def test_what_a_killed_run_left_half_written_is_swept(scored, alone):
@@ -159,6 +161,10 @@ def test_a_second_job_is_refused_until_every_process_of_the_first_is_gone(store,
         holder.join()
     with store.claimed(alone()):
         pass
+    shutil.rmtree(store.folder)
+    store.folder.touch()
+    with pytest.raises(StoreMismatch, match="is a file. Name a folder"):
+        store.claimed(alone()).__enter__()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
@@ -216,23 +222,6 @@ def test_sums_come_back_with_the_number_of_blocks_they_are_over(tmp_path):
     found, blocks = load_sums(path)
     assert blocks == blocks_in(path) == 5
     torch.testing.assert_close(found, sums, rtol=0, atol=0)
-
-
-def test_damaged_sums_are_told_by_file(tmp_path):
-    path = tmp_path / "covariances-1.safetensors"
-    path.write_bytes(b"not this")
-    with pytest.raises(StoreDamaged, match=r"covariances-1.safetensors can't be read .* Remove it"):
-        blocks_in(path)
-
-
-def test_sums_whose_numbers_were_changed_are_told(tmp_path):
-    path = tmp_path / "eigenvalues-0.safetensors"
-    save_sums(path, {"a": torch.ones(50)}, 2)
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(StoreDamaged, match=r"eigenvalues-0.*its checksum differs.*Remove it"):
-        load_sums(path)
 
 
 @pytest.mark.parametrize(

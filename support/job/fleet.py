@@ -8,54 +8,16 @@ backwards: T·(2P + 6·L·T·w) multiply-adds. Every position of a tracked layer
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from support.job.errors import BadSetting
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Widths of a layer; multiply-adds of its arithmetic for an example, in the engine's cheapest order."""
-
-    d_out: int
-    d_in: int
-
-    @property
-    def size(self) -> int:
-        return self.d_out * self.d_in
-
-    def curvature(self) -> int:
-        """Numbers that a fit leaves: two bases, Λ, and the eigenvalues of the two covariances."""
-        return self.d_in**2 + self.d_out**2 + self.size + self.d_in + self.d_out
-
-    def eigenbases(self) -> int:
-        """About 9 d³ operations each, half of them multiplications (Golub & Van Loan, §8.3)."""
-        return (self.d_in**3 + self.d_out**3) * 9 // 2
-
-    def covariances(self, tokens: int) -> int:
-        return tokens * (self.d_in**2 + self.d_out**2)
-
-    def rotated(self, tokens: int) -> int:
-        """The gradient in the eigenbasis."""
-        rotations = self.d_in**2 * min(tokens, self.d_out) + self.d_out**2 * min(tokens, self.d_in)
-        return rotations + tokens * self.size
-
-    def squares(self, tokens: int) -> int:
-        """Corrected eigenvalues or self-influence: each entry of the rotated gradient squared."""
-        return self.rotated(tokens) + self.size
-
-    def factors(self, tokens: int) -> int:
-        """Into the eigenbasis and back."""
-        return self.rotated(tokens) + self.size * (self.d_out + self.d_in)
-
-    def scores(self, tokens: int, queries: int) -> int:
-        """Against the factors of so many queries."""
-        return self.size * min(tokens + queries, tokens * queries)
-
-
-@dataclass(frozen=True)
 class Shape:
-    """A transformer: its tracked layers, `weights` that a token meets, attention blocks and their width."""
+    """A transformer: tracked layers as `(d_out, d_in)`, weights that a token meets, blocks of a width."""
 
-    tracked: tuple[Layer, ...]
+    tracked: tuple[tuple[int, int], ...]
     weights: int
     weight_bytes: int
     attention_blocks: int
@@ -69,10 +31,10 @@ class Shape:
 
 # Six blocks of width 384, feed-forward 1536. The last block and the head hear their first token only; they
 # are counted as if they heard all.
-PACKAGED = 6 * (Layer(1536, 385), Layer(384, 1537)) + (Layer(384, 385), Layer(2, 385))
+PACKAGED = 6 * ((1536, 385), (384, 1537)) + ((384, 385), (2, 385))
 # Grattafiori et al. 2024, table 3: 32 blocks of width 4096, feed-forward 14,336, keys and values of
 # width 1024, 128,256 words. Tracked are the three feed-forward matrices, as in Grosse et al. 2023.
-LLAMA = 32 * (Layer(14336, 4096), Layer(14336, 4096), Layer(4096, 14336))
+LLAMA = 32 * ((14336, 4096), (14336, 4096), (4096, 14336))
 LLAMA_WEIGHTS = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
 SHAPES = {
     "packaged": Shape(PACKAGED, 6 * (4 * 384**2 + 2 * 384 * 1536), 4, 6, 384),
@@ -89,11 +51,13 @@ def on_paper(
     layers; `at_a_time` queries have room beside the curvature of a group, so that the training set
     passes by `passes` times: as rarely as possible. Raises `BadSetting` when the weights leave no room.
     """
-    layers, weights = shape.tracked, shape.weights * shape.weight_bytes
-    curvature = 4 * sum(layer.curvature() for layer in layers)  # in float32, as factors and scores
-    factor = 4 * sum(layer.size for layer in layers)
+    d_out, d_in = np.array(shape.tracked, dtype=np.float64).T
+    size, weights = d_out * d_in, shape.weights * shape.weight_bytes
+    # In float32: two bases, Λ, and the eigenvalues of the two covariances of each layer.
+    curvature = 4 * np.sum(d_in**2 + d_out**2 + size + d_in + d_out)
+    factor = 4 * np.sum(size)
     cuts = []
-    for groups in range(1, len(layers) + 1):
+    for groups in range(1, len(size) + 1):
         room = groups * (memory - weights) - curvature
         at_a_time = min(queries, int(room // factor))
         if at_a_time >= 1:
@@ -104,17 +68,22 @@ def on_paper(
             f"{memory / 1e9:.0f} GB. Use devices with more memory."
         )
     passes, groups, at_a_time = min(cuts)
+    # A gradient in the eigenbasis: each side is rotated where it has fewer rows.
+    rotated = d_in**2 * np.minimum(tokens, d_out) + d_out**2 * np.minimum(tokens, d_in) + tokens * size
+    squares = np.sum(rotated + size)
+    covariances = tokens * np.sum(d_in**2 + d_out**2)
+    # About 9 d³ operations each, half of them multiplications (Golub & Van Loan, §8.3).
+    eigenbases = np.sum(d_in**3 + d_out**3) * 9 / 2
+    factors = np.sum(rotated + size * (d_out + d_in))  # into the eigenbasis and back
     whole, rest = divmod(queries, at_a_time)
-    squares = sum(layer.squares(tokens) for layer in layers)
-    fit = sum(layer.covariances(tokens) for layer in layers) + squares
-    products = sum(whole * one.scores(tokens, at_a_time) + one.scores(tokens, rest) for one in layers)
-    asked = groups * shape.passes(queries, tokens) + queries * sum(one.factors(tokens) for one in layers)
+    products = sum(n * np.sum(size) * min(tokens + q, tokens * q) for n, q in ((whole, at_a_time), (1, rest)))
     pass_by = shape.passes(examples, tokens)
-    bases = sum(layer.eigenbases() for layer in layers)
+    fit = fit_examples * (covariances + squares) + eigenbases
+    score = queries * factors + examples * products
     return {
-        "fit": 2 * groups * shape.passes(fit_examples, tokens) + fit_examples * fit + bases,
+        "fit": 2 * groups * shape.passes(fit_examples, tokens) + fit,
         "self-influences": groups * pass_by + examples * squares,
-        "score": asked + passes * pass_by + examples * products,
+        "score": groups * shape.passes(queries, tokens) + passes * pass_by + score,
         "curvature": curvature,
         "factors of one query": factor,
         "largest on a device": weights + (curvature + at_a_time * factor) / groups,

@@ -18,8 +18,8 @@ def progress(
 ) -> Iterator[Callable[[int], None]]:
     """Count the examples of one stage, `total` over all processes, `before` of them in an earlier run.
 
-    Gives a function that is to be called, in every process, with the number of examples it has done
-    since. Every `seconds`, then, a line is written; the last one when the stage has ended.
+    Gives a function to call, in every process, with the number of examples it has done since. A line is
+    written every `seconds`, and when the stage has ended.
     """
     start = last = time.monotonic()
     seconds, renew, end = (0.2, "\r\033[K", "") if sys.stderr.isatty() else (seconds, "", "\n")

@@ -80,10 +80,7 @@ def option(name: str) -> str:
 
 
 def settled(settings: type[Settings], given: Mapping, stored: Mapping | None) -> Settings:
-    """The settings that hold: the store's, or else those given, or else the defaults.
-
-    Raises `StoreMismatch` when something given differs, and `BadSetting`.
-    """
+    """The store's settings, or else those given, or the defaults. Raises `StoreMismatch` and `BadSetting`."""
     names = [one.name for one in fields(settings)]
     given = {name: given[name] for name in names if given.get(name) is not None}
     refuse_below(given)

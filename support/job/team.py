@@ -20,10 +20,7 @@ PATIENCE = timedelta(days=7)
 
 
 class Team:
-    """A process group, and a `store` in which its processes count together.
-
-    `rank` is this process's number, of `size`; `neighbours` of them share this machine.
-    """
+    """Process number `rank` of `size` that count together in a `store`; `neighbours` share this machine."""
 
     def __init__(self, store: dist.Store) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
