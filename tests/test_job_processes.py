@@ -117,19 +117,6 @@ def test_one_process_lost_ends_all_and_the_rest_goes_on_from_there(model, many, 
         np.testing.assert_array_equal(found, results(undisturbed)[name])
 
 
-def test_what_the_store_knows_need_not_be_said_again_and_another_model_is_refused(
-    model, reviews, alone, tmp_path
-):
-    store = shutil.copytree(alone, tmp_path / "store")
-    said = finished(launched(["run", "--store", str(store)]))
-    assert "It was fitted before." in said
-    other = make_model(tmp_path / "other", seed=1)
-    refused = launched(["score", "--store", str(store), "--model", str(other)], processes=2)
-    status, said = ended(refused)
-    assert status
-    assert said.count("StoreMismatch: --model is ") == 1
-
-
 def test_a_model_that_can_t_be_loaded_is_told_once_by_all(reviews, tmp_path):
     job = launched(["run", *options(tmp_path / "nowhere", reviews, tmp_path / "store")], processes=2)
     status, said = ended(job)

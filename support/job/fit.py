@@ -119,8 +119,8 @@ def _add_shard(
     """The examples of a shard that are not in its file yet; it is written as often as is wanted."""
     saved = time.monotonic()
     before, done = load_sums(path)
-    for key, tensor in before.items():
-        sums.tensors[key].copy_(tensor)
+    for key in list(before):
+        sums.tensors[key].copy_(before.pop(key))
     for block in shard[done:]:
         # Sampled labels of a block are the same, whoever draws them, and in whatever order.
         text = f"{job.engine.seed} {name} {block.start}"
