@@ -8,7 +8,6 @@ import torch
 
 from support.ekfac import EkfacInfluence
 from support.ekfac import plan as plan_module
-from support.ekfac.counting import LayerWork
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.memory import factor_bytes
 from tests.dense import (
@@ -22,57 +21,6 @@ from tests.dense import (
 
 X, Y = sentences(5, 3, 4, 2, 5), labels(5)
 QUERIES, QUERY_LABELS = sentences(3, 5, 4, seed=1), labels(3, seed=1)
-
-EVERYWHERE = LayerWork(d_out=3, d_in=4, sees_positions=True, hears_positions=True)
-FIRST_ONLY = LayerWork(d_out=3, d_in=4, sees_positions=True, hears_positions=False)
-ONE_VECTOR = LayerWork(d_out=3, d_in=4, sees_positions=False, hears_positions=False)
-
-
-@pytest.mark.parametrize(
-    ("layer", "count"),
-    [
-        (EVERYWHERE, 7 * 10 + 7 * 6),
-        (FIRST_ONLY, 7 * 10 + 2 * 6),
-        (ONE_VECTOR, 2 * 10 + 2 * 6),
-    ],
-)
-def test_covariances_cost_half_of_two_products_per_position(layer, count):
-    assert layer.covariances([5, 2]) == count
-
-
-@pytest.mark.parametrize(
-    ("layer", "lengths", "count"),
-    [
-        (EVERYWHERE, [1, 1], 2 * 16 + 2 * 9),
-        (EVERYWHERE, [3, 3], 6 * 16 + 6 * 9),
-        (EVERYWHERE, [4, 4], 2 * 3 * 16 + 8 * 9),
-        (EVERYWHERE, [9, 9], 2 * 3 * 16 + 2 * 4 * 9),
-        (ONE_VECTOR, [9, 9], 2 * 16 + 2 * 9),
-    ],
-)
-def test_each_side_is_rotated_where_it_has_fewer_rows(layer, lengths, count):
-    assert layer.rotations(lengths) == count
-
-
-def test_squares_are_rotations_products_and_one_for_each_entry():
-    assert EVERYWHERE.squares([2, 1]) == (3 * 16 + 3 * 9) + 3 * 12 + 2 * 12
-    assert ONE_VECTOR.squares([2, 1]) == (2 * 16 + 2 * 9) + 2 * 12
-
-
-def test_factors_go_back_out_of_the_basis():
-    assert ONE_VECTOR.factors([9]) == (16 + 9) + 12 + 12 * 7
-
-
-@pytest.mark.parametrize(
-    ("layer", "queries", "count"),
-    [(EVERYWHERE, 5, 12 * (7 + 10)), (EVERYWHERE, 1, 12 * 7), (ONE_VECTOR, 5, 12 * 10)],
-)
-def test_scores_form_gradients_or_carry_rows_through_the_factors(layer, queries, count):
-    assert layer.scores([5, 2], queries) == count
-
-
-def test_eigenproblems_cost_the_cube_of_each_width():
-    assert EVERYWHERE.eigenbasis() == (64 + 27) * 9 // 2
 
 
 def planned(model=None, queries=((QUERIES, QUERY_LABELS),), batches=1, **settings):

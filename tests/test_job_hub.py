@@ -50,11 +50,6 @@ def test_a_job_gives_for_names_of_the_hub_what_it_gives_for_the_same_files(from_
     assert np.abs(scores(store)).min() > 0
     np.testing.assert_array_equal(scores(store), scores(local))
     assert attributes(store)["training"]["digest"] == attributes(local)["training"]["digest"]
-
-
-def test_the_strongest_reviews_are_read_from_the_hub(from_hub, imdb, tmp_path):
-    store = tmp_path / "store"
-    from_hub("run", *options(HUB_MODEL, HUB_DATASET, store))
     from_hub("top", "--store", store)
     top = pd.read_parquet(store / "top.parquet")
     first_positive = list(imdb["train"]["label"]).index(1)

@@ -10,6 +10,7 @@ from datasets import Dataset
 from torch import distributed as dist
 
 from support.ekfac import Categorical, EkfacInfluence
+from support.ekfac.errors import LayerNotSupported
 from support.job import fit as fit_module
 from support.job.examples import Examples
 from support.job.fit import fit
@@ -74,7 +75,7 @@ def fitted(folder, **settings):
 def begun_by(shards, folder, **settings):
     """A job after a fit that so many processes had begun."""
     job = new_job(folder, **settings)
-    job.store.settle("shards", shards)
+    job.store.settle({"shards": shards})
     fit(job)
     return job
 
@@ -128,10 +129,6 @@ def test_a_fit_in_blocks_is_the_engines_fit(tmp_path):
         whole.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS),
     )
     assert job.engine.examples == whole.examples == len(LENGTHS)
-
-
-def test_the_store_keeps_the_curvature_and_nothing_of_the_way_there(tmp_path):
-    job = fitted(tmp_path)
     same(new_engine().load_curvature(job.store.curvature), job.engine)
     assert not job.store.partial_fit.exists()
 
@@ -191,10 +188,7 @@ def test_labels_are_drawn_for_each_block_whoever_draws_them(tmp_path):
     def engine(seed):
         return new_engine(likelihood=Categorical(exact_classes=1), seed=seed)
 
-    one, many = (
-        fitted(tmp_path / "1", engine=engine(5)),
-        begun_by(3, tmp_path / "3", engine=engine(5)),
-    )
+    one, many = (fitted(tmp_path / "1", engine=engine(5)), begun_by(3, tmp_path / "3", engine=engine(5)))
     for name, layer in one.engine.curvature.items():
         torch.testing.assert_close(layer.eigenvalues, many.engine.curvature[name].eigenvalues)
     other = fitted(tmp_path / "other", engine=engine(6))
@@ -244,7 +238,7 @@ def test_scores_killed_before_any_chunk_end_with_the_very_same_numbers(tmp_path,
 def test_chunks_that_are_there_are_not_computed_again(tmp_path):
     store = scored(tmp_path)
     marked = store.array("scores")[:2, BLOCK : 2 * BLOCK] + 1000
-    store.write("scores", (slice(0, 2), slice(BLOCK, 2 * BLOCK)), marked)
+    store.write("scores", (range(2), range(BLOCK, 2 * BLOCK)), marked)
     np.testing.assert_array_equal(scored(tmp_path).array("scores")[:2, BLOCK : 2 * BLOCK], marked)
 
 
@@ -276,3 +270,15 @@ def test_a_plan_never_holds_all_examples(tmp_path, monkeypatch):
     monkeypatch.setattr(Examples, "batch", spied)
     assert planned(job).startswith("900 training examples, 1,800 tokens; 3 queries; 1 process\n")
     assert max(most) <= 400
+
+
+def test_a_layer_that_hooks_can_t_follow_is_refused_before_a_fit(tmp_path):
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = token_classifier()
+    model.inner.__class__ = Doubled
+    with pytest.raises(LayerNotSupported, match="The gradient of 'inner' is not the product"):
+        fitted(tmp_path, engine=EkfacInfluence(model))
+    assert not list(tmp_path.glob("fit/*"))

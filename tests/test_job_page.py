@@ -15,7 +15,7 @@ from support.job.top import Top, page
 HOSTILE = '<script>alert("x")</script> & <b onclick=1>bold</b> film, http://example.org'
 BROKEN = "First line.<br /><br />Second line.\nThird."
 QUERIES = [HOSTILE, "dull", "A query that nothing moves."]
-CLASSES = {0: "negative", 1: "positive"}
+CLASSES = {"negative": 0, "positive": 1}
 VOID = {"meta", "br", "link", "img"}
 
 
@@ -66,11 +66,7 @@ def rows(query, effect, scores):
 @pytest.fixture(scope="module")
 def source():
     by_query = pd.concat(
-        [
-            rows(0, "helps", [4.0, 2.0, 1.0]),
-            rows(0, "harms", [-5.0]),
-            rows(1, "harms", [-0.25, -0.125]),
-        ],
+        [rows(0, "helps", [4.0, 2.0, 1.0]), rows(0, "harms", [-5.0]), rows(1, "harms", [-0.25, -0.125])],
         ignore_index=True,
     )
     by_query.loc[0, "text"] = HOSTILE
@@ -126,9 +122,7 @@ def test_line_breaks_of_a_text_are_kept_and_shown(source, parsed):
 
 
 def test_every_query_has_its_section_even_one_that_nothing_moves(parsed):
-    sections = [attributes["id"] for tag, attributes in parsed.tags if tag == "section"]
-    assert sections == ["query-0", "query-1", "query-2"]
-    assert parsed.having("href") == [f"#{section}" for section in sections]
+    assert parsed.having("href") == ["#query-0", "#query-1", "#query-2"]
     assert parsed.texts["section"][2].count("None.") == 2
     for text, section in zip(QUERIES, parsed.texts["section"], strict=True):
         assert text in section
@@ -150,8 +144,3 @@ def test_scores_and_shares_stand_beside_each_other(parsed):
     assert "−0.25 1.25% row 100, negative" in said
     assert "−0.125 0.62% row 101, positive" in said
     assert "row 7, positive, helps 2 of 3" in " ".join(parsed.texts["summary"][0].split())
-
-
-def test_a_bar_is_as_long_as_its_share_of_the_largest(parsed):
-    widths = [style.removeprefix("width: ") for style in parsed.having("style")]
-    assert widths == ["100.0%", "25.0%", "80.0%", "40.0%", "20.0%", "100.0%", "100.0%", "50.0%"]

@@ -1,46 +1,37 @@
 """What holds is what the store says, or else what was given, or else a default that has a reason."""
 
-import argparse
-from dataclasses import asdict, fields
+from dataclasses import asdict
 
 import pytest
 
 from support.job.errors import BadSetting, StoreMismatch
-from support.job.settings import (
-    FOR_PACKAGED_MODEL,
-    Damping,
-    Question,
-    Subject,
-    add_options,
-    as_regularization,
-    settled,
-)
+from support.job.settings import Damping, Question, Subject, as_regularization, settled
 
 ALL = (Subject, Question, Damping)
 
 
 @pytest.mark.parametrize("settings", ALL)
 def test_without_a_word_the_defaults_hold(settings):
-    assert settled(settings, {}, None, False) == settings()
+    given = {"model": "mine"} if settings is Subject else {}
+    assert settled(settings, given, None) == settings(**given)
 
 
 def test_what_is_given_wins_over_a_default_none_means_not_given_and_other_settings_are_passed_over():
-    given = {"block": 7, "model": None, "seed": 0, "store": "here"}
-    assert settled(Subject, given, None, False) == Subject(block=7)
-    assert settled(Damping, given, None, False) == Damping()
+    given = {"block": 7, "precision": None, "seed": 0, "store": "here", "model": "mine"}
+    assert settled(Subject, given, None) == Subject(model="mine", block=7)
+    assert settled(Damping, given, None) == Damping("0.01")
 
 
 def test_what_is_stored_wins_over_every_default_and_may_be_repeated():
     stored = asdict(Subject(model="mine", block=7, seed=3))
     for given in ({}, {"block": 7, "seed": None}):
-        assert settled(Subject, given, stored, True) == Subject(**stored)
+        assert settled(Subject, given, stored) == Subject(**stored)
 
 
-def test_the_packaged_model_has_layers_and_damping_of_its_own_until_something_is_given():
-    assert settled(Subject, {}, None, True).layers == FOR_PACKAGED_MODEL["layers"]
-    assert settled(Damping, {}, None, True).regularization == FOR_PACKAGED_MODEL["regularization"]
-    assert settled(Question, {}, None, True) == Question()
-    assert settled(Damping, {"regularization": "auto"}, None, True) == Damping("auto")
+def test_the_packaged_model_has_layers_of_its_own_until_something_is_given():
+    assert settled(Subject, {}, None).layers == "ffn,pre_classifier,classifier"
+    assert settled(Subject, {"layers": "lin1"}, None).layers == "lin1"
+    assert settled(Subject, {"layers": ""}, None).layers == ""
 
 
 @pytest.mark.parametrize(
@@ -54,7 +45,7 @@ def test_the_packaged_model_has_layers_and_damping_of_its_own_until_something_is
 )
 def test_a_contradiction_is_refused_by_the_options_name_and_both_values(settings, stored, given, message):
     with pytest.raises(StoreMismatch, match=message):
-        settled(settings, given, asdict(stored), False)
+        settled(settings, given, asdict(stored))
 
 
 @pytest.mark.parametrize(
@@ -62,13 +53,12 @@ def test_a_contradiction_is_refused_by_the_options_name_and_both_values(settings
     [
         (Subject, {"block": 0}, r"^--block 0: use 1 or more\."),
         (Subject, {"max_tokens": -1}, r"^--max-tokens -1: use 1 or more\."),
-        (Subject, {"precision": "half"}, r"^--precision half: use full or bfloat16\."),
         (Damping, {"regularization": "much"}, r"^--regularization much: use a number ≥ 0, or auto"),
     ],
 )
 def test_a_value_that_means_nothing_is_refused_by_name(settings, given, message):
     with pytest.raises(BadSetting, match=message):
-        settled(settings, given, None, False)
+        settled(settings, given, None)
 
 
 def test_regularization_is_a_number_or_auto():
@@ -76,14 +66,3 @@ def test_regularization_is_a_number_or_auto():
     for text in ("-1", "nan", "inf", "", "0,1", "Auto"):
         with pytest.raises(BadSetting, match=r"use a number ≥ 0, or auto\.$"):
             as_regularization(text)
-
-
-def test_every_setting_is_an_option_of_its_type_which_is_none_when_it_is_not_given():
-    parser = argparse.ArgumentParser()
-    for settings in ALL:
-        add_options(parser, settings)
-    names = {one.name for settings in ALL for one in fields(settings)}
-    assert vars(parser.parse_args([])) == dict.fromkeys(names)
-    given = vars(parser.parse_args(["--block", "7", "--by-layer", "--query-rows", "50"]))
-    chosen = {name: value for name, value in given.items() if value is not None}
-    assert chosen == {"block": 7, "by_layer": True, "query_rows": "50"}

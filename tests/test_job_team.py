@@ -12,7 +12,6 @@ def test_one_process_is_a_team():
         with assembled() as team:
             tensor = torch.arange(3.0)
             team.add_up(tensor)
-            team.hand_out(tensor, owner=0)
             team.wait()
             assert (team.rank, team.size, team.neighbours) == (0, 1, 1)
             assert team.on_first(lambda: 7) == 7

@@ -12,7 +12,7 @@ from support.job.errors import BadSetting, JobError, ToldElsewhere
 from support.job.fit import fit
 from support.job.plan import planned
 from support.job.score import score, self_influences
-from support.job.settings import LEAST, Damping, Question, Subject, add_options, refuse_below
+from support.job.settings import Damping, Question, Subject, add_options, refuse_below, refuse_unless_equal
 from support.job.store import Store
 from support.job.team import Team, assembled
 from support.job.top import page, strongest
@@ -45,43 +45,50 @@ need not be said again; what contradicts it is refused.
 Command = Callable[[Namespace, Team], Iterator[str | None]]
 """Does the work of a command; gives what there is to say, when there is."""
 
+OPTIONS = (
+    ("query-block", "plan run score", int, None, "queries at a time (as many as fit)"),
+    ("tell-seconds", "run fit score self", float, 60.0, "between two lines of a log (60)"),
+    ("save-seconds", "run fit", float, 60.0, "between two savings of the fit on its way (60)"),
+    ("count", "top", int, 10, "how many (10)"),
+    ("output", "top", Path, None, "folder for top.parquet and top.html (the store)"),
+    ("examples", "fleet", int, 1_000_000, "training examples (1,000,000)"),
+    ("tokens", "fleet", int, 512, "tokens of each (512)"),
+    ("fit-examples", "fleet", int, 100_000, "examples that the curvature is fitted on (100,000)"),
+    ("queries", "fleet", int, 1000, "queries (1,000)"),
+    ("devices", "fleet", int, 64, "devices (64)"),
+    ("teraflops", "fleet", float, 400.0, "10¹² operations a second that a device sustains (400)"),
+    ("memory", "fleet", float, 80.0, "GB of a device (80)"),
+)
+"""Those that no store remembers: name, commands, type, default, meaning."""
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status. What goes wrong on purpose is told before the team parts."""
     chosen = parser().parse_args(arguments)
     try:
         with assembled() as team:
-            return _told(chosen, team)
+            try:
+                for said in chosen.run(chosen, team):
+                    if said and team.rank == 0:
+                        print(said, flush=True)
+            except ToldElsewhere:
+                return 1
+            except (JobError, EkfacError) as error:
+                return _told(error, f"process {team.rank}: " if team.size > 1 else "")
     except BadSetting as error:  # no team has come about
-        _tell(error)
-        return 1
-
-
-def _told(chosen: Namespace, team: Team) -> int:
-    """Run a command; what goes wrong on purpose is told before the team parts."""
-    try:
-        for said in chosen.run(chosen, team):
-            if said and team.rank == 0:
-                print(said, flush=True)
-    except ToldElsewhere:
-        return 1
-    except (JobError, EkfacError) as error:
-        _tell(error, f"process {team.rank}: " if team.size > 1 else "")
-        return 1
+        return _told(error)
     return 0
 
 
-def _tell(error: Exception, who: str = "") -> None:
+def _told(error: Exception, who: str = "") -> int:
     print(f"\n{who}{type(error).__name__}: {error}", file=sys.stderr)
+    return 1
 
 
 def parser() -> ArgumentParser:
     """The commands and their options."""
-    whole = ArgumentParser(
-        prog="python -m support.job",
-        description=GUIDE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    how = {"description": GUIDE, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    whole = ArgumentParser(prog="python -m support.job", **how)
     commands = whole.add_subparsers(required=True, metavar="command")
     everything = (Subject, Question, Damping)
     run_all = _steps(Job.begin, Job.ask, fit, score, self_influences)
@@ -98,54 +105,25 @@ def parser() -> ArgumentParser:
         command = commands.add_parser(name, help=meaning, description=f"{meaning.capitalize()}.")
         command.set_defaults(run=run)
         if name != "fleet":
-            store = {"required": True, "metavar": "FOLDER", "help": "the job's results"}
-            command.add_argument("--store", **store)
+            command.add_argument("--store", required=True, metavar="FOLDER", help="the job's results")
         for one in settings:
             add_options(command, one)
-        if Question in settings:
-            _add(command, "query-block", int, None, "queries at a time (as many as fit)")
-        if name in ("run", "fit", "score", "self"):
-            _add(command, "tell-seconds", float, 60.0, "between two lines of a log (60)")
-        if name in ("run", "fit"):
-            meaning = "between two savings of the fit on its way (60)"
-            _add(command, "save-seconds", float, 60.0, meaning)
-    _add_to_top(commands.choices["top"])
-    _add_to_fleet(commands.choices["fleet"])
-    return whole
-
-
-def _add(command: ArgumentParser, name: str, kind: type, default: object, meaning: str) -> None:
-    command.add_argument(f"--{name}", type=kind, default=default, metavar="…", help=meaning)
-
-
-def _add_to_top(command: ArgumentParser) -> None:
-    _add(command, "count", int, 10, "how many (10)")
+        for own, of, kind, default, explained in OPTIONS:
+            if name in of.split():
+                command.add_argument(f"--{own}", type=kind, default=default, metavar="…", help=explained)
     meaning = "scores over √self-influence; needs self"
-    command.add_argument("--relative", action="store_true", help=meaning)
-    _add(command, "output", Path, None, "folder for top.parquet and top.html (the store)")
-
-
-def _add_to_fleet(command: ArgumentParser) -> None:
-    shapes = {"choices": fleet.SHAPES, "default": "llama-3-8b", "metavar": "…"}
+    commands.choices["top"].add_argument("--relative", action="store_true", help=meaning)
     meaning = f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"
-    command.add_argument("--shape", **shapes, help=meaning)
-    for name, default, unit in (
-        ("examples", 1_000_000, "training examples"),
-        ("tokens", 512, "tokens of each"),
-        ("fit-examples", 100_000, "examples that the curvature is fitted on"),
-        ("queries", 1000, "queries"),
-        ("devices", 64, "devices"),
-        ("teraflops", 400.0, "10¹² operations a second that a device sustains"),
-        ("memory", 80.0, "GB of a device"),
-    ):
-        _add(command, name, type(default), default, f"{unit} ({default:,})")
+    shapes = {"choices": fleet.SHAPES, "default": "llama-3-8b", "metavar": "…"}
+    commands.choices["fleet"].add_argument("--shape", **shapes, help=meaning)
+    return whole
 
 
 def _steps(*steps: Callable[[Job], str | None]) -> Command:
     """A command of steps on a store, which is this team's meanwhile."""
 
     def run(chosen: Namespace, team: Team) -> Iterator[str | None]:
-        refuse_below(LEAST, vars(chosen))
+        refuse_below(vars(chosen))
         job = Job(Store(chosen.store), vars(chosen), team)
         with job.store.claimed(team):
             for step in steps:
@@ -155,24 +133,23 @@ def _steps(*steps: Callable[[Job], str | None]) -> Command:
 
 
 def _top(chosen: Namespace, team: Team) -> Iterator[str]:
-    refuse_below(LEAST, vars(chosen))
+    refuse_below(vars(chosen))
     job = Job(Store(chosen.store), vars(chosen), team)
     # Before queries are looked for: only `score` says which they are.
     team.on_first(lambda: job.store.array("scores").shape)
-    job.refuse_other_texts()
-    regularization = job.damping.regularization
-    if team.rank:  # from here on nothing may be asked of the team
-        return
-    found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
+    for name, examples in (("training", job.training), ("queries", job.queries)):
+        refuse_unless_equal(name, job.stored.get(name), examples.about())
     facts = {
         "model": job.subject.model,
         "training examples": f"{len(job.training):,}",
-        "regularization": regularization,
+        "regularization": job.damping.regularization,
         "scores": "divided by √self-influence" if chosen.relative else "plain",
     }
+    if team.rank:  # from here on nothing may be asked of the team
+        return
+    found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
     output = chosen.output or job.store.folder
-    class_names = {number: name for name, number in job.classifier.class_names.items()}
-    found.write(output, page(found, job.queries, class_names, facts))
+    found.write(output, page(found, job.queries, job.classifier.class_names, facts))
     yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"
 
 
@@ -183,20 +160,16 @@ def _show(chosen: Namespace, team: Team) -> Iterator[str]:
 def shown(store: Store) -> str:
     """Facts and progress of a store. Raises `StepMissing` when there is none, and `StoreDamaged`."""
     lines = [str(store.folder)]
-    for name, value in store.facts().items():
+    for name, value in (store.facts() | {"progress": store.progress()}).items():
+        lines.append(f"{name}:" if isinstance(value, dict) else f"{name}: {value}")
         if isinstance(value, dict):
-            lines.append(f"{name}:")
             lines += [f"  {key}: {one}" for key, one in value.items() if one != ""]
-        else:
-            lines.append(f"{name}: {value}")
-    lines = [line if len(line) <= 100 else f"{line[:99]}…" for line in lines]
-    steps = [f"  {step}: {how}" for step, how in store.progress().items()]
-    return "\n".join([*lines, "progress:", *steps])
+    return "\n".join(line if len(line) <= 100 else f"{line[:99]}…" for line in lines)
 
 
 def _fleet(chosen: Namespace, team: Team) -> Iterator[str]:
     numbers = ("examples", "tokens", "queries", "fit_examples", "devices")
-    refuse_below(dict.fromkeys(numbers, 1), vars(chosen))
+    refuse_below(vars(chosen), dict.fromkeys(numbers, 1))
     if chosen.teraflops <= 0:
         raise BadSetting("--teraflops: use a number above 0.")
     sizes = chosen.examples, chosen.tokens, chosen.queries, chosen.fit_examples

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow
 import torch
 from datasets import Dataset
-from jaxtyping import Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
@@ -21,10 +20,7 @@ from support.job.store import disk_full_is_told
 
 @dataclass(frozen=True)
 class Examples:
-    """Chosen rows of a split. Example n is row `rows[n]`; `digest` stands for all their contents.
-
-    Token ids lie in a memory-mapped file: memory does not grow with the number of examples.
-    """
+    """Chosen rows of a split, in memory-mapped files. Example n is row `rows[n]`; `digest` stands for all."""
 
     rows: np.ndarray
     texts: Dataset
@@ -44,52 +40,31 @@ class Examples:
         """Some of the examples; all of them are these."""
         if len(numbers) == len(self):
             return self
-        return Examples(
-            self.rows[numbers],
-            self.texts.select(numbers),
-            self.tokens.select(numbers),
-            hashlib.sha256(f"{self.digest} {numbers.tolist()}".encode()).hexdigest(),
-            self.pad_token_id,
-        )
+        chosen = self.rows[numbers], self.texts.select(numbers), self.tokens.select(numbers)
+        digest = hashlib.sha256(f"{self.digest} {numbers.tolist()}".encode()).hexdigest()
+        return Examples(*chosen, digest, self.pad_token_id)
 
-    def batch(
-        self, numbers: Sequence[int], device: torch.device
-    ) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"]]:
-        """Examples by number as one padded batch, with their labels."""
-        tokens = self.tokens[list(numbers)]["input_ids"]
-        padded = pad_sequence(
-            [torch.tensor(ids, dtype=torch.long) for ids in tokens],
-            batch_first=True,
-            padding_value=self.pad_token_id,
-        )
-        labels = torch.tensor(self.texts[list(numbers)]["label"])
-        return padded.to(device), labels.to(device)
+    def batch(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Examples by number: ids `(batch, tokens)`, padded, and labels `(batch,)`."""
+        tokens = map(torch.tensor, self.tokens[list(numbers)]["input_ids"])
+        padded = pad_sequence(list(tokens), batch_first=True, padding_value=self.pad_token_id)
+        return padded.to(device), torch.tensor(self.texts[list(numbers)]["label"], device=device)
 
     def about(self) -> dict[str, object]:
         """What a store remembers of them."""
-        tokens = int(np.sum(self.lengths))
-        return {"examples": len(self), "tokens": tokens, "digest": self.digest}
-
-
-def in_blocks(examples: int, size: int) -> list[range]:
-    """0 … examples − 1 in ranges of `size`, the last one maybe shorter."""
-    return [range(start, min(start + size, examples)) for start in range(0, examples, size)]
+        return {"examples": len(self), "tokens": int(self.lengths.sum()), "digest": self.digest}
 
 
 def tokenised(
-    texts: Dataset,
-    rows: np.ndarray,
-    tokenizer: PreTrainedTokenizerBase,
-    max_tokens: int,
-    folder: Path,
+    texts: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path
 ) -> Examples:
     """The chosen rows; their tokens are kept in `folder` under a name made from their contents.
 
-    Raises `DatasetNotUsable` for a text without a token, `DiskFull` and `StoreDamaged`.
+    Raises `DatasetNotUsable`, `DiskFull` and `StoreDamaged`.
     """
     chosen = texts.select(rows)
     digest = _digest(chosen, rows, tokenizer, max_tokens)
-    path = folder / f"{digest[:32]}.arrow"
+    name = digest[:32]
 
     def encode(batch: Mapping) -> dict:
         ids = tokenizer(batch["text"], truncation=True, max_length=max_tokens)["input_ids"]
@@ -98,17 +73,11 @@ def tokenised(
     with disk_full_is_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            tokens = chosen.map(
-                encode,
-                batched=True,
-                remove_columns=["text", "label"],
-                cache_file_name=str(path),
-                new_fingerprint=digest[:32],
-            )
+            file = {"cache_file_name": str(folder / f"{name}.arrow"), "new_fingerprint": name}
+            tokens = chosen.map(encode, batched=True, remove_columns=["text", "label"], **file)
         except pyarrow.ArrowInvalid as error:
-            raise StoreDamaged(
-                f"{folder.name}/{path.name} can't be read ({error}). Remove it: it is made anew."
-            ) from error
+            told = f"{folder.name}/{name}.arrow can't be read ({error})"
+            raise StoreDamaged(f"{told}. Remove it: it is made anew.") from error
     examples = Examples(rows, chosen, tokens, digest, tokenizer.pad_token_id)
     empty = np.flatnonzero(examples.lengths == 0)
     if len(empty):
@@ -138,31 +107,24 @@ def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
 def chosen_rows(rows: str, available: int, seed: int, option: str) -> np.ndarray:
     """The row numbers that `rows` means, ascending, each once. Raises `BadSetting`.
 
-    "all"; "50", a sample of so many; or, with commas, row numbers and ranges: "100:200" has all from the
-    first to before the last, "3,5,100:200" and "7," name single rows.
+    "all"; "50", a sample of so many; or row numbers and ranges: "100:200", "3,5,100:200", and "7,".
     """
     if not available:
         raise BadSetting(f"--{option} {rows}: there are no rows.")
-    if rows == "all":
-        return np.arange(available)
+    sampled = "," not in rows and ":" not in rows
     try:
-        if "," not in rows and ":" not in rows:
-            return _sample(int(rows), available, seed)
-        parts = [part.partition(":") for part in rows.split(",") if part]
-        ranges = [range(int(a), int(b) if colon else int(a) + 1) for a, colon, b in parts]
-    except ValueError as error:
-        raise BadSetting(
-            f"--{option} {rows}: use all, a number of rows like 50 (from 1 to {available}), or rows and "
-            "ranges like 3,5,100:200."
-        ) from error
+        if sampled:
+            ranges = [range(available if rows == "all" else int(rows))]
+        else:
+            parts = [part.partition(":") for part in rows.split(",") if part]
+            ranges = [range(int(a), int(b) if colon else int(a) + 1) for a, colon, b in parts]
+    except ValueError:
+        ranges = []
     if not ranges or not all(part and part[0] >= 0 and part[-1] < available for part in ranges):
         raise BadSetting(
-            f"--{option} {rows}: choose from rows 0 to {available - 1}, at least one in each range."
+            f"--{option} {rows}: use all, a number of rows like 50 (from 1 to {available}), or rows and "
+            f"ranges like 3,5,100:200 (from 0 to {available - 1}, at least one in each)."
         )
-    return np.unique(np.concatenate([np.asarray(part) for part in ranges]))
-
-
-def _sample(number: int, available: int, seed: int) -> np.ndarray:
-    if not 1 <= number <= available:
-        raise ValueError(number)
-    return np.sort(np.random.default_rng(seed).permutation(available)[:number])
+    if sampled:
+        return np.sort(np.random.default_rng(seed).permutation(available)[: len(ranges[0])])
+    return np.unique(np.concatenate(ranges))

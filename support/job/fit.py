@@ -1,61 +1,49 @@
 """The curvature from many examples, by all processes of a job, in pieces that survive a kill.
 
-The examples are cut into blocks, the blocks dealt by tokens into shards, one for each process that
-begins the fit. A shard's sums are written to disk now and then with the number of blocks in them. A
-run that goes on takes up each shard where it was. With as many processes as before, what comes out is
-what would have come out, to the bit; with another number, to rounding.
+The examples are cut into blocks, the blocks dealt into shards, one for each process that begins the fit. A
+shard's sums are written to disk now and then, with the number of blocks in them; a run that goes on takes up
+each where it was. With as many processes as before, the result is the same to the bit, else to rounding.
 """
 
 import hashlib
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from support.ekfac.blocks import blocks_of
+from support.ekfac.blocks import Block, blocks_of
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, generator
 from support.ekfac.storage import BASIS_PARTS
-from support.job.examples import in_blocks
+from support.ekfac.verification import verify
 from support.job.progress import progress
-from support.job.store import blocks_in, disk_full_is_told, load_sums, save_sums
+from support.job.store import blocks_in, disk_full_is_told, in_blocks, load_sums, save_sums
 from support.job.work import Job
 
 Shards = list[list[range]]
 Sums = CovarianceSums | EigenvalueSums
-
 TITLES = {"covariances": "fit 1/2, covariances", "eigenvalues": "fit 2/2, eigenvalues"}
-"""What people read, for each of the two sums, by the name of its files."""
 
 
 def fit(job: Job) -> str:
-    """Fit the job's engine, unless that was done, and leave the curvature in the store.
-
-    Raises what `engine.fit` raises, `DiskFull`, `StoreDamaged`, and what `Job.begin` raises.
-    """
+    """Fit, unless it was done, and leave the curvature in the store. Raises as `engine.fit` and `score`."""
     job.begin()
     if job.team.on_first(job.store.curvature.exists):
-        job.team.on_first(job.store.forget_partial_fit)
+        job.team.on_first(lambda: shutil.rmtree(job.store.partial_fit, ignore_errors=True))
         return "It was fitted before."
     engine, examples = job.engine, len(job.fitted_on)
     shards = job.team.on_first(lambda: _shards(job))
     bases = _bases(job, shards)
-    squares = _sums(
-        job,
-        "eigenvalues",
-        lambda: EigenvalueSums(engine.passes, engine.likelihood, bases),
-        shards,
-    )
+    sums = _sums(job, "eigenvalues", lambda: EigenvalueSums(engine.passes, engine.likelihood, bases), shards)
     engine.curvature = {
-        name: LayerCurvature(basis, squares.tensors[name] / examples) for name, basis in bases.items()
+        name: LayerCurvature(basis, sums.tensors[name] / examples) for name, basis in bases.items()
     }
     engine.examples = examples
 
     def save() -> None:
         with disk_full_is_told(job.store.folder):
             engine.save(job.store.curvature)
-        job.store.forget_partial_fit()
+        shutil.rmtree(job.store.partial_fit)
 
     job.team.on_first(save)
     return f"Fitted on {examples:,} examples."
@@ -65,63 +53,48 @@ def _shards(job: Job) -> Shards:
     """The blocks, dealt over as many processes as began the fit, however many go on with it."""
     blocks = in_blocks(len(job.fitted_on), job.subject.block)
     if "shards" not in job.store.facts():
-        job.store.settle("shards", min(job.team.size, len(blocks)))
+        job.store.settle({"shards": min(job.team.size, len(blocks))})
     with disk_full_is_told(job.store.folder):
         job.store.partial_fit.mkdir(exist_ok=True)
-    lengths = job.fitted_on.lengths
-    tokens = [int(lengths[block.start : block.stop].sum()) for block in blocks]
-    hands = deal(tokens, job.store.facts()["shards"])
-    return [[blocks[number] for number in hand] for hand in hands]
+    shards = job.store.facts()["shards"]
+    return [blocks[n::shards] for n in range(shards)]
 
 
 def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
-    """Every layer's eigenbasis: computed by one process, handed to the others from its disk."""
+    """Every layer's eigenbasis: computed by one process, read by all from the disk."""
     team, engine = job.team, job.engine
     missing = team.on_first(lambda: missing_bases(job))
-    names, layers = engine.layer_names, engine.layers.values()
-    hands = deal([layer.d_in**3 + layer.d_out**3 for layer in layers], team.size)
-    owners = {names[number]: rank for rank, hand in enumerate(hands) for number in hand}
     if missing:
-        sums = _sums(
-            job,
-            "covariances",
-            lambda: CovarianceSums(engine.passes, engine.likelihood),
-            shards,
-        )
-        for name in missing:
-            if owners[name] == team.rank:
-                basis = sums.basis(name)
-                parts = {part: getattr(basis, part) for part in BASIS_PARTS}
-                save_sums(_basis_file(job, name), parts, 0)
+        team.on_first(lambda: verify(engine.passes, _blocks(job, shards[0][0])[0]))
+        sums = _sums(job, "covariances", lambda: CovarianceSums(engine.passes, engine.likelihood), shards)
+        for name in missing[team.rank :: team.size]:
+            basis = sums.basis(name)
+            save_sums(_basis_file(job, name), {part: getattr(basis, part) for part in BASIS_PARTS}, 0)
         del sums
     team.wait()
-    return {name: _handed_out(job, name, owners[name]) for name in names}
+    bases = {}
+    for name in engine.layer_names:
+        saved, _ = load_sums(_basis_file(job, name))
+        tensors = [saved[part].to(engine.passes.device) for part in BASIS_PARTS]
+        bases[name] = Eigenbasis(*tensors, precision=engine.passes.precision)
+    return bases
 
 
 def missing_bases(job: Job) -> list[str]:
-    """Layers without a basis on the disk. Sums of squares in another basis are worth nothing: if there
-    are any, they go."""
+    """Layers without a basis on the disk. Sums of squares in another basis, if there are any, go."""
     missing = [name for name in job.engine.layer_names if not _basis_file(job, name).exists()]
     for path in job.store.partial_fit.glob("eigenvalues-*") if missing else ():
         path.unlink()
     return missing
 
 
-def _handed_out(job: Job, name: str, owner: int) -> Eigenbasis:
-    layer = job.engine.layers[name]
-    d_in, d_out = layer.d_in, layer.d_out
-    shapes = [(d_in, d_in), (d_out, d_out), (d_in,), (d_out,)]
-    tensors = [torch.empty(shape, dtype=layer.dtype, device=layer.device) for shape in shapes]
-    if owner == job.team.rank:
-        load_sums(_basis_file(job, name), dict(zip(BASIS_PARTS, tensors, strict=True)))
-    for tensor in tensors:
-        job.team.hand_out(tensor, owner)
-    return Eigenbasis(*tensors, precision=job.engine.passes.precision)
+def _basis_file(job: Job, name: str) -> Path:
+    return job.store.partial_fit / f"basis-{job.engine.layer_names.index(name)}.safetensors"
 
 
 def _sums(job: Job, name: str, begin: Callable[[], Sums], shards: Shards) -> Sums:
     """One pass over the examples: sums over all shards, in every process."""
-    files = [job.store.partial_fit / f"{name}-{n}.safetensors" for n in range(len(shards))]
+    files = [job.store.partial_fit / f"{name}-shard-{n}.safetensors" for n in range(len(shards))]
 
     def before() -> int:
         done = [shard[: blocks_in(path)] for shard, path in zip(shards, files, strict=True)]
@@ -129,14 +102,12 @@ def _sums(job: Job, name: str, begin: Callable[[], Sums], shards: Shards) -> Sum
 
     own = range(job.team.rank, len(shards), job.team.size)
     total, done = begin(), job.team.on_first(before)
-    seconds = job.given["tell_seconds"]
-    with progress(job.team, TITLES[name], len(job.fitted_on), done, seconds) as count:
+    with progress(job.team, TITLES[name], len(job.fitted_on), done, job.given["tell_seconds"]) as count:
         for number in own:
             sums = total if len(own) == 1 else begin()
             _add_shard(job, sums, shards[number], files[number], name, count)
-            if sums is not total:
-                for key, tensor in total.tensors.items():
-                    tensor += sums.tensors[key]
+            for key, tensor in total.tensors.items() if sums is not total else ():
+                tensor += sums.tensors[key]
         for tensor in total.tensors.values():
             job.team.add_up(tensor)
     return total
@@ -146,33 +117,23 @@ def _add_shard(
     job: Job, sums: Sums, shard: list[range], path: Path, name: str, count: Callable[[int], None]
 ) -> None:
     """The examples of a shard that are not in its file yet; it is written as often as is wanted."""
-    passes, saved = job.engine.passes, time.monotonic()
-    done = load_sums(path, sums.tensors)
+    saved = time.monotonic()
+    before, done = load_sums(path)
+    for key in list(before):
+        sums.tensors[key].copy_(before.pop(key))
     for block in shard[done:]:
-        inputs, _ = job.fitted_on.batch(block, passes.device)
         # Sampled labels of a block are the same, whoever draws them, and in whatever order.
         text = f"{job.engine.seed} {name} {block.start}"
         draws = generator(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
-        count(sums.add(blocks_of(inputs, None, passes.token_mask), draws))
+        count(sums.add(_blocks(job, block), draws))
         done += 1
         if done == len(shard) or time.monotonic() - saved >= job.given["save_seconds"]:
             save_sums(path, sums.tensors, done)
             saved = time.monotonic()
 
 
-def _basis_file(job: Job, name: str) -> Path:
-    return job.store.partial_fit / f"basis-{job.engine.layer_names.index(name)}.safetensors"
-
-
-def deal(sizes: Sequence[int], hands: int) -> list[list[int]]:
-    """Numbers of the pieces for each hand, ascending: the largest piece first, to the lightest hand.
-
-    No hand gets more than 4/3 of the best possible (Graham 1969), usually it is a few percent.
-    """
-    dealt: list[list[int]] = [[] for _ in range(hands)]
-    weights = [0] * hands
-    for piece in sorted(range(len(sizes)), key=lambda piece: (-sizes[piece], piece)):
-        lightest = weights.index(min(weights))
-        dealt[lightest].append(piece)
-        weights[lightest] += sizes[piece]
-    return [sorted(hand) for hand in dealt]
+def _blocks(job: Job, numbers: range) -> list[Block]:
+    """Examples that the fit is on, without their labels."""
+    passes = job.engine.passes
+    inputs, _ = job.fitted_on.batch(numbers, passes.device)
+    return blocks_of(inputs, None, passes.token_mask)

@@ -1,22 +1,23 @@
 """What a job would cost on machines that one doesn't have: on paper, from the counted formulas.
 
-The engine's own arithmetic is counted in `counting`. A pass of one example of T tokens takes, per token,
-each of P weights once forwards and once backwards (activations' gradients only), and in each of L
-attention blocks of width w 2·T·w forwards and twice that backwards: T·(2P + 6·L·T·w).
+A pass of one example of T tokens takes, per token, each of P weights once forwards and once backwards
+(activations' gradients only), and in each of L attention blocks of width w 2·T·w forwards and twice that
+backwards: T·(2P + 6·L·T·w) multiply-adds. Every position of a tracked layer counts as one with a gradient.
 """
 
 import math
 from dataclasses import dataclass
 
-from support.ekfac.counting import LayerWork, curvature_entries
+import numpy as np
+
 from support.job.errors import BadSetting
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A transformer: its tracked layers, each with how often it occurs; `weights` that a token meets."""
+    """A transformer: tracked layers as `(d_out, d_in)`, weights that a token meets, blocks of a width."""
 
-    tracked: tuple[tuple[int, LayerWork], ...]
+    tracked: tuple[tuple[int, int], ...]
     weights: int
     weight_bytes: int
     attention_blocks: int
@@ -28,14 +29,12 @@ class Shape:
         return examples * tokens * (2 * self.weights + attention)
 
 
-PACKAGED = (  # six blocks of width 384, feed-forward 1536; the last block hears its first token only
-    *((5, LayerWork(1536, 385, True, True)), (5, LayerWork(384, 1537, True, True))),
-    *((1, LayerWork(1536, 385, True, False)), (1, LayerWork(384, 1537, True, False))),
-    *((1, LayerWork(384, 385, False, False)), (1, LayerWork(2, 385, False, False))),
-)
+# Six blocks of width 384, feed-forward 1536. The last block and the head hear their first token only; they
+# are counted as if they heard all.
+PACKAGED = 6 * ((1536, 385), (384, 1537)) + ((384, 385), (2, 385))
 # Grattafiori et al. 2024, table 3: 32 blocks of width 4096, feed-forward 14,336, keys and values of
 # width 1024, 128,256 words. Tracked are the three feed-forward matrices, as in Grosse et al. 2023.
-LLAMA = ((64, LayerWork(14336, 4096, True, True)), (32, LayerWork(4096, 14336, True, True)))
+LLAMA = 32 * ((14336, 4096), (14336, 4096), (4096, 14336))
 LLAMA_WEIGHTS = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
 SHAPES = {
     "packaged": Shape(PACKAGED, 6 * (4 * 384**2 + 2 * 384 * 1536), 4, 6, 384),
@@ -52,12 +51,13 @@ def on_paper(
     layers; `at_a_time` queries have room beside the curvature of a group, so that the training set
     passes by `passes` times: as rarely as possible. Raises `BadSetting` when the weights leave no room.
     """
-    layers = [layer for often, layer in shape.tracked for _ in range(often)]
-    weights = shape.weights * shape.weight_bytes
-    curvature = 4 * curvature_entries(layers)  # in float32, as factors and scores
-    factor = 4 * sum(layer.d_in * layer.d_out for layer in layers)
+    d_out, d_in = np.array(shape.tracked, dtype=np.float64).T
+    size, weights = d_out * d_in, shape.weights * shape.weight_bytes
+    # In float32: two bases, Λ, and the eigenvalues of the two covariances of each layer.
+    curvature = 4 * np.sum(d_in**2 + d_out**2 + size + d_in + d_out)
+    factor = 4 * np.sum(size)
     cuts = []
-    for groups in range(1, len(layers) + 1):
+    for groups in range(1, len(size) + 1):
         room = groups * (memory - weights) - curvature
         at_a_time = min(queries, int(room // factor))
         if at_a_time >= 1:
@@ -68,20 +68,22 @@ def on_paper(
             f"{memory / 1e9:.0f} GB. Use devices with more memory."
         )
     passes, groups, at_a_time = min(cuts)
-
-    def work(step: str, *of: list[int] | int) -> int:
-        return sum(getattr(layer, step)(*of) for layer in layers)
-
-    one, squares = [tokens], work("squares", [tokens])
+    # A gradient in the eigenbasis: each side is rotated where it has fewer rows.
+    rotated = d_in**2 * np.minimum(tokens, d_out) + d_out**2 * np.minimum(tokens, d_in) + tokens * size
+    squares = np.sum(rotated + size)
+    covariances = tokens * np.sum(d_in**2 + d_out**2)
+    # About 9 d³ operations each, half of them multiplications (Golub & Van Loan, §8.3).
+    eigenbases = np.sum(d_in**3 + d_out**3) * 9 / 2
+    factors = np.sum(rotated + size * (d_out + d_in))  # into the eigenbasis and back
     whole, rest = divmod(queries, at_a_time)
-    products = whole * work("scores", one, at_a_time) + work("scores", one, rest)
-    fit = 2 * groups * shape.passes(fit_examples, tokens) + work("eigenbasis")
-    asked = groups * shape.passes(queries, tokens) + queries * work("factors", one)
+    products = sum(n * np.sum(size) * min(tokens + q, tokens * q) for n, q in ((whole, at_a_time), (1, rest)))
     pass_by = shape.passes(examples, tokens)
+    fit = fit_examples * (covariances + squares) + eigenbases
+    score = queries * factors + examples * products
     return {
-        "fit": fit + fit_examples * (work("covariances", one) + squares),
+        "fit": 2 * groups * shape.passes(fit_examples, tokens) + fit,
         "self-influences": groups * pass_by + examples * squares,
-        "score": asked + passes * pass_by + examples * products,
+        "score": groups * shape.passes(queries, tokens) + passes * pass_by + score,
         "curvature": curvature,
         "factors of one query": factor,
         "largest on a device": weights + (curvature + at_a_time * factor) / groups,
@@ -99,9 +101,9 @@ def told(plan: dict[str, int | float], operations: float | int) -> str:
     for name in ("curvature", "factors of one query", "largest on a device", "scores on disk"):
         rows.append(f"{name:24} {plan[name] / 1e9:10.1f} GB")
     if plan["groups"] > 1:
-        cut = f"The layers are taken in {plan['groups']} groups, a job each (--layers)"
-        rows.append(f"{cut}; their scores add up.")
+        rows.append(f"The layers go in {plan['groups']} groups, a job each (--layers); their scores add up.")
     if plan["passes"] > plan["groups"]:
-        cut = f"{plan['at_a_time']} queries fit at a time"
-        rows.append(f"{cut}: the training set passes by {plan['passes']} times.")
+        rows.append(
+            f"{plan['at_a_time']} queries fit at a time: {plan['passes']} passes of the training set."
+        )
     return "\n".join(rows)

@@ -3,13 +3,13 @@
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from support.ekfac.memory import factor_bytes
-from support.job.examples import Examples, in_blocks
+from support.job.examples import Examples
+from support.job.store import in_blocks
 from support.job.team import device
 from support.job.work import Job
 
@@ -31,42 +31,36 @@ class Batches:
 
 def planned(job: Job) -> str:
     """A table: time for as many processes as are here, memory of each, bytes on disk."""
-    engine, block, query_group = job.engine, job.subject.block, job.query_group()
+    engine, block, query_group, size = job.engine, job.subject.block, job.query_group(), job.team.size
     engine.memory_budget = query_group * factor_bytes(engine.layers)
     training = Batches(job.training, block, device())
     plan = engine.plan(training, Batches(job.queries, query_group, device()))
     if job.fitted_on is not job.training:
         fit = engine.plan(Batches(job.fitted_on, block, device()))
         plan = replace(plan, fit_seconds=fit.fit_seconds)
-    size = job.team.size
     seconds = {"fit": plan.fit_seconds, "self": plan.self_seconds, "score": plan.score_seconds}
-    layers = len(engine.layers) if job.question.by_layer else 0
-    itemsize = max(layer.dtype.itemsize for layer in engine.layers.values())
+    kept = 1 + (len(engine.layers) if job.question.by_layer else 0)
+    folder = job.store.folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     sizes = {
         # The curvature is there once more while it is written to the disk.
         "memory of a process": plan.peak_bytes + plan.curvature_bytes,
         "disk: curvature": plan.curvature_bytes,
         "disk: fit, on the way": (1 + size) * plan.curvature_bytes,
         # Before compression, which gains little on scores.
-        "disk: scores": plan.queries * plan.examples * itemsize * (1 + layers),
+        "disk: scores": plan.queries * plan.examples * engine.passes.dtype.itemsize * kept,
         "disk: tokens": TOKEN_BYTES * plan.tokens,
-        "disk: free": shutil.disk_usage(_existing(job.store.folder)).free,
+        "disk: free": shutil.disk_usage(existing).free,
     }
+    counts = f"{plan.examples:,} training examples, {plan.tokens:,} tokens; {plan.queries:,} queries"
     lines = [
-        f"{plan.examples:,} training examples, {plan.tokens:,} tokens; {plan.queries:,} queries; "
-        f"{size} process{'es' if size > 1 else ''}",
+        f"{counts}; {size} process{'es' if size > 1 else ''}",
         *(f"{step:24} {_time(each / size):>15}" for step, each in seconds.items()),
         *(f"{what:24} {_size(bytes_):>15}" for what, bytes_ in sizes.items()),
     ]
     if plan.query_groups > 1:
         lines.append(f"The queries are scored in {plan.query_groups} groups, each with a pass of its own.")
     return "\n".join(lines)
-
-
-def _existing(folder: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
-    absolute = folder.absolute()
-    return next(path for path in (absolute, *absolute.parents) if path.exists())
 
 
 def _size(bytes_: int) -> str:

@@ -1,6 +1,6 @@
 """How far all processes together have come, and when they will be done; the first process tells.
 
-In a terminal it is a bar; elsewhere, where a bar would fill a log, a line now and then.
+In a terminal it is one line that changes; elsewhere, where that would fill a log, a line now and then.
 """
 
 import sys
@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-
-from tqdm import tqdm
 
 from support.job.team import Team
 
@@ -20,35 +18,28 @@ def progress(
 ) -> Iterator[Callable[[int], None]]:
     """Count the examples of one stage, `total` over all processes, `before` of them in an earlier run.
 
-    Gives a function that is to be called, in every process, with the number of examples it has done
-    since. Every `seconds`, then, a line is written; the last one when the stage has ended.
+    Gives a function to call, in every process, with the number of examples it has done since. A line is
+    written every `seconds`, and when the stage has ended.
     """
     start = last = time.monotonic()
-    in_terminal = sys.stderr.isatty()
-    writes = team.rank == 0 and not in_terminal
-    hidden = team.rank > 0 or not in_terminal
-    bar = tqdm(desc=stage, total=total, initial=before, unit="example", disable=hidden)
+    seconds, renew, end = (0.2, "\r\033[K", "") if sys.stderr.isatty() else (seconds, "", "\n")
 
-    def tell(done: int) -> None:
-        nonlocal last
-        last = time.monotonic()
-        line = told(stage, done, before, total, last - start)
-        print(line, file=sys.stderr, flush=True)
+    def say(done: int, end: str) -> None:
+        line = told(stage, done, before, total, time.monotonic() - start)
+        print(f"{renew}{line}", end=end, file=sys.stderr, flush=True)
 
     def add(examples: int) -> None:
+        nonlocal last
         done = before + team.tally(stage, examples)
-        bar.update(done - bar.n)
-        if writes and done < total and time.monotonic() - last >= seconds:
-            tell(done)
+        if team.rank == 0 and done < total and time.monotonic() - last >= seconds:
+            last = time.monotonic()
+            say(done, end)
 
-    if writes and 0 < before < total:
-        goes_on = f"{stage}: goes on at {before:,} of {total:,} examples"
-        print(goes_on, file=sys.stderr, flush=True)
-    with bar:
-        yield add
-        add(0)
-    if writes:
-        tell(before + team.tally(stage))
+    if team.rank == 0 and 0 < before < total:
+        print(f"{stage}: goes on at {before:,} of {total:,} examples", file=sys.stderr, flush=True)
+    yield add
+    if team.rank == 0:
+        say(before + team.tally(stage), "\n")
 
 
 def told(stage: str, done: int, before: int, total: int, seconds: float | int) -> str:

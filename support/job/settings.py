@@ -1,8 +1,7 @@
 """What can be set, where it is kept, and the options of the command line made from it.
 
-The first command on a store fixes its `Subject`, the first `score` its `Question`, the first of `score`
-and `self` its `Damping`. Later commands take them from the store: an option that says otherwise is
-refused by name.
+The first command on a store fixes its `Subject`, the first `score` its `Question`, the first of `score` and
+`self` its `Damping`. Later commands take them from the store: an option that says otherwise is refused.
 """
 
 import argparse
@@ -10,14 +9,14 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TypeVar
 
+from support.ekfac.curvature import DEFAULT_REGULARIZATION
 from support.job.errors import BadSetting, StoreMismatch
+from support.model import TRACKED_LAYERS
 
 PACKAGED = "packaged"
 ROWS = "all, a number (so many, drawn with --seed), or rows and ranges with commas, like 3,5,100:200"
 LEAST = {"max_tokens": 1, "block": 1, "seed": 0, "tell_seconds": 1, "save_seconds": 0}
 LEAST |= {"query_block": 1, "count": 1}
-FOR_PACKAGED_MODEL = {"layers": "ffn,pre_classifier,classifier", "regularization": "0.01"}
-"""What it was studied with: the layers of 03, the λ that predicts retraining in 09."""
 
 Settings = TypeVar("Settings", bound="Subject | Question | Damping")
 
@@ -38,10 +37,7 @@ class Subject:
     fit_rows: str = setting("all", "of these, the ones that the curvature is fitted on: as above")
     text_column: str = setting("text", "column of the texts")
     label_column: str = setting("label", "column of the labels: numbers, or the model's names")
-    layers: str = setting(
-        "",
-        "layers that get gradients, by parts of their names with commas; all linear ones if empty",
-    )
+    layers: str = setting("", "layers that get gradients, by parts of their names; all linear ones if empty")
     max_tokens: int = setting(512, "where texts are cut")
     precision: str = setting("full", "full, or bfloat16: faster, good to about two digits")
     seed: int = setting(0, "of sampled rows and labels")
@@ -62,20 +58,20 @@ class Question:
 class Damping:
     """How the curvature is inverted."""
 
-    regularization: str = setting("auto", "λ: a number ≥ 0, or auto (0.1 × mean eigenvalue)")
+    regularization: str = setting(
+        f"{DEFAULT_REGULARIZATION}", "λ: a number ≥ 0, or auto (0.1 × mean eigenvalue)"
+    )
 
 
 def add_options(parser: argparse.ArgumentParser, settings: type) -> None:
     """An option for every field; what is not given is None, so that a store can be asked first."""
     group = parser.add_argument_group(settings.__doc__.rstrip("."))
     for one in fields(settings):
-        meaning = one.metadata["help"]
-        if one.type is bool:
-            how = {"action": "store_const", "const": True, "help": meaning}
-        else:
-            default = "see there" if one.default == "" else one.default
-            how = {"type": one.type, "metavar": "…", "help": f"{meaning} ({default})"}
-        group.add_argument(option(one.name), default=None, **how)
+        meaning, how = one.metadata["help"], {"action": "store_const", "const": True}
+        if one.type is not bool:
+            meaning = f"{meaning} ({'see there' if one.default == '' else one.default})"
+            how = {"type": one.type, "metavar": "…"}
+        group.add_argument(option(one.name), default=None, help=meaning, **how)
 
 
 def option(name: str) -> str:
@@ -83,29 +79,20 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def settled(
-    settings: type[Settings],
-    given: Mapping[str, object],
-    stored: Mapping[str, object] | None,
-    for_packaged_model: bool,
-) -> Settings:
-    """The settings that hold: the store's, or else those given, or else the defaults.
-
-    Raises `StoreMismatch` when something given differs from the store's, and `BadSetting`.
-    """
+def settled(settings: type[Settings], given: Mapping, stored: Mapping | None) -> Settings:
+    """The store's settings, or else those given, or the defaults. Raises `StoreMismatch` and `BadSetting`."""
     names = [one.name for one in fields(settings)]
     given = {name: given[name] for name in names if given.get(name) is not None}
-    refuse_below(LEAST, given)
-    if given.get("precision", "full") not in ("full", "bfloat16"):
-        raise BadSetting(f"--precision {given['precision']}: use full or bfloat16.")
+    refuse_below(given)
     if "regularization" in given:  # one number has many spellings
         given["regularization"] = str(as_regularization(given["regularization"])).removesuffix(".0")
     if stored is not None:
         for name, value in given.items():
             refuse_unless_equal(option(name), stored[name], value)
         return settings(**stored)
-    own = FOR_PACKAGED_MODEL if for_packaged_model else {}
-    return settings(**{name: own[name] for name in names if name in own} | given)
+    if settings is Subject and given.get("model", PACKAGED) == PACKAGED:
+        given.setdefault("layers", ",".join(TRACKED_LAYERS))
+    return settings(**given)
 
 
 def refuse_unless_equal(name: str, stored: object, here: object) -> None:
@@ -114,26 +101,22 @@ def refuse_unless_equal(name: str, stored: object, here: object) -> None:
         for key in sorted(stored.keys() | here.keys()):
             refuse_unless_equal(f"{name}: {key}", stored.get(key), here.get(key))
     elif stored != here:
-        raise StoreMismatch(
-            f"{name} is {here!r} here, but {stored!r} in the store. Go on with what the store was "
-            "begun with, or name another --store."
-        )
+        told = f"{name} is {here!r} here, but {stored!r} in the store"
+        raise StoreMismatch(f"{told}. Go on with what the store was begun with, or name another --store.")
 
 
 def as_regularization(text: str) -> float | str:
     """λ as the engine wants it. Raises `BadSetting`."""
-    if text == "auto":
-        return text
     try:
-        value = float(text)
+        value = 0 if text == "auto" else float(text)
     except ValueError:
-        value = -1.0
+        value = -1
     if not 0 <= value < float("inf"):
         raise BadSetting(f"--regularization {text}: use a number ≥ 0, or auto.")
-    return value
+    return text if text == "auto" else value
 
 
-def refuse_below(least: Mapping[str, int], given: Mapping[str, object]) -> None:
+def refuse_below(given: Mapping[str, object], least: Mapping[str, int] = LEAST) -> None:
     """Raise `BadSetting`, by name, for a number below the least that means something."""
     for name, value in least.items():
         if given.get(name) is not None and given[name] < value:

@@ -8,39 +8,24 @@ import datasets
 import torch
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 from torch import nn
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from support.assets import AssetChanged, AssetMissing
 from support.imdb import load_imdb
 from support.job.errors import DatasetNotUsable, ModelNotUsable
 from support.job.settings import PACKAGED, Subject
-from support.model import (
-    AdapterDamaged,
-    AdapterMismatch,
-    ModelLogitsWrapper,
-    load_model,
-    load_tokenizer,
-    require_gradients_only,
-)
+from support.model import ModelLogitsWrapper, load_model, load_tokenizer, require_gradients_only
 
 READERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
 INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 """Entries of a model's configuration that change nothing of what it computes here."""
 
-PACKAGE_ERRORS = (AssetMissing, AssetChanged, AdapterMismatch, AdapterDamaged)
-"""What can be wrong with the packaged model and reviews; each says what to do."""
-
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in the engine's shape, its tokenizer, what it calls its classes, and its configuration
-    as far as it decides what the model computes."""
+    """A model in the engine's shape, its tokenizer, the numbers of its classes by their names, and its
+    configuration as far as it decides what the model computes."""
 
     model: ModelLogitsWrapper
     tokenizer: PreTrainedTokenizerBase
@@ -49,23 +34,19 @@ class Classifier:
 
 
 def load_classifier(subject: Subject, device: torch.device) -> Classifier:
-    """The model of a job in evaluation mode on a device, gradients for the chosen layers only.
-
-    Raises `ModelNotUsable`.
-    """
+    """The model in evaluation mode, gradients for the chosen layers only. Raises `ModelNotUsable`."""
     model, tokenizer = _model_and_tokenizer(subject.model)
     if tokenizer.pad_token_id is None:
-        raise ModelNotUsable(
-            f"The tokenizer of {subject.model!r} has no padding token, so padding could not be told "
-            "from text. Give it one that no text has, save both to a folder, and name that."
+        told = (
+            f"The tokenizer of {subject.model!r} has no padding token, so padding could not be told from text"
         )
+        raise ModelNotUsable(f"{told}. Give it one that no text has, save both to a folder, and name that.")
     model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
     if subject.max_tokens > longest:
-        raise ModelNotUsable(
-            f"{subject.model!r} reads {longest} tokens at most. Use --max-tokens {longest}, or fewer."
-        )
+        told = f"{subject.model!r} reads {longest} tokens at most"
+        raise ModelNotUsable(f"{told}. Use --max-tokens {longest}, or fewer.")
     parts = [part.strip() for part in subject.layers.split(",") if part.strip()]
     try:
         require_gradients_only(model, parts)
@@ -74,8 +55,8 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
     class_names = {name: number for number, name in model.config.id2label.items()}
     config = json.loads(model.config.to_json_string(use_diff=False))
-    decisive = {key: value for key, value in config.items() if key not in INCIDENTAL}
-    return Classifier(wrapped, tokenizer, class_names, decisive)
+    config = {key: value for key, value in config.items() if key not in INCIDENTAL}
+    return Classifier(wrapped, tokenizer, class_names, config)
 
 
 def _model_and_tokenizer(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -83,14 +64,10 @@ def _model_and_tokenizer(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]
         if name == PACKAGED:
             return load_model(), load_tokenizer()
         transformers_logging.disable_progress_bar()
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name,
-            dtype=torch.float32,
-            use_safetensors=True,  # a pickled checkpoint could run code
-        )
+        # Safetensors only: a pickled checkpoint could run code.
+        how = {"dtype": torch.float32, "use_safetensors": True}
+        model = AutoModelForSequenceClassification.from_pretrained(name, **how)
         return model, AutoTokenizer.from_pretrained(name)
-    except PACKAGE_ERRORS as error:
-        raise ModelNotUsable(str(error)) from error
     except Exception as error:  # the loaders' and the hub's errors share no narrower class
         raise ModelNotUsable(
             f"--model {name} can't be loaded as a sequence classifier with its tokenizer "
@@ -100,10 +77,7 @@ def _model_and_tokenizer(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]
 
 
 def load_texts(name: str, split: str, subject: Subject, class_names: dict[str, int]) -> Dataset:
-    """A split with columns `text` and `label`, labels as the model's numbers.
-
-    Raises `DatasetNotUsable`.
-    """
+    """A split with columns `text` and `label`, the model's numbers. Raises `DatasetNotUsable`."""
     datasets.disable_progress_bars()
     found, columns = _read(name, split), [subject.text_column, subject.label_column]
     if isinstance(found, dict) and split not in found:
@@ -111,15 +85,12 @@ def load_texts(name: str, split: str, subject: Subject, class_names: dict[str, i
     found = found[split] if isinstance(found, dict) else found
     for column in columns:
         if column not in found.column_names:
-            raise DatasetNotUsable(
-                f"{name!r} has no column {column!r}. There are: {', '.join(found.column_names)}. "
-                "Say which ones with --text-column and --label-column."
-            )
+            told = f"{name!r} has no column {column!r}. There are: {', '.join(found.column_names)}"
+            raise DatasetNotUsable(f"{told}. Say which ones with --text-column and --label-column.")
     found = found.select_columns(columns)
     found = found.rename_columns(dict(zip(columns, ("text", "label"), strict=True)))
-    found = _with_numbers(found, class_names, name)
-    _refuse_unusable_rows(found, len(class_names), name)
-    return found
+    numbers = _numbers(found, class_names, name)
+    return found.remove_columns("label").add_column("label", numbers)
 
 
 def refuse_single_split(name: str) -> None:
@@ -127,10 +98,9 @@ def refuse_single_split(name: str) -> None:
     path = Path(name)
     is_one = (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists()
     if path.is_file() or is_one:
-        raise DatasetNotUsable(
-            f"{name!r} has one split: its rows would be training examples and queries at once. Name the "
-            "queries' file or folder with --queries, or say --query-split train if you mean that."
-        )
+        told = f"{name!r} has one split: its rows would be training examples and queries at once"
+        cure = "Name the queries' file or folder with --queries, or say --query-split train if you mean that"
+        raise DatasetNotUsable(f"{told}. {cure}.")
 
 
 def _read(name: str, split: str) -> Dataset | dict:
@@ -145,8 +115,6 @@ def _read(name: str, split: str) -> Dataset | dict:
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             return load_from_disk(name)
         return load_dataset(name)
-    except PACKAGE_ERRORS as error:
-        raise DatasetNotUsable(str(error)) from error
     except Exception as error:  # the readers' and the hub's errors share no narrower class
         raise DatasetNotUsable(
             f"{name!r} can't be read ({_first_line(error)}). Name a file ({', '.join(READERS)}), a "
@@ -154,37 +122,26 @@ def _read(name: str, split: str) -> Dataset | dict:
         ) from error
 
 
-def _with_numbers(texts: Dataset, class_names: dict[str, int], name: str) -> Dataset:
-    """Labels by name, which may stand in another order than the model's, as the model's numbers."""
-    kind, labels = texts.features["label"], texts["label"]
+def _numbers(texts: Dataset, class_names: dict[str, int], name: str) -> list[int]:
+    """The labels as the model's numbers; labels by name may stand in another order than the model's."""
+    kind, known = texts.features["label"], class_names
     if isinstance(kind, ClassLabel) and set(kind.names) <= class_names.keys():
-        names = [kind.names[number] for number in labels]
+        known = {str(number): class_names[one] for number, one in enumerate(kind.names)}
     elif "int" in getattr(kind, "dtype", ""):
-        return texts
-    else:
-        names = list(map(str, labels))
-    unknown = sorted(set(names) - class_names.keys())
-    if unknown:
-        raise DatasetNotUsable(
-            f"{name!r} has the label {unknown[0]!r}, but the model's classes are "
-            f"{', '.join(class_names)}. Use those names, or their numbers."
-        )
-    numbers = [class_names[one] for one in names]
-    return texts.remove_columns("label").add_column("label", numbers)
-
-
-def _refuse_unusable_rows(texts: Dataset, classes: int, name: str) -> None:
-    row = 0
+        known = {str(number): number for number in class_names.values()}
+    numbers: list[int] = []
     for batch in texts.iter(batch_size=1000):
         for text, label in zip(batch["text"], batch["label"], strict=True):
+            row = f"Row {len(numbers)} of {name!r}"
             if not isinstance(text, str):
-                raise DatasetNotUsable(f"Row {row} of {name!r} has no text but {text!r}.")
-            if label is None or not 0 <= label < classes:
+                raise DatasetNotUsable(f"{row} has no text but {text!r}.")
+            if str(label) not in known:
                 raise DatasetNotUsable(
-                    f"Row {row} of {name!r} has the label {label}, but the model's classes are 0 to "
-                    f"{classes - 1}."
+                    f"{row} has the label {label!r}, but the model's classes are {', '.join(class_names)}. "
+                    f"Use those names, or their numbers, 0 to {len(class_names) - 1}."
                 )
-            row += 1
+            numbers.append(known[str(label)])
+    return numbers
 
 
 def _first_line(error: Exception) -> str:

@@ -1,26 +1,25 @@
 """A job's results on disk: a folder that knows what it belongs to and takes each part whole.
 
-- `results.zarr/`: what the job is about, as attributes, and the arrays
-  `scores` (queries, training), one chunk per (query group, training block),
-  `layer_scores` (layers, queries, training), with --by-layer,
-  `self_influences` (training,), and
-  `training_rows`, `query_rows`, the examples' rows in their splits;
+- `results.zarr/`: what the job is about, as attributes, and the arrays `scores` (queries, training), one
+  chunk per (query group, training block), `layer_scores` (layers, queries, training), with --by-layer,
+  `self_influences` (training,), and `training_rows`, `query_rows`, the examples' rows in their splits;
 - `curvature.safetensors`: the fit;
 - `fit/`: the fit as far as it has come, gone when it is done;
 - `tokens/`: the examples, tokenised;
 - `locks/`: one for each process at work.
 
 What is written takes its place when it is whole, with a checksum: after a kill it is there, or not there.
+An influence that is not there is NaN; none that is there can be, the engine refuses it.
 """
 
 import errno
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
 import numpy as np
+import torch
 import zarr
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -37,9 +36,10 @@ FORMAT = "influence-job-1"
 HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/tmp*")
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 Sizes = tuple[int, ...]
+DIMENSIONS = ("layer", "query", "training")
 MAKERS = {
     "scores": "Run: score",
-    "layer_scores": "Only a store begun with score --by-layer keeps them.",
+    "layer_scores": "Only a store begun with score --by-layer keeps them",
     "self_influences": "Run: self",
 }
 
@@ -67,14 +67,11 @@ class Store:
             group = zarr.open_group(self._results, mode="r+")
             version = group.attrs["format"]
         except (KeyError, ValueError, TypeError) as error:
-            raise StoreDamaged(
-                f"{self._results / 'zarr.json'} is not that of a job's results "
-                f"({type(error).__name__}: {error}). Name another --store."
-            ) from error
+            told = f"{self._results / 'zarr.json'} is not that of a job's results"
+            raise StoreDamaged(f"{told} ({type(error).__name__}: {error}). Name another --store.") from error
         if version != FORMAT:
-            raise StoreMismatch(
-                f"{self.folder} has format {version!r}, expected {FORMAT!r}. Name another --store."
-            )
+            told = f"{self.folder} has format {version!r}, expected {FORMAT!r}"
+            raise StoreMismatch(f"{told}. Name another --store.")
         return group
 
     def begin(self) -> None:
@@ -88,44 +85,31 @@ class Store:
         """All attributes."""
         return dict(self.results.attrs)
 
-    def settle(self, name: str, facts: Mapping[str, object] | int) -> None:
-        """Write an attribute; if it is there already it must be the same, entry by entry.
-
-        Raises `StoreMismatch`, naming the first entry that differs.
-        """
-        stored = self.results.attrs.get(name)
-        if stored is not None:
-            refuse_unless_equal(name, stored, facts)
-        else:
+    def settle(self, facts: Mapping[str, object]) -> None:
+        """Write attributes. Raises `StoreMismatch`, and writes none, when the store has another one."""
+        stored = self.facts()
+        for name, fact in facts.items():
+            refuse_unless_equal(name, stored.get(name, fact), fact)
+        if facts.keys() - stored.keys():
             with disk_full_is_told(self.folder):
-                self.results.attrs[name] = facts
+                self.results.attrs.update(facts)
 
-    def make_array(
-        self, name: str, shape: Sizes, chunks: Sizes, dtype: str, dimensions: tuple[str, ...]
-    ) -> None:
+    def make_array(self, name: str, shape: Sizes, chunks: Sizes, dtype: str | torch.dtype) -> None:
         """An array of missing influences, unless it is there; other chunks while it is empty only."""
         if name in self.results:
             array = self.array(name)
             if array.chunks == chunks or array.nchunks_initialized:
                 return
+        layout = {"shape": shape, "chunks": chunks, "dimension_names": DIMENSIONS[-len(shape) :]}
+        kind = {"dtype": str(dtype).removeprefix("torch."), "fill_value": np.nan}
+        compressors = [ZstdCodec(level=3), Crc32cCodec()]
         with disk_full_is_told(self.folder):
-            self.results.create_array(
-                name,
-                shape=shape,
-                chunks=chunks,
-                overwrite=True,
-                dtype=dtype,
-                fill_value=np.nan,
-                compressors=[ZstdCodec(level=3), Crc32cCodec()],
-                dimension_names=dimensions,
-            )
+            self.results.create_array(name, overwrite=True, compressors=compressors, **layout, **kind)
 
     def keep_rows(self, name: str, rows: np.ndarray) -> None:
-        """Row numbers of examples, unless they are there: a kill may have left the array empty."""
-        rows = np.asarray(rows, dtype=np.int64)
-        if name not in self.results or not np.array_equal(self.results[name], rows):
-            with disk_full_is_told(self.folder):
-                self.results.create_array(name, data=rows, overwrite=True)
+        """Row numbers of examples. They are written again each time: a kill may have left none."""
+        with disk_full_is_told(self.folder):
+            self.results.create_array(name, data=np.asarray(rows, dtype=np.int64), overwrite=True)
 
     def array(self, name: str) -> zarr.Array:
         """Raises `StepMissing`, naming the step that makes the array, and `StoreDamaged`."""
@@ -133,45 +117,40 @@ class Store:
             if name in self.results:
                 return self.results[name]
         except (KeyError, ValueError, TypeError) as error:
-            raise StoreDamaged(
-                f"The description of {name} in results.zarr is damaged ({error}). Remove the folder "
-                f"{name} there and run its step again."
-            ) from error
+            told = f"The description of {name} in results.zarr is damaged ({error})"
+            raise StoreDamaged(f"{told}. Remove the folder {name} there and run its step again.") from error
         raise StepMissing(f"{self.folder} has no {name} yet. {MAKERS[name]}")
 
-    def write(self, name: str, place: tuple[slice, ...], values: np.ndarray) -> None:
+    def write(self, name: str, place: tuple[range, ...], values: np.ndarray) -> None:
         """Whole chunks, or nothing of them; `place` is in the last dimensions. Raises `DiskFull`."""
-        # A chunk of nothing but NaN is written, too: it is there.
-        with disk_full_is_told(self.folder), zarr.config.set({"array.write_empty_chunks": True}):
-            self.array(name)[(..., *place)] = values
+        with disk_full_is_told(self.folder):
+            self.array(name)[_part(place)] = values
 
-    def read(self, name: str, place: tuple[slice, ...]) -> np.ndarray:
-        """A part of an array, NaN where it is missing. Raises `StoreDamaged`."""
+    def read(self, name: str, place: tuple[range, ...]) -> np.ndarray:
+        """A part of an array. Raises `StepMissing` when not all of it is there, and `StoreDamaged`."""
         array = self.array(name)
         try:
-            return array[(..., *place)]
+            found = array[_part(place)]
         except (ValueError, RuntimeError) as error:
-            told = ", ".join(f"{part.start}:{part.stop}" for part in place)
-            raise StoreDamaged(
-                f"A chunk of {name} at {told} is damaged ({error}). Run the step again: it is computed anew."
-            ) from error
+            told = (
+                f"A chunk of {name} at {', '.join(f'{part.start}:{part.stop}' for part in place)} is damaged"
+            )
+            raise StoreDamaged(f"{told} ({error}). Run the step again: it is computed anew.") from error
+        if np.isnan(found).any():
+            raise StepMissing(f"Not all {name} are there yet. {MAKERS[name]}. It goes on where it was.")
+        return found
 
-    def has(self, name: str, place: tuple[slice, ...]) -> bool:
-        """Whether the chunk that begins at a place is there and whole."""
-        array = self.array(name)
-        sizes = array.chunks[-len(place) :]
-        number = [part.start // size for part, size in zip(place, sizes, strict=True)]
-        key = array.metadata.encode_chunk_key((*[0] * (array.ndim - len(place)), *number))
+    def has(self, name: str, place: tuple[range, ...]) -> bool:
+        """Whether a part of an array is there and whole."""
         try:
-            self.read(name, tuple(slice(part.start, part.start + 1) for part in place))
-        except StoreDamaged:
+            self.read(name, place)
+        except (StepMissing, StoreDamaged):
             return False
-        return (self._results / name / key).exists()
+        return True
 
     def progress(self) -> dict[str, str]:
         """How far each step is, in words. Raises `StoreDamaged`."""
-        steps = {"score": "scores", "self": "self_influences"}
-        return {"fit": self._fitted(), **{step: self._share(name) for step, name in steps.items()}}
+        return {"fit": self._fitted(), "score": self._share("scores"), "self": self._share("self_influences")}
 
     def _fitted(self) -> str:
         if self.curvature.exists():
@@ -183,32 +162,31 @@ class Store:
         return "begun" if self.partial_fit.exists() else "not yet"
 
     def _share(self, name: str) -> str:
-        try:
-            array = self.array(name)
-        except StepMissing:
+        if name not in self.results:
             return "not yet"
-        starts = [range(0, *ends) for ends in zip(array.shape, array.chunks, strict=True)]
-        places = [[slice(start, start + 1) for start in corner] for corner in product(*starts)]
-        done = sum(self.has(name, tuple(place)) for place in places)
+        array = self.array(name)
+        places = list(product(*map(in_blocks, array.shape, array.chunks)))
+        done = sum(self.has(name, place) for place in places)
         return "done" if done == len(places) else f"{done} of {len(places)} blocks"
-
-    def forget_partial_fit(self) -> None:
-        """The fit is done."""
-        shutil.rmtree(self.partial_fit, ignore_errors=True)
 
     @contextmanager
     def claimed(self, team: Team) -> Iterator[None]:
         """The team is at work on the store; what a killed run left half written is removed before.
 
-        Raises `StoreBusy`, and `StoreMismatch` when the folder holds anything, but no store. Every
-        process holds a lock of its own, which the system takes away when the process ends, however it
-        ends; the first, with its own in hand, looks whether any other is held.
+        Every process holds a lock, which the system takes away when the process ends, however it ends; the
+        first looks whether any other is held. Raises `StoreBusy`, and `StoreMismatch` for a folder of others.
         """
         folder = self.folder / "locks"
         own = FileLock(folder / f"rank-{team.rank}", timeout=0)
 
         def look() -> None:
-            self._refuse_other_folder()
+            if self.folder.exists() and not self.folder.is_dir():
+                raise StoreMismatch(f"{self.folder} is a file. Name a folder.")
+            ours = {self._results.name, "locks", self.tokens.name, self.partial_fit.name}
+            strange = [path.name for path in self.folder.glob("*") if path.name not in ours]
+            if strange and not self.exists:
+                told = f"{self.folder} holds other things ({strange[0]}) and no store"
+                raise StoreMismatch(f"{told}. Name a new folder.")
             with disk_full_is_told(self.folder):
                 folder.mkdir(parents=True, exist_ok=True)
             own.acquire()
@@ -220,25 +198,23 @@ class Store:
                     path.unlink(missing_ok=True)
 
         try:
-            try:
-                team.on_first(look)
-                own.acquire()
-            except Timeout as error:
-                busy = f"Another job is at work on {self.folder}."
-                raise StoreBusy(f"{busy} Wait for it, stop it, or name another --store.") from error
+            team.on_first(look)
+            own.acquire()
             yield
+        except Timeout as error:
+            told = f"Another job is at work on {self.folder}. Wait for it, stop it, or name another --store."
+            raise StoreBusy(told) from error
         finally:
             own.release(force=True)
 
-    def _refuse_other_folder(self) -> None:
-        if self.folder.exists() and not self.folder.is_dir():
-            raise StoreMismatch(f"{self.folder} is a file. Name a folder.")
-        ours = {self._results.name, "locks", self.tokens.name, self.partial_fit.name}
-        strange = [path.name for path in self.folder.glob("*") if path.name not in ours]
-        if strange and not self.exists:
-            raise StoreMismatch(
-                f"{self.folder} holds other things ({strange[0]}) and no store. Name a new folder."
-            )
+
+def in_blocks(examples: int, size: int) -> list[range]:
+    """0 … examples − 1 in ranges of `size`, the last one maybe shorter."""
+    return [range(start, min(start + size, examples)) for start in range(0, examples, size)]
+
+
+def _part(place: tuple[range, ...]) -> tuple:
+    return (..., *(slice(part.start, part.stop) for part in place))
 
 
 def save_sums(path: Path, sums: Mapping[str, Tensor], blocks: int) -> None:
@@ -249,33 +225,26 @@ def save_sums(path: Path, sums: Mapping[str, Tensor], blocks: int) -> None:
         save_file(tensors, fresh, metadata=about)
 
 
-def load_sums(path: Path, sums: Mapping[str, Tensor]) -> int:
-    """Fill tensors with the saved ones; the number of blocks they are over.
-
-    Without a file they stay as they are, and it is 0. Raises `StoreDamaged`.
-    """
+def load_sums(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], int]:
+    """Saved tensors and the number of blocks they are over; none without a file. Raises `StoreDamaged`."""
     if not path.exists():
-        return 0
+        return {}, 0
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
-            if sums:
-                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                if about["digest"] != digest(found):
-                    raise ValueError("its checksum differs")
-                for key, tensor in sums.items():
-                    tensor.copy_(found[key])
-            return int(about["blocks"])
+            names = () if header_only else file.keys()
+            found = {name: file.get_tensor(name) for name in names}
+        if not header_only and about["digest"] != digest(found):
+            raise ValueError("its checksum differs")
+        return found, int(about["blocks"])
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise StoreDamaged(
-            f"{path.parent.name}/{path.name} can't be read ({error}). Remove it: its blocks are "
-            "computed anew."
-        ) from error
+        told = f"{path.parent.name}/{path.name} can't be read ({error})"
+        raise StoreDamaged(f"{told}. Remove it: its blocks are computed anew.") from error
 
 
 def blocks_in(path: Path) -> int:
-    """How many blocks the saved sums are over, without reading them. Otherwise as `load_sums`."""
-    return load_sums(path, {})
+    """How many blocks the saved sums are over. Raises `StoreDamaged`."""
+    return load_sums(path, header_only=True)[1]
 
 
 @contextmanager
@@ -285,10 +254,8 @@ def disk_full_is_told(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         # safetensors hands the system's number on as text only.
-        number = error.errno if isinstance(error, OSError) else None
-        if number not in NO_ROOM and not any(f"(os error {full})" in str(error) for full in NO_ROOM):
+        in_text = any(f"(os error {number})" in str(error) for number in NO_ROOM)
+        if not in_text and getattr(error, "errno", None) not in NO_ROOM:
             raise
-        raise DiskFull(
-            f"No room left for {folder} ({error}). What is finished is kept: make room and run the "
-            "same command again, it goes on from there."
-        ) from error
+        cure = "What is finished is kept: make room and run the same command again, it goes on from there."
+        raise DiskFull(f"No room left for {folder} ({error}). {cure}") from error

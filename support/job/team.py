@@ -20,10 +20,7 @@ PATIENCE = timedelta(days=7)
 
 
 class Team:
-    """A process group, and a `store` in which its processes count together.
-
-    `rank` is this process's number, of `size`; `neighbours` of them share this machine.
-    """
+    """Process number `rank` of `size` that count together in a `store`; `neighbours` share this machine."""
 
     def __init__(self, store: dist.Store) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
@@ -32,45 +29,37 @@ class Team:
         self._on_first = False
 
     def on_first(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns in the first process, for all.
+        """What `work` returns in the first process, for all. An error is `ToldElsewhere` in the others.
 
-        An error is raised there as it is, in the others as `ToldElsewhere`. `work` must not ask the
-        team for anything: the others would answer another question.
+        `work` must not ask the team for anything: the others would answer another question.
         """
         if self._on_first:
             raise RuntimeError("on_first within on_first: evaluate before what the inner one gives.")
         answer: list = [None, None]
         error: Exception | None = None
         self._on_first = True
-        if self.rank == 0:
-            try:
-                answer[0] = work()
-            except Exception as raised:
-                error, answer[1] = raised, str(raised)
+        try:
+            answer[0] = work() if self.rank == 0 else None
+        except Exception as raised:
+            error, answer[1] = raised, str(raised)
         self._on_first = False
         dist.broadcast_object_list(answer, src=0)
-        if error is not None:
-            raise error
         if answer[1] is not None:
-            raise ToldElsewhere(answer[1])
+            raise error or ToldElsewhere(answer[1])
         return answer[0]
 
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor, in every process, by its sum over all of them."""
         dist.all_reduce(tensor)
 
-    def hand_out(self, tensor: Tensor, owner: int) -> None:
-        """Replace a tensor, in every process, by that of process `owner`."""
-        dist.broadcast(tensor, src=owner)
-
     def shared(self, name: str, items: Sequence[Result]) -> Iterator[Result]:
         """Each of the items, in order, to one process: whoever is free takes the next."""
-        while (number := self._store.add(f"shared/{name}", 1) - 1) < len(items):
+        while (number := self.tally(f"shared {name}", 1) - 1) < len(items):
             yield items[number]
 
     def tally(self, name: str, more: int = 0) -> int:
         """Add to a count that all share; what it then is."""
-        return self._store.add(f"tally/{name}", more)
+        return self._store.add(name, more)
 
     def wait(self) -> None:
         """Until all are here."""
@@ -78,10 +67,7 @@ class Team:
 
 
 def device() -> torch.device:
-    """This process's own: a GPU of the machine where there is one, else the CPU.
-
-    Raises `BadSetting` when there are more processes on the machine than GPUs.
-    """
+    """A GPU of this process's own, or the CPU. Raises `BadSetting` when there are too few GPUs."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     number = int(os.environ.get("LOCAL_RANK", "0"))
     if not gpus:
