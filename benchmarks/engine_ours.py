@@ -3,16 +3,7 @@
 import copy
 
 from benchmarks.engine_bare import engine_blocks, forward_and_backward, prepare_passes
-from benchmarks.plan import (
-    BATCH_SIZE,
-    FIT,
-    GROWTH,
-    NOTEBOOK,
-    REGULARIZATION,
-    SCORE,
-    SELF,
-    TRAINING_SIDE,
-)
+from benchmarks.plan import BATCH_SIZE, FIT, GROWTH, NOTEBOOK, REGULARIZATION, SCORE, SELF, TRAINING_SIDE
 from benchmarks.work import Clock, Done, Job, Work
 from support import EkfacInfluence
 

@@ -25,7 +25,7 @@ FITTED = "fitted"
 
 MODEL_OPTIONS = {
     # Its per-example gradients go through vmap, which can't follow the branch on the mask in sdpa.
-    PYDVL: {"attn_implementation": "eager"},
+    PYDVL: {"attn_implementation": "eager"}
 }
 
 

@@ -67,10 +67,7 @@ def full() -> Plan:
     short = Setting("128 tokens", tokens=128)
     base = Setting("DistilBERT-base size", width=768, fitted=8)
     growth = growth_axes(
-        reviews=(8, 16, 32, 64),
-        tokens=(64, 128, 256, 512),
-        queries=(4, 16, 64),
-        widths=(192, 384, 768),
+        reviews=(8, 16, 32, 64), tokens=(64, 128, 256, 512), queries=(4, 16, 64), widths=(192, 384, 768)
     )
     cells = [
         *side_by_side(real, reviews=50, queries=10),

@@ -144,12 +144,7 @@ def in_own_process(cell: Cell, repeat: int, workshop: Workshop) -> dict:
         in_own_process(fit, repeat, workshop)
     scores = workshop.scores(cell, repeat)
     scores.parent.mkdir(parents=True, exist_ok=True)
-    asked = {
-        "cell": cell.as_json(),
-        "inputs": str(inputs),
-        "factors": str(factors),
-        "scores": str(scores),
-    }
+    asked = {"cell": cell.as_json(), "inputs": str(inputs), "factors": str(factors), "scores": str(scores)}
     command = [python_of(cell.engine), "-m", "benchmarks.measure", json.dumps(asked)]
     try:
         return json.loads(output_of(command).splitlines()[-1])

@@ -108,12 +108,7 @@ def foretold(chosen: Material) -> list[dict]:
     expected = {FIT: told.fit_seconds, SCORE: told.score_seconds, SELF: told.self_seconds}
     size = f"{len(chosen.test.labels)} × {len(chosen.train.labels)}"
     return [
-        {
-            "setting": f"{chosen.name}, {size}",
-            "job": job,
-            "plan": expected[job],
-            "measured": seconds(run),
-        }
+        {"setting": f"{chosen.name}, {size}", "job": job, "plan": expected[job], "measured": seconds(run)}
         for job, run in chosen.jobs(engine).items()
     ]
 

@@ -100,8 +100,7 @@ def setting_table(setting: str, cells: list[dict]) -> list[str]:
         engines = {cell["engine"]: cell for cell in cells if job_name(cell) == name}
         bare, ours, theirs = (engines.get(engine) for engine in (BARE, OURS, KRONFLUENCE))
         floor = next(
-            (c for c in cells if c["job"] == PASSES and ours and c["reviews"] == ours["reviews"]),
-            None,
+            (c for c in cells if c["job"] == PASSES and ours and c["reviews"] == ours["reviews"]), None
         )
         row = [name, seconds(bare), seconds(ours), seconds(theirs)]
         row += [ratio(theirs, ours), ratio(ours, floor), memory(bare or ours), memory(theirs)]

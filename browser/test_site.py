@@ -42,8 +42,7 @@ def test_a_page_loads_whole_and_from_here_alone(page, site, name):
     page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
     page.on("response", lambda r: r.status >= 400 and complaints.append(f"{r.status}: {r.url}"))
     page.on(
-        "request",
-        lambda r: r.url.startswith((site, "data:", "blob:")) or complaints.append(f"from: {r.url}"),
+        "request", lambda r: r.url.startswith((site, "data:", "blob:")) or complaints.append(f"from: {r.url}")
     )
     opened(page, site, name)
     assert complaints == []

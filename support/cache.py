@@ -1,7 +1,8 @@
 """Fitted curvature kept under a key of its content, so that the next notebook waits seconds.
 
-The key covers the model's weights, the tracked layers, every input row without its padding and the
-settings of the fit, so a cached file is never stale. λ, on which no curvature depends, is not part of it.
+The key covers the model's weights, the tracked layers, every input row up to its last real token and the
+settings of the fit, and a file knows its model by what it says, so a cached file is never stale. λ, on
+which no curvature depends, is not part of it.
 """
 
 import hashlib
@@ -13,7 +14,8 @@ from pathlib import Path
 import torch
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.errors import DamagedFile
+from support.ekfac.blocks import count_of, unlabelled
+from support.ekfac.errors import DamagedFile, WrongModel
 
 CACHE_VARIABLE = "SUPPORT_CACHE"
 
@@ -33,21 +35,25 @@ def fit_or_load(engine: EkfacInfluence, loader: Iterable, folder: Path | None = 
     A damaged file is told by a `CacheDamaged` warning and computed again. Raises as `fit` does.
     """
     path = (folder or cache_folder()) / f"{_content_key(engine, loader)}.safetensors"
-    if path.exists():
-        try:
-            return engine.load_curvature(path)
-        except DamagedFile as error:
+    try:
+        return engine.load_curvature(path)
+    except DamagedFile as error:
+        if path.exists():
             warnings.warn(CacheDamaged(f"{error} Computing it again."), stacklevel=2)
+    except WrongModel:
+        pass  # the same weights, put to another use
     engine.fit(loader).save(path)
     return engine
 
 
 def _content_key(engine: EkfacInfluence, loader: Iterable) -> str:
     digest = hashlib.sha256(repr(sorted(engine.identity().items())).encode())
-    token_mask = getattr(engine.model, "token_mask", lambda inputs: torch.ones_like(inputs).bool())
-    for inputs, *_ in loader:
-        for row, mask in zip(inputs, token_mask(inputs), strict=True):
-            real = row[mask].cpu()
-            digest.update(f"{real.dtype} {len(real)} ".encode())
-            digest.update(real.view(torch.uint8).numpy())
+    for inputs, _ in unlabelled(loader):
+        mask = engine.passes.token_mask(inputs)
+        for row in range(count_of(inputs)):
+            real = slice(None) if mask is None else slice(int(mask[row].nonzero().max()) + 1)
+            for part in [inputs] if isinstance(inputs, torch.Tensor) else inputs.values():
+                read = part[row, real] if mask is not None and part.shape[:2] == mask.shape else part[row]
+                digest.update(f"{read.dtype} {tuple(read.shape)} ".encode())
+                digest.update(read.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:32]

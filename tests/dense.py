@@ -114,10 +114,7 @@ def fisher_blocks(weighted: list[list[tuple[float, dict[str, Tensor]]]]) -> dict
 
 
 def damped_influences(
-    blocks: dict[str, Tensor],
-    test: list[dict[str, Tensor]],
-    train: list[dict[str, Tensor]],
-    damping: float,
+    blocks: dict[str, Tensor], test: list[dict[str, Tensor]], train: list[dict[str, Tensor]], damping: float
 ) -> Tensor:
     """Σ over layers of vec(G_test)ᵀ (F + λ)⁻¹ vec(G_train), by a dense solve."""
     result = torch.zeros(len(test), len(train), dtype=torch.float64)

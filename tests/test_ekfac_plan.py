@@ -10,14 +10,7 @@ from support.ekfac import EkfacInfluence
 from support.ekfac import plan as plan_module
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.memory import factor_bytes
-from tests.dense import (
-    TokenClassifier,
-    labels,
-    perceptron,
-    sentences,
-    token_classifier,
-    vectors,
-)
+from tests.dense import TokenClassifier, labels, perceptron, sentences, token_classifier, vectors
 
 X, Y = sentences(5, 3, 4, 2, 5), labels(5)
 QUERIES, QUERY_LABELS = sentences(3, 5, 4, seed=1), labels(3, seed=1)

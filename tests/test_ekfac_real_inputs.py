@@ -5,13 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    RandomSampler,
-    TensorDataset,
-    WeightedRandomSampler,
-)
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from support.ekfac import Categorical, EkfacInfluence, ExactInfluence, Gaussian
 from support.ekfac.blocks import blocks_of, count_of, refuse_other_labels
@@ -28,14 +22,7 @@ from support.ekfac.errors import (
 )
 from support.ekfac.likelihood import loss_direction
 from support.ekfac.storage import read
-from tests.dense import (
-    PAD,
-    labels,
-    perceptron,
-    sentences,
-    token_classifier,
-    vectors,
-)
+from tests.dense import PAD, labels, perceptron, sentences, token_classifier, vectors
 
 X, Y = sentences(5, 3, 4, 2, 5), labels(5)
 DAMPING = 1e-2

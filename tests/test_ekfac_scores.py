@@ -93,10 +93,7 @@ def test_scores_are_inner_products_with_the_gradients(counts, queries):
 
 @every_count
 def test_products_by_row_add_up_to_those_of_the_example(counts):
-    factors, gradients = (
-        vectors(2 * D_OUT, D_IN, seed=6).view(2, D_OUT, D_IN),
-        layer_gradients(counts),
-    )
+    factors, gradients = (vectors(2 * D_OUT, D_IN, seed=6).view(2, D_OUT, D_IN), layer_gradients(counts))
     by_row = products_by_row(factors, gradients)
     found = by_row.new_zeros(2, len(counts)).index_add_(1, gradients.example, by_row)
     assert_same(found, products(factors, gradients))

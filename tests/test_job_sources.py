@@ -121,11 +121,7 @@ def test_a_column_that_is_missing_is_refused_with_those_that_are_there(tmp_path,
     ("texts", "labels", "message"),
     [
         (["good", None, "bad"], NUMBERS, r"^Row 1 of .* has no text but None\.$"),
-        (
-            TEXTS,
-            ["positive", "so-so", "negative"],
-            r"^Row 1 .* label 'so-so', .* negative, positive\.",
-        ),
+        (TEXTS, ["positive", "so-so", "negative"], r"^Row 1 .* label 'so-so', .* negative, positive\."),
         (TEXTS, [0, 2, 1], "^Row 1 of .* has the label 2, "),
         (TEXTS, [0, -1, 1], "^Row 1 of .* has the label -1, "),
         (TEXTS, [0, None, 1], "^Row 1 of .* has the label None, "),

@@ -192,3 +192,34 @@ def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
     assert cache_folder() == tmp_path
     monkeypatch.delenv(CACHE_VARIABLE)
     assert cache_folder().name == "influence-notebooks"
+
+
+def test_padding_on_the_other_side_is_another_fit(tmp_path):
+    left = torch.stack([row.roll(int((row == 0).sum())) for row in X])
+    fit_or_load(engine_for(), [(X,)], tmp_path)
+    fit_or_load(engine_for(), [(left,)], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_same_weights_put_to_another_use_are_fitted_again(tmp_path):
+    model, other = token_classifier(), token_classifier()
+    forward = other.forward
+    other.forward = lambda ids: torch.relu(forward(ids))
+    fit_or_load(engine_for(model), [(X,)], tmp_path)
+    found = fit_or_load(engine_for(other), [(X,)], tmp_path)
+    expected = engine_for(other).fit([(X,)])
+    torch.testing.assert_close(found.influences(X, Y), expected.influences(X, Y), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("key", ["model", "seed", "layers", "examples", "update_diagonal"])
+def test_damage_to_what_a_cached_file_says_of_itself_is_told_and_computed_again(tmp_path, key):
+    fit_or_load(engine_for(), [(X,)], tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[content.index(f'"{key}":'.encode()) + len(key) + 4] ^= 1
+    path.write_bytes(content)
+    engine = engine_for()
+    with pytest.warns(CacheDamaged, match="Computing it again"):
+        fit_or_load(engine, [(X,)], tmp_path)
+    assert engine.examples == len(X)

@@ -14,12 +14,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
-from torch.utils.data import (
-    DataLoader,
-    RandomSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from support.ekfac.errors import BatchNotSupported, LabelsMismatch, LoaderShuffles
 

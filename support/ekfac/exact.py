@@ -23,13 +23,7 @@ from support.ekfac.blocks import Block, InOrder, count_of, unlabelled
 from support.ekfac.errors import BadSetting, EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import tracked_layers
-from support.ekfac.likelihood import (
-    Categorical,
-    Directions,
-    Likelihood,
-    fisher_directions,
-    loss_directions,
-)
+from support.ekfac.likelihood import Categorical, Directions, Likelihood, fisher_directions, loss_directions
 from support.ekfac.passes import Passes
 from support.ekfac.verification import verify
 

@@ -14,13 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from support.ekfac import storage
-from support.ekfac.blocks import (
-    Batch,
-    Block,
-    loader_blocks,
-    number_of_examples,
-    unlabelled,
-)
+from support.ekfac.blocks import Batch, Block, loader_blocks, number_of_examples, unlabelled
 from support.ekfac.curvature import (
     DEFAULT_REGULARIZATION,
     Eigenbasis,

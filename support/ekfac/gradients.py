@@ -88,11 +88,7 @@ def activation_rows(
 
 
 def layer_gradients(
-    layer: TrackedLayer,
-    seen: Tensor,
-    gradient: Tensor | None,
-    mask: TokenMask | None,
-    examples: int,
+    layer: TrackedLayer, seen: Tensor, gradient: Tensor | None, mask: TokenMask | None, examples: int
 ) -> LayerGradients:
     """A layer's input and the gradient of its output, as hooks saw them, in the engine's layout.
 

@@ -22,12 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from support.ekfac.blocks import Block, Inputs
-from support.ekfac.errors import (
-    BlockHalved,
-    LayerNotSupported,
-    ModelInTrainingMode,
-    OutputsNotSupported,
-)
+from support.ekfac.errors import BlockHalved, LayerNotSupported, ModelInTrainingMode, OutputsNotSupported
 from support.ekfac.gradients import LayerGradients, activation_rows, is_finite, layer_gradients
 from support.ekfac.layers import TrackedLayer
 from support.ekfac.likelihood import Directions

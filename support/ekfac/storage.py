@@ -23,12 +23,7 @@ Probe = tuple[Block, torch.Tensor]
 
 PROBE, PROBE_OUTPUTS = "probe inputs/", "probe outputs"
 FORMAT = "ekfac-curvature-2"
-BASIS_PARTS = (
-    "activation",
-    "output_gradient",
-    "activation_eigenvalues",
-    "output_gradient_eigenvalues",
-)
+BASIS_PARTS = ("activation", "output_gradient", "activation_eigenvalues", "output_gradient_eigenvalues")
 
 
 @contextmanager

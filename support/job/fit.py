@@ -33,6 +33,7 @@ def fit(job: Job) -> str:
         return "It was fitted before."
     engine, examples = job.engine, len(job.fitted_on)
     shards = job.team.on_first(lambda: _shards(job))
+    job.team.on_first(lambda: _verify(job, shards[0][0]))
     bases = _bases(job, shards)
     sums = _sums(job, "eigenvalues", lambda: EigenvalueSums(engine.passes, engine.likelihood, bases), shards)
     engine.curvature = {
@@ -60,12 +61,17 @@ def _shards(job: Job) -> Shards:
     return [blocks[n::shards] for n in range(shards)]
 
 
+def _verify(job: Job, numbers: range) -> None:
+    """As `engine.fit` does: the curvature is saved with what it was told."""
+    inputs, _ = job.fitted_on.batch(numbers, job.engine.passes.device)
+    job.engine.probe = verify(job.engine.passes, [(inputs, None)])
+
+
 def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
     """Every layer's eigenbasis: computed by one process, read by all from the disk."""
     team, engine = job.team, job.engine
     missing = team.on_first(lambda: missing_bases(job))
     if missing:
-        team.on_first(lambda: verify(engine.passes, _blocks(job, shards[0][0])[0]))
         sums = _sums(job, "covariances", lambda: CovarianceSums(engine.passes, engine.likelihood), shards)
         for name in missing[team.rank :: team.size]:
             basis = sums.basis(name)
