@@ -104,11 +104,11 @@ def test_top_that_dies_while_it_writes_leaves_the_old_page_whole(finished, said,
 
     def die(path, *_, **__):
         path.write_bytes(b"half")
-        raise MemoryError
+        raise RuntimeError("killed")
 
     monkeypatch.setattr(type(tmp_path), "write_text", die)
     monkeypatch.setattr(pd.DataFrame, "to_parquet", lambda _, path: die(path))
-    with pytest.raises(MemoryError):
+    with pytest.raises(RuntimeError, match="killed"):
         main(["top", "--store", str(finished), "--count", "1", "--output", str(tmp_path)])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -196,7 +196,6 @@ def test_a_wrong_option_of_score_settles_nothing(inputs, said, tmp_path):
         (("--query-block", "0"), "--query-block 0: use 1 or more."),
         (("--precision", "half"), "precision='half': use one of full, bfloat16."),
         (("--seed", "-1"), "--seed -1: use 0 or more."),
-        (("--max-tokens", "513"), "reads 512 tokens at most. Use --max-tokens 512"),
     ],
 )
 def test_numbers_that_mean_nothing_are_refused(inputs, said, tmp_path, option, message):

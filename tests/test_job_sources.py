@@ -1,9 +1,12 @@
 """However texts, labels and models are kept, a job sees the same; and it says what it can't use."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict
+from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -15,7 +18,7 @@ from transformers import (
 
 from support.ekfac import EkfacInfluence
 from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
-from support.job.examples import chosen_rows
+from support.job.examples import chosen_rows, tokenised
 from support.job.settings import Subject
 from support.job.sources import load_classifier, load_texts
 from support.model import LABELS
@@ -275,3 +278,105 @@ def test_a_sample_ascends_repeats_nothing_and_depends_on_its_seed_alone():
 def test_rows_that_mean_nothing_or_are_not_there_are_refused(rows, message):
     with pytest.raises(BadSetting, match=message):
         chosen_rows(rows, 7, 0, "query-rows")
+
+
+def kept(tmp_path, tokenizer, change=lambda weights: weights, **config):
+    """A tiny BERT in a folder, its weights and configuration changed."""
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **BERT))
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file(change(weights), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return Subject(model=str(tmp_path))
+
+
+def refused(subject, words):
+    with pytest.raises(ModelNotUsable, match=words):
+        load_classifier(subject, CPU)
+
+
+def test_weights_that_would_be_drawn_at_random_are_refused_by_name(tmp_path, tokenizer):
+    headless = kept(tmp_path, tokenizer, lambda w: {k: v for k, v in w.items() if "classifier" not in k})
+    refused(headless, "no weights for classifier.bias, classifier.weight, which would be drawn at random")
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_a_loss_that_is_no_softmax_over_classes_is_refused_by_name(tmp_path, tokenizer, kind):
+    refused(kept(tmp_path, tokenizer, problem_type=kind), f"is a model for {kind.replace('_', ' ')}")
+
+
+def test_a_model_without_its_tokenizer_is_refused(tmp_path, tokenizer):
+    subject = kept(tmp_path, tokenizer)
+    for path in tmp_path.glob("*token*"):
+        path.unlink()
+    refused(subject, "has no tokenizer: save the model's own beside it")
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(tmp_path, tokenizer):
+    name = "bert.embeddings.word_embeddings.weight"
+    small = kept(tmp_path, tokenizer, lambda w: w | {name: w[name][:100].clone()}, vocab_size=100)
+    refused(small, "but the model knows 100 tokens.*resize_token_embeddings")
+
+
+def test_code_of_a_model_s_folder_is_not_run(tmp_path, tokenizer):
+    proof = tmp_path / "proof"
+    (tmp_path / "theirs.py").write_text(f"open({str(proof)!r}, 'w')\n")
+    mapped = {"AutoConfig": "theirs.C", "AutoModelForSequenceClassification": "theirs.M"}
+    refused(kept(tmp_path, tokenizer, model_type="theirs", auto_map=mapped), "can't be loaded")
+    assert not proof.exists()
+
+
+def test_texts_are_cut_where_the_model_reads_no_further(tmp_path, tokenizer):
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer), **BERT | {"pad_token_id": 1}, max_position_embeddings=66
+    )
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_classifier(Subject(model=str(tmp_path)), CPU).max_tokens == 64
+    assert load_classifier(Subject(model=str(tmp_path), max_tokens=9), CPU).max_tokens == 9
+
+
+def test_a_text_with_the_padding_token_in_it_is_refused_by_its_row(tmp_path, tokenizer):
+    texts = Dataset.from_dict({"text": ["fine", "a [PAD] film"], "label": [0, 1]})
+    with pytest.raises(DatasetNotUsable, match=r"Row 1 has a text with the padding token '\[PAD\]'"):
+        tokenised(texts, np.arange(2), tokenizer, 16, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["0", "1", "0"], [0.0, 1.0, 0.0], [False, True, False], ["NEGATIVE", " Positive", "negative"]],
+    ids=["strings", "floats", "booleans", "capitals"],
+)
+def test_labels_say_the_same_in_every_guise(tmp_path, labels):
+    reviews(labels).to_parquet(tmp_path / "train.parquet")
+    assert loaded(tmp_path / "train.parquet")[1] == NUMBERS
+
+
+@pytest.mark.parametrize("label", [-1, 2, None, "so-so", 0.5])
+def test_a_label_that_is_no_class_is_refused_by_its_row(tmp_path, label):
+    reviews([type(label)(0) if label is not None else 0, label, label]).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DatasetNotUsable, match="Row [01] of .* has the label"):
+        loaded(tmp_path / "train.parquet")
+
+
+def test_class_names_in_another_order_and_other_capitals_are_matched_by_name(tmp_path):
+    kind = ClassLabel(names=["Positive", "Negative"])
+    DatasetDict(train=reviews([1, 0, 1]).cast_column("label", kind)).save_to_disk(tmp_path)
+    assert loaded(tmp_path)[1] == NUMBERS
+
+
+def test_class_names_of_which_some_are_the_model_s_are_refused(tmp_path):
+    kind = ClassLabel(names=["positive", "so-so"])
+    DatasetDict(train=reviews([1, 0, 1]).cast_column("label", kind)).save_to_disk(tmp_path)
+    with pytest.raises(DatasetNotUsable, match="positive, so-so, the model negative, positive"):
+        loaded(tmp_path)
+
+
+def test_na_in_a_csv_is_a_word(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\nfine,NA\ndull,EU\n")
+    found = load_texts(str(tmp_path / "train.csv"), "train", Subject(), {"EU": 0, "NA": 1})
+    assert found["label"][:] == [1, 0]

@@ -6,6 +6,8 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+
 from support.ekfac.errors import EkfacError
 from support.job import fleet
 from support.job.errors import BadSetting, JobError, ToldElsewhere
@@ -73,15 +75,17 @@ def main(arguments: list[str] | None = None) -> int:
                         print(said, flush=True)
             except ToldElsewhere:
                 return 1
-            except (JobError, EkfacError) as error:
+            except (JobError, EkfacError, OSError, MemoryError, torch.OutOfMemoryError) as error:
                 return _told(error, f"process {team.rank}: " if team.size > 1 else "")
+            except KeyboardInterrupt:
+                return _told(JobError("Stopped. The same command goes on from where it was."))
     except BadSetting as error:  # no team has come about
         return _told(error)
     return 0
 
 
 def _told(error: Exception, who: str = "") -> int:
-    print(f"\n{who}{type(error).__name__}: {error}", file=sys.stderr)
+    print(f"\n{who}{type(error).__name__}: {str(error) or 'no memory is left'}", file=sys.stderr)
     return 1
 
 

@@ -79,9 +79,18 @@ def tokenised(
             told = f"{folder.name}/{name}.arrow can't be read ({error})"
             raise StoreDamaged(f"{told}. Remove it: it is made anew.") from error
     examples = Examples(rows, chosen, tokens, digest, tokenizer.pad_token_id)
-    empty = np.flatnonzero(examples.lengths == 0)
-    if len(empty):
-        raise DatasetNotUsable(f"Row {rows[empty[0]]} has a text of no token. Leave it out.")
+    first = 0
+    for batch in tokens.iter(batch_size=1000):
+        for row, ids in enumerate(batch["input_ids"], first):
+            if not ids:
+                raise DatasetNotUsable(f"Row {rows[row]} has a text of no token. Leave it out.")
+            if tokenizer.pad_token_id in ids:
+                raise DatasetNotUsable(
+                    f"Row {rows[row]} has a text with the padding token {tokenizer.pad_token!r} in it, which "
+                    "the model would not be shown. Leave it out, or give the tokenizer a padding token that "
+                    "no text has."
+                )
+        first += len(batch["input_ids"])
     return examples
 
 

@@ -1,6 +1,7 @@
 """Where a job's model and texts come from: the package index, the Hugging Face hub, or the disk."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,35 +19,30 @@ from support.model import ModelLogitsWrapper, load_model, load_tokenizer, requir
 
 READERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
+TOKENIZER_FILES += ("tokenizer.model", "sentencepiece.bpe.model")
+
 INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 """Entries of a model's configuration that change nothing of what it computes here."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in the engine's shape, its tokenizer, the numbers of its classes by their names, and its
-    configuration as far as it decides what the model computes."""
+    """A model in the engine's shape, its tokenizer, the numbers of its classes by their names, its
+    configuration as far as it decides what the model computes, and how many tokens of a text it gets."""
 
     model: ModelLogitsWrapper
     tokenizer: PreTrainedTokenizerBase
     class_names: dict[str, int]
     config: dict[str, object]
+    max_tokens: int
 
 
 def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     """The model in evaluation mode, gradients for the chosen layers only. Raises `ModelNotUsable`."""
     model, tokenizer = _model_and_tokenizer(subject.model)
-    if tokenizer.pad_token_id is None:
-        told = (
-            f"The tokenizer of {subject.model!r} has no padding token, so padding could not be told from text"
-        )
-        raise ModelNotUsable(f"{told}. Give it one that no text has, save both to a folder, and name that.")
+    _refuse_what_does_not_fit(model, tokenizer, subject.model)
     model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
-    positions = getattr(model.config, "max_position_embeddings", None)
-    longest = min(positions or tokenizer.model_max_length, tokenizer.model_max_length)
-    if subject.max_tokens > longest:
-        told = f"{subject.model!r} reads {longest} tokens at most"
-        raise ModelNotUsable(f"{told}. Use --max-tokens {longest}, or fewer.")
     parts = [part.strip() for part in subject.layers.split(",") if part.strip()]
     try:
         require_gradients_only(model, parts)
@@ -56,7 +52,40 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     class_names = {name: number for number, name in model.config.id2label.items()}
     config = json.loads(model.config.to_json_string(use_diff=False))
     config = {key: value for key, value in config.items() if key not in INCIDENTAL}
-    return Classifier(wrapped, tokenizer, class_names, config)
+    longest = min(subject.max_tokens, tokenizer.model_max_length, _positions(model))
+    return Classifier(wrapped, tokenizer, class_names, config, longest)
+
+
+def _refuse_what_does_not_fit(model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise `ModelNotUsable` for a loss that is no softmax over classes, and a tokenizer of another model."""
+    kind = model.config.problem_type or ("regression" if model.config.num_labels == 1 else None)
+    if kind not in (None, "single_label_classification"):
+        raise ModelNotUsable(
+            f"{name!r} is a model for {kind.replace('_', ' ')}; the job knows classifiers with a softmax "
+            "over two classes or more. In Python, EkfacInfluence(model, likelihood=Gaussian()) takes "
+            "regression."
+        )
+    if tokenizer.pad_token_id is None:
+        told = f"The tokenizer of {name!r} has no padding token, so padding could not be told from text"
+        raise ModelNotUsable(f"{told}. Give it one that no text has, save both to a folder, and name that.")
+    words = model.get_input_embeddings().num_embeddings
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= words:
+        raise ModelNotUsable(
+            f"The tokenizer of {name!r} has token {tokenizer.convert_ids_to_tokens(largest)!r}, number "
+            f"{largest}, but the model knows {words} tokens. Use the model's own tokenizer, or give it room: "
+            "model.resize_token_embeddings(len(tokenizer)), then save both to a folder."
+        )
+
+
+def _positions(model: nn.Module) -> int:
+    """How many tokens the model reads at most; RoBERTa and its kin begin to count behind the padding."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            kept = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - kept
+    told = getattr(model.config, "max_position_embeddings", None) or 0
+    return told if told > 0 else sys.maxsize
 
 
 def _model_and_tokenizer(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -64,10 +93,22 @@ def _model_and_tokenizer(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]
         if name == PACKAGED:
             return load_model(), load_tokenizer()
         transformers_logging.disable_progress_bar()
-        # Safetensors only: a pickled checkpoint could run code.
-        how = {"dtype": torch.float32, "use_safetensors": True}
-        model = AutoModelForSequenceClassification.from_pretrained(name, **how)
-        return model, AutoTokenizer.from_pretrained(name)
+        folder = Path(name)
+        if (folder / "config.json").exists() and not any((folder / one).exists() for one in TOKENIZER_FILES):
+            raise ModelNotUsable(f"--model {name} has no tokenizer: save the model's own beside it.")
+        # No pickled checkpoint and no code of the folder's: either could do anything.
+        how = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        loaded = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **how)
+        model, missing = loaded[0], sorted(loaded[1]["missing_keys"] | loaded[1]["mismatched_keys"])
+        if missing:
+            raise ModelNotUsable(
+                f"--model {name} has no weights for {', '.join(map(str, missing[:3]))}"
+                f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}, which would be drawn at "
+                "random. Name a sequence classifier that was trained."
+            )
+        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except ModelNotUsable:
+        raise
     except Exception as error:  # the loaders' and the hub's errors share no narrower class
         raise ModelNotUsable(
             f"--model {name} can't be loaded as a sequence classifier with its tokenizer "
@@ -111,7 +152,9 @@ def _read(name: str, split: str) -> Dataset | dict:
         if name == PACKAGED:
             return load_imdb()
         if path.is_file():
-            return load_dataset(READERS[path.suffix], data_files={split: name}, split=split)
+            # Nothing but an empty field is a missing one: NA may be a class.
+            how = {"keep_default_na": False, "na_values": [""]} if path.suffix == ".csv" else {}
+            return load_dataset(READERS[path.suffix], data_files={split: name}, split=split, **how)
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             return load_from_disk(name)
         return load_dataset(name)
@@ -124,24 +167,46 @@ def _read(name: str, split: str) -> Dataset | dict:
 
 def _numbers(texts: Dataset, class_names: dict[str, int], name: str) -> list[int]:
     """The labels as the model's numbers; labels by name may stand in another order than the model's."""
-    kind, known = texts.features["label"], class_names
-    if isinstance(kind, ClassLabel) and set(kind.names) <= class_names.keys():
-        known = {str(number): class_names[one] for number, one in enumerate(kind.names)}
-    elif "int" in getattr(kind, "dtype", ""):
-        known = {str(number): number for number in class_names.values()}
+    known = _known(texts.features["label"], class_names, name)
     numbers: list[int] = []
     for batch in texts.iter(batch_size=1000):
         for text, label in zip(batch["text"], batch["label"], strict=True):
             row = f"Row {len(numbers)} of {name!r}"
             if not isinstance(text, str):
                 raise DatasetNotUsable(f"{row} has no text but {text!r}.")
-            if str(label) not in known:
+            if _spelling(label) not in known:
                 raise DatasetNotUsable(
                     f"{row} has the label {label!r}, but the model's classes are {', '.join(class_names)}. "
                     f"Use those names, or their numbers, 0 to {len(class_names) - 1}."
                 )
-            numbers.append(known[str(label)])
+            numbers.append(known[_spelling(label)])
     return numbers
+
+
+def _known(kind: object, class_names: dict[str, int], name: str) -> dict[str, int]:
+    """The model's number for every spelling of a label."""
+    by_name = {_spelling(one): number for one, number in class_names.items()}
+    by_number = {str(number): number for number in class_names.values()}
+    if len(by_name) < len(class_names):  # names that differ in capitals only
+        by_name = dict(class_names)
+    if not isinstance(kind, ClassLabel):
+        return by_number | by_name if "string" in getattr(kind, "dtype", "") else by_number
+    found = [by_name.get(_spelling(one)) for one in kind.names]
+    if None not in found:
+        return {str(number): one for number, one in enumerate(found)}
+    if any(one is not None for one in found):
+        raise DatasetNotUsable(
+            f"{name!r} calls its classes {', '.join(kind.names)}, the model {', '.join(class_names)}: some "
+            "are the same and some are not, so their numbers can't be trusted. Use the model's names."
+        )
+    return by_number
+
+
+def _spelling(label: object) -> str:
+    """One for labels that say the same: 1, 1.0, True and "1"; "Positive" and "positive"."""
+    if isinstance(label, bool | float) and float(label).is_integer():
+        label = int(label)
+    return str(label).strip().casefold()
 
 
 def _first_line(error: Exception) -> str:

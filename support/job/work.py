@@ -88,7 +88,7 @@ class Job:
         def load() -> Examples:
             texts = load_texts(name, split, subject, classifier.class_names)
             numbers = chosen_rows(rows, len(texts), subject.seed, option)
-            return tokenised(texts, numbers, classifier.tokenizer, subject.max_tokens, self.store.tokens)
+            return tokenised(texts, numbers, classifier.tokenizer, classifier.max_tokens, self.store.tokens)
 
         return self._first_alone(load)
 
