@@ -172,3 +172,12 @@ def test_directions_are_taken_in_float32_though_the_model_is_bfloat16():
     exact = ExactInfluence(model, likelihood=Likelihood())
     exact.inner_products([train], [train], [train])
     assert dtypes == [torch.float32]
+
+
+def test_the_exact_solve_says_the_same_in_inference_mode(case):
+    model, train, test = case
+    exact = ExactInfluence(model)
+    expected = exact.influences(exact.inner_products([train], [test], [train]), DAMPING)
+    with torch.inference_mode():
+        found = exact.influences(exact.inner_products([train], [test], [train]), DAMPING)
+    assert_equal(found, expected)

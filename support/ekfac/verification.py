@@ -18,6 +18,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Of relative differences, by the dtype of the model's outputs; lower precisions have a tenth."""
 
 
+@torch.inference_mode(False)
 def verify(passes: Passes, batches: list[Batch]) -> tuple[Block, Float[Tensor, "batch classes"]]:
     """Compare two of the first batches' examples, taken together, with autograd and with each taken alone.
 
@@ -79,7 +80,7 @@ def refuse_another_model(passes: Passes, block: Block, outputs: Float[Tensor, "b
 def _of(row: int, outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
     """A direction that concerns one example only, and no two of its outputs alike."""
     direction = torch.zeros_like(outputs)
-    direction[row] = torch.linspace(1, 2, outputs.shape[1], dtype=outputs.dtype)
+    direction[row] = torch.linspace(1, 2, outputs.shape[1]).to(outputs)
     return direction
 
 
