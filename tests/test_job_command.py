@@ -267,3 +267,18 @@ def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch, capsys, tmp_
     assert main(["show", "--store", str(tmp_path)]) == 1
     told = "BadSetting: This machine has 2 GPUs: use --nproc-per-node=2 at most."
     assert capsys.readouterr().err.strip() == told
+
+
+def test_an_error_of_the_system_is_told_in_one_line(inputs, said, tmp_path):
+    (tmp_path / "file").write_text("")
+    told = said("run", *options(*inputs, tmp_path / "file" / "sub"), status=1)
+    assert "NotADirectoryError" in told
+    assert "Traceback" not in told
+
+
+def test_a_job_that_is_stopped_from_the_keyboard_says_how_to_go_on(inputs, said, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("support.job.fit._shards", stop)
+    assert "The same command goes on" in said("run", *options(*inputs, tmp_path / "store"), status=1)
