@@ -458,12 +458,9 @@ def test_inputs_that_are_no_tensors_are_named_wherever_they_come():
 
 def test_a_mask_of_numbers_is_a_mask():
     model = token_classifier()
-    expected = engine(model).influences(X, Y)
     model.token_mask = lambda ids: (ids != PAD).long()
-    model.forward = lambda ids: token_classifier()(ids)
-    mask = EkfacInfluence(token_classifier()).passes.token_mask(X)
-    assert torch.equal(EkfacInfluence(model).passes.token_mask(X), mask)
-    assert expected.shape == (5, 5)
+    found = EkfacInfluence(model).passes.token_mask(X)
+    assert torch.equal(found, X != PAD)
 
 
 def test_what_a_mapping_has_once_for_all_examples_is_left_whole():
