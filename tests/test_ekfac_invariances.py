@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from support.ekfac import EkfacInfluence, blocks
+from support.ekfac import Categorical, EkfacInfluence, blocks
 from support.ekfac.blocks import EXAMPLES_AT_A_TIME
 from support.ekfac.passes import Pass
 from tests.dense import labels, sentences, token_classifier, vectors
@@ -31,9 +31,16 @@ def assert_same(found, expected, tolerance=1e-9):
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.fixture(params=[True, False], ids=["ekfac", "kfac"])
+SETTINGS = {
+    "ekfac": {},
+    "kfac": {"update_diagonal": False},
+    "sampled labels": {"likelihood": Categorical(exact_classes=1)},
+}
+
+
+@pytest.fixture(params=SETTINGS.values(), ids=SETTINGS.keys())
 def settings(request):
-    return {"update_diagonal": request.param}
+    return request.param
 
 
 def test_batch_size_changes_nothing(settings):

@@ -88,7 +88,7 @@ def test_loaders_are_gone_over_lazily_and_not_kept():
                 batch = vectors(1, 4, seed=n)
                 most.append(len(alive))
                 alive.add(batch)
-                yield (batch,)
+                yield batch, labels(1)
                 del batch
 
     EkfacInfluence(perceptron(4, 3)).plan(Loader())

@@ -64,7 +64,7 @@ def test_a_mapping_of_tensors_says_what_its_tensors_say():
     assert_same(found.self_influences(*inputs[2:]), expected.self_influences(X, Y))
     scores = found.score([as_mapping(X[:2], Y[:2])], [as_mapping(X[:4], Y[:4])], "relative")
     assert_same(scores, expected.score([(X[:2], Y[:2])], [(X[:4], Y[:4])], "relative"))
-    assert found.plan([as_mapping(X)], [as_mapping(X)]).tokens == 19
+    assert found.plan([as_mapping(X) | {"labels": Y}], []).tokens == 19
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,20 @@
 import pytest
 import torch
 
-from support.ekfac import Categorical, Gaussian
+from support.ekfac import Bernoulli, Categorical, Gaussian
+from support.ekfac.draws import drawn
+from support.ekfac.errors import LabelsMismatch
 from support.ekfac.likelihood import loss_direction
 from tests.dense import labels, vectors
 
 
-def fisher_of_outputs(likelihood, outputs):
-    return sum(
-        d[:, :, None] * d[:, None, :] for d in likelihood.fisher_directions(outputs, torch.Generator())
-    )
+def drawing(outputs, seed=""):
+    return lambda numbers: drawn(seed, outputs, None, numbers)
+
+
+def fisher_of_outputs(likelihood, outputs, seed=""):
+    directions = likelihood.fisher_directions(outputs, drawing(outputs, seed))
+    return sum(d[:, :, None] * d[:, None, :] for d in directions)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -30,7 +35,7 @@ def test_directions_of_a_categorical_give_its_fisher_exactly(classes):
 
 def test_two_classes_need_one_direction_and_see_curvature_where_they_are_undecided():
     outputs = torch.zeros(1, 2, dtype=torch.float64)
-    (direction,) = Categorical().fisher_directions(outputs, torch.Generator())
+    (direction,) = Categorical().fisher_directions(outputs, drawing(outputs))
     torch.testing.assert_close(direction.abs(), torch.full((1, 2), 0.5, dtype=torch.float64))
 
 
@@ -56,3 +61,30 @@ def test_loss_directions_sum_to_nothing_over_the_models_own_labels():
     p = outputs.softmax(dim=1)
     mean = sum(p[:, [c]] * loss_direction(Categorical(), outputs, torch.full((4,), c)) for c in range(3))
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-15)
+
+
+def test_directions_of_a_bernoulli_give_its_fisher_exactly_and_in_the_mean_of_draws():
+    outputs = 2 * vectors(4, 3)
+    p = outputs.sigmoid()
+    expected = torch.diag_embed(p * (1 - p))
+    torch.testing.assert_close(fisher_of_outputs(Bernoulli(), outputs), expected, rtol=1e-12, atol=1e-12)
+    found = [fisher_of_outputs(Bernoulli(exact_outputs=2), outputs, str(seed)) for seed in range(4000)]
+    torch.testing.assert_close(torch.stack(found).mean(dim=0), expected, rtol=0, atol=0.02)
+
+
+def test_the_fisher_of_sampled_labels_is_that_of_all_labels_in_the_mean():
+    outputs = vectors(3, 5)
+    found = [fisher_of_outputs(Categorical(exact_classes=4), outputs, str(seed)) for seed in range(6000)]
+    expected = fisher_of_outputs(Categorical(), outputs)
+    torch.testing.assert_close(torch.stack(found).mean(dim=0), expected, rtol=0, atol=0.02)
+
+
+def test_loss_direction_of_a_bernoulli_is_probability_minus_label_and_wants_labels_from_0_to_1():
+    outputs, y = vectors(4, 3), labels(12, 2).view(4, 3)
+    torch.testing.assert_close(loss_direction(Bernoulli(), outputs, y), outputs.sigmoid() - y)
+    with pytest.raises(LabelsMismatch, match="Label 2 is not from 0 to 1"):
+        Bernoulli().check(outputs, 2 * torch.ones_like(y))
+    with pytest.raises(LabelsMismatch, match=r"shape \(4,\), outputs \(4, 3\)"):
+        Bernoulli().check(outputs, y[:, 0])
+    with pytest.raises(LabelsMismatch, match="those of a Bernoulli are not"):
+        Bernoulli().label_directions(outputs)

@@ -87,7 +87,7 @@ def test_another_model_is_refused(saved):
 def test_other_layers_are_refused(saved):
     model = token_classifier()
     model.outer.requires_grad_(False)
-    with pytest.raises(WrongModel, match="'inner, outer, classifier', but here .*'inner, classif"):
+    with pytest.raises(WrongModel, match='"outer", "classifier".*, but here .*"inner", "classif'):
         engine_for(model).load_curvature(saved)
 
 

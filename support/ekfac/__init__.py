@@ -2,6 +2,6 @@
 
 from support.ekfac.exact import ExactInfluence
 from support.ekfac.influence import EkfacInfluence
-from support.ekfac.likelihood import Categorical, Gaussian
+from support.ekfac.likelihood import Bernoulli, Categorical, Gaussian
 
-__all__ = ["Categorical", "EkfacInfluence", "ExactInfluence", "Gaussian"]
+__all__ = ["Bernoulli", "Categorical", "EkfacInfluence", "ExactInfluence", "Gaussian"]

@@ -138,6 +138,11 @@ def _read(batch: object) -> tuple[Inputs, object]:
         inputs, labels = batch[0], batch[1] if len(batch) > 1 else None
     else:
         inputs, labels = None, None
+    if isinstance(labels, Tensor) and _is_mask(batch):
+        raise BatchNotSupported(
+            "A batch looks like (input_ids, attention_mask, labels), where the engine takes the second for "
+            'labels. Use a mapping: {"input_ids": …, "attention_mask": …, "labels": …}.'
+        )
     parts = list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
     if not parts or not all(isinstance(part, Tensor) and part.ndim for part in parts):
         raise BatchNotSupported(
@@ -146,6 +151,19 @@ def _read(batch: object) -> tuple[Inputs, object]:
             "(inputs, labels, …) with tensors, or a mapping of tensors. Use torch.as_tensor."
         )
     return inputs, labels
+
+
+def _is_mask(batch: object) -> bool:
+    """Whether labels seem to stand third."""
+    if (
+        isinstance(batch, Mapping)
+        or len(batch) < 3
+        or not all(isinstance(part, Tensor) for part in batch[:3])
+    ):
+        return False
+    ids, mask, labels = batch[:3]
+    whole = not ids.is_floating_point() and not mask.is_floating_point()
+    return whole and ids.ndim == 2 and ids.shape == mask.shape and labels.shape == ids.shape[:1]
 
 
 def blocks_of(inputs: Inputs, labels: Tensor | None, token_mask: TokenMask, first: int = 0) -> list[Block]:

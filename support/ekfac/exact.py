@@ -10,7 +10,7 @@ thousand by a thousand, however many parameters there are, and of the gradients 
 output gradients are enough.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,47 +19,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from support.ekfac.blocks import Block, InOrder, count_of, unlabelled
+from support.ekfac.blocks import Batch, Block, InOrder, count_of, unlabelled
 from support.ekfac.errors import BadSetting, EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Directions, Likelihood, fisher_directions, loss_directions
 from support.ekfac.passes import Passes
+from support.ekfac.scores import divided_by_root
 from support.ekfac.verification import verify
 
 Gradients = dict[str, LayerGradients]
-"""Layer by layer, from input to output."""
-
-
-def fisher_gradients(
-    passes: Passes, likelihood: Likelihood, loader: Iterable, seed: int = 0
-) -> Iterator[Gradients]:
-    """φ, for every batch `(inputs, …)` and every direction of the Fisher.
-
-    `seed` is for labels that the likelihood samples. Raises `EmptyLoader`, `NotFinite`,
-    `ModelInTrainingMode` and `LayerNotSupported`.
-    """
-    draws = torch.Generator().manual_seed(seed)
-    return _sent_back(passes, unlabelled(loader), fisher_directions(likelihood, draws))
-
-
-def loss_gradients(passes: Passes, likelihood: Likelihood, loader: Iterable) -> Iterator[Gradients]:
-    """The gradients of the losses, for every batch `(inputs, labels, …)`. Raises as
-    `fisher_gradients` does, `LabelsMismatch` and `LoaderShuffles`."""
-    return _sent_back(passes, InOrder(loader), loss_directions(likelihood))
-
-
-def _sent_back(passes: Passes, batches: Iterable, directions: Directions) -> Iterator[Gradients]:
-    blocks = (Block(list(range(count_of(x))), x, y) for x, y in batches)
-    empty = True
-    for one in passes.over(blocks, directions):
-        empty = False
-        yield dict(one.gradients())
-    if empty:
-        raise EmptyLoader(
-            "The loader gave no batch. It must hold at least one, and give all of them again on "
-            "every pass (a DataLoader or a list, no generator)."
-        )
+"""Of one batch and direction, layer by layer."""
 
 
 def inner_products(
@@ -80,14 +50,6 @@ def inner_products(
     by_example.index_add_(0, left.example, by_row)
     result = by_row.new_zeros(left.examples, right.examples)
     return result.index_add_(1, right.example, by_example)
-
-
-def squared_lengths(gradients: LayerGradients) -> Float[Tensor, " examples"]:
-    """⟨G_n, G_n⟩ of each."""
-    if gradients.is_rank_one:
-        by_row = gradients.activations.square().sum(1) * gradients.output_gradients.square().sum(1)
-        return by_row.new_zeros(gradients.examples).index_add_(0, gradients.example, by_row)
-    return torch.stack([(g.T @ a).square().sum() for _, a, g in gradients.one_by_one()])
 
 
 @dataclass(frozen=True)
@@ -156,11 +118,12 @@ class ExactInfluence:
         self, fit_loader: Iterable, test_loader: Iterable, train_loader: Iterable
     ) -> list[InnerProducts]:
         """Everything that influences of these examples need, for any λ: a list of one system when
-        joint, of one per layer otherwise. Loaders as `EkfacInfluence.fit` and `score` take them."""
+        joint, of one per layer otherwise. Loaders as `EkfacInfluence.fit` and `score` take them.
+        Raises as those do."""
         verify(self.passes, list(islice(unlabelled(fit_loader), 2)))
-        fisher = list(fisher_gradients(self.passes, self.likelihood, fit_loader, self.seed))
+        fisher = self._gradients(unlabelled(fit_loader), fisher_directions(self.likelihood))
         test, train = (
-            list(loss_gradients(self.passes, self.likelihood, loader))
+            self._gradients(InOrder(loader), loss_directions(self.likelihood))
             for loader in (test_loader, train_loader)
         )
         examples = sum(count_of(inputs) for inputs, _ in unlabelled(fit_loader))
@@ -172,11 +135,18 @@ class ExactInfluence:
                 _table(fisher, test, name),
                 _table(fisher, train, name),
                 _table(test, train, name),
-                torch.cat([squared_lengths(batch[name]) for batch in train]).double(),
+                torch.cat([inner_products(batch[name], batch[name]).diagonal() for batch in train]).double(),
                 examples,
             )
             systems = [systems[0] + system] if self.joint and systems else [*systems, system]
         return systems
+
+    def _gradients(self, batches: Iterable[Batch], directions: Directions) -> list[Gradients]:
+        blocks = (Block(list(range(count_of(x))), x, y) for x, y in batches)
+        found = [dict(one.gradients()) for one in self.passes.over(blocks, directions, str(self.seed))]
+        if not found:
+            raise EmptyLoader("A loader gave no batch. It must give all of them again on every pass.")
+        return found
 
     def influences(
         self, systems: list[InnerProducts], regularization: float | int, relative: bool = False
@@ -186,8 +156,7 @@ class ExactInfluence:
         influences = torch.stack([influence for influence, _ in parts]).sum(dim=0)
         if not relative:
             return influences
-        norms = torch.stack([squared for _, squared in parts]).sum(dim=0).sqrt()
-        return torch.where(norms > 0, influences / norms, 0)
+        return divided_by_root(influences, torch.stack([squared for _, squared in parts]).sum(dim=0))
 
 
 def _table(left: list[Gradients], right: list[Gradients], name: str) -> Tensor:

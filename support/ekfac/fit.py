@@ -5,12 +5,13 @@ add up to those over all of them, in any order, so that a fit may take its examp
 a time, or spread over processes. `EkfacCurvature` is a model with the result, to be saved, loaded, moved.
 """
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from support.ekfac import storage
@@ -27,45 +28,62 @@ from support.ekfac.curvature import (
     kfac_eigenvalues,
 )
 from support.ekfac.errors import BadSetting, EmptyLoader, NotFitted
+from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood, fisher_directions
 from support.ekfac.memory import check_budget
-from support.ekfac.passes import Passes
+from support.ekfac.passes import Pass, Passes
 from support.ekfac.storage import Probe
 from support.ekfac.verification import refuse_another_model, verify
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
 
 
-class CovarianceSums:
-    """Σ a aᵀ over real positions and Σ g gᵀ over positions and the Fisher's directions, of every layer.
+class Sums:
+    """Sums over examples, `tensors` by name, to be added up in place; what they are of, subclasses say."""
 
-    `tensors` are the sums by name, and what they are over, to be added up in place.
-    """
+    def __init__(self, engine: "EkfacCurvature"):
+        self.passes, self.likelihood = engine.passes, engine.likelihood
+        self.seed = f"{engine.seed} {type(self).__name__}"
+        self.tensors: dict[str, Tensor] = {}
 
-    def __init__(self, passes: Passes, likelihood: Likelihood):
-        self.passes, self.likelihood = passes, likelihood
+    def add(self, blocks: Iterable[Block]) -> int:
+        """Add the examples of some blocks; how many they were. Labels are sampled, where the likelihood
+        samples, by seed and example. Raises `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported`."""
+        examples = 0
+        for one in self.passes.over(blocks, fisher_directions(self.likelihood), self.seed):
+            for name, gradients in one.gradients():
+                self._add(one, name, gradients)
+            examples += one.examples if one.number == 0 else 0
+        return examples
+
+    def _add(self, one: Pass, name: str, gradients: LayerGradients) -> None:
+        raise NotImplementedError
+
+
+class CovarianceSums(Sums):
+    """Σ a aᵀ over real positions and Σ g gᵀ over positions and the Fisher's directions, of every layer,
+    and what they are over."""
+
+    def __init__(self, engine: "EkfacCurvature"):
+        super().__init__(engine)
         self.tensors = {"examples": torch.zeros(1, dtype=torch.int64)}
-        for name, layer in passes.layers.items():
+        for name, layer in engine.layers.items():
             for side, width in (("activations", layer.d_in), ("output gradients", layer.d_out)):
-                total = torch.zeros(width, width, dtype=layer.dtype, device=layer.device)
-                self.tensors[f"{name}/{side}"] = total
+                self.tensors[f"{name}/{side}"] = self.passes.zeros(width, width)
             self.tensors[f"{name}/positions"] = torch.zeros(1, dtype=torch.int64)
 
-    def add(self, blocks: Iterable[Block], draws: torch.Generator) -> int:
-        """Add the examples of some blocks; how many they were. `draws` gives labels where the
-        likelihood samples them. Raises `NotFinite`, `ModelInTrainingMode` and `LayerNotSupported`."""
-        examples = 0
-        for one in self.passes.over(blocks, fisher_directions(self.likelihood, draws)):
-            for name, gradients in one.gradients():
-                add_gram(self.tensors[f"{name}/output gradients"], gradients.output_gradients)
-                if one.number == 0:
-                    activations = one.activations(name)
-                    add_gram(self.tensors[f"{name}/activations"], activations)
-                    self.tensors[f"{name}/positions"] += len(activations)
-            examples += one.examples if one.number == 0 else 0
+    def add(self, blocks: Iterable[Block]) -> int:
+        examples = super().add(blocks)
         self.tensors["examples"] += examples
         return examples
+
+    def _add(self, one: Pass, name: str, gradients: LayerGradients) -> None:
+        add_gram(self.tensors[f"{name}/output gradients"], gradients.output_gradients)
+        if one.number == 0:
+            activations = one.activations(name)
+            add_gram(self.tensors[f"{name}/activations"], activations)
+            self.tensors[f"{name}/positions"] += len(activations)
 
     def basis(self, name: str) -> Eigenbasis:
         """A layer's eigenbasis: of the mean of a aᵀ over positions, and of Σ g gᵀ, mean over examples.
@@ -75,26 +93,16 @@ class CovarianceSums:
         return eigenbasis(activation, output_gradient, self.passes.precision)
 
 
-class EigenvalueSums:
+class EigenvalueSums(Sums):
     """Σ (Q_gᵀ G Q_a)² of every layer, in its eigenbasis: `tensors` by the layer's name."""
 
-    def __init__(self, passes: Passes, likelihood: Likelihood, bases: dict[str, Eigenbasis]):
-        self.passes, self.likelihood, self.bases = passes, likelihood, bases
+    def __init__(self, engine: "EkfacCurvature", bases: dict[str, Eigenbasis]):
+        super().__init__(engine)
+        self.bases = bases
         self.tensors = {name: torch.zeros_like(kfac_eigenvalues(basis)) for name, basis in bases.items()}
 
-    def add(self, blocks: Iterable[Block], draws: torch.Generator) -> int:
-        """Add the examples of some blocks, as `CovarianceSums.add` does."""
-        examples = 0
-        for one in self.passes.over(blocks, fisher_directions(self.likelihood, draws)):
-            for name, gradients in one.gradients():
-                add_squares(self.tensors[name], gradients, self.bases[name])
-            examples += one.examples if one.number == 0 else 0
-        return examples
-
-
-def generator(seed: int) -> torch.Generator:
-    """The source of sampled labels."""
-    return torch.Generator().manual_seed(seed)
+    def _add(self, one: Pass, name: str, gradients: LayerGradients) -> None:
+        add_squares(self.tensors[name], gradients, self.bases[name])
 
 
 class EkfacCurvature:
@@ -172,22 +180,21 @@ class EkfacCurvature:
         """Estimate the curvature on batches `(inputs, …)`; labels, if any, are not looked at.
 
         Goes over the loader twice with EK-FAC, once with K-FAC; the order of the batches and their size
-        don't matter, unless labels are sampled. Two examples are compared with autograd first. Raises
+        don't matter. Two examples are compared with autograd first. Raises
         `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported` and `OutputsNotSupported`;
         the engine is then as it was before.
         """
-        covariances, batches = CovarianceSums(self.passes, self.likelihood), unlabelled(loader)
+        covariances, batches = CovarianceSums(self), unlabelled(loader)
         first = list(islice(batches, 2))
         probe = verify(self.passes, first)
         blocks = self._in_blocks(chain(first, batches), loader, "covariances")
-        examples = _some(covariances.add(blocks, generator(self.seed)), "covariances")
+        examples = _some(covariances.add(blocks), "covariances")
         names = tqdm(self.layer_names, "eigenbases", unit="layer", disable=not self.progress)
         bases = {name: covariances.basis(name) for name in names}
         if self.update_diagonal:
-            squares = EigenvalueSums(self.passes, self.likelihood, bases)
+            squares = EigenvalueSums(self, bases)
             blocks = self._in_blocks(unlabelled(loader), loader, "corrected eigenvalues")
-            counted = squares.add(blocks, generator(self.seed + 1))
-            examples = _some(counted, "corrected eigenvalues")
+            examples = _some(squares.add(blocks), "corrected eigenvalues")
             eigenvalues = {name: total.div_(examples) for name, total in squares.tensors.items()}
         else:
             eigenvalues = {name: kfac_eigenvalues(basis) for name, basis in bases.items()}
@@ -252,7 +259,7 @@ class EkfacCurvature:
         """What a saved curvature must agree in with this engine, λ apart."""
         return {
             "model": storage.model_fingerprint(self.model),
-            "layers": ", ".join(self.layer_names),
+            "layers": json.dumps(self.layer_names),
             "update_diagonal": str(self.update_diagonal),
             "likelihood": repr(self.likelihood),
             "seed": str(self.seed),

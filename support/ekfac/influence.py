@@ -65,8 +65,8 @@ class EkfacInfluence(EkfacCurvature):
     def plan(self, train_loader: Iterable, test_loader: Iterable = ()) -> Plan:
         """What `fit`, `self_influences` and `score` will cost with these examples; needs no fit.
 
-        Batches are `(inputs, …)`. Goes over the loaders twice, keeping nothing, and times three blocks
-        of training examples. Raises `EmptyLoader`, and what a forward pass raises.
+        Batches are as in `score`. Goes over the loaders twice, keeping nothing, and times three blocks of
+        training examples. Raises `EmptyLoader`, and what a forward pass raises.
         """
         return make_plan(self, train_loader, test_loader)
 
@@ -215,7 +215,7 @@ class EkfacInfluence(EkfacCurvature):
         """
         factors = self.influence_factors(x_test, y_test)
 
-        def directions(outputs: Tensor, _: None) -> Iterator[Tensor]:
+        def directions(outputs: Tensor, *_: object) -> Iterator[Tensor]:
             return (direction for direction, _ in self.likelihood.label_directions(outputs))
 
         result = self.passes.zeros(count_of(x_test), count_of(x), 0)

@@ -1,6 +1,7 @@
 """Which layers EK-FAC covers."""
 
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import nn
@@ -12,7 +13,8 @@ from support.ekfac.errors import LayerHalfFrozen, LayerNotSupported, NothingToTr
 class TrackedLayer:
     """A linear layer whose parameters require gradients; `d_in` counts the bias.
 
-    `nn.Linear`, or GPT-2's `Conv1D`.
+    `nn.Linear`, or GPT-2's `Conv1D`. `dtype` is that in which curvature and scores are accumulated: the
+    widest of all the layers', but float32 at least.
     """
 
     name: str
@@ -20,11 +22,7 @@ class TrackedLayer:
     d_out: int
     d_in: int
     has_bias: bool
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which its curvature is accumulated: the weight's, but float32 at least."""
-        return torch.promote_types(self.module.weight.dtype, torch.float32)
+    dtype: torch.dtype
 
     @property
     def device(self) -> torch.device:
@@ -35,9 +33,16 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
     """The model's linear layers that require gradients, from input to output.
 
     Raises `LayerNotSupported` for any other module with a parameter of its own that requires a
-    gradient and for a weight shared by two modules, `LayerHalfFrozen` when only one of weight and
-    bias requires it, and `NothingToTrack` when nothing does.
+    gradient, for a weight shared by two modules and for a model made in inference mode,
+    `LayerHalfFrozen` when only one of weight and bias requires it, and `NothingToTrack` when nothing does.
     """
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise LayerNotSupported(
+            "The model was made under torch.inference_mode(), where autograd can't follow. Make it outside, "
+            "or take copy.deepcopy(model) outside."
+        )
+    wanted = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
+    dtype = reduce(torch.promote_types, wanted, torch.float32)
     layers = {}
     owners: dict[nn.Parameter, str] = {}
     for name, module in model.named_modules():
@@ -58,14 +63,15 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
         _refuse_half_frozen(name, own)
         for parameter in own.values():
             if parameter in owners:
+                both = f"{owners[parameter]!r} and {name!r}"
                 raise LayerNotSupported(
-                    f"{name!r} and {owners[parameter]!r} share a parameter. EK-FAC has no form for "
-                    f"tied weights. Freeze one: model.get_submodule({name!r}).requires_grad_(False)"
+                    f"{both} share a parameter. EK-FAC has no form for tied weights. Freeze them: for name "
+                    f"in ({both.replace(' and', ',')}): model.get_submodule(name).requires_grad_(False)"
                 )
             owners[parameter] = name
         has_bias = module.bias is not None
         d_out, d_in = shape
-        layers[name] = TrackedLayer(name, module, d_out, d_in + has_bias, has_bias)
+        layers[name] = TrackedLayer(name, module, d_out, d_in + has_bias, has_bias, dtype)
     if not layers:
         raise NothingToTrack(
             "No layer requires gradients. Choose linear layers: "

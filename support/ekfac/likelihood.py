@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
+from support.ekfac.draws import Draws
 from support.ekfac.errors import LabelsMismatch, OutputsNotSupported
 
 
@@ -22,20 +23,23 @@ class Likelihood(Protocol):
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """−log p(label | outputs) per example, up to a constant."""
 
-    def fisher_directions(self, outputs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    def fisher_directions(self, outputs: Tensor, draws: Draws) -> Iterator[Tensor]:
         """Gradients d with respect to the outputs, `(batch, classes)` each, such that, example by
         example, Σ d dᵀ is the Fisher of the outputs, E_{y∼p}[∇loss ∇lossᵀ], or an unbiased estimate
-        of it drawn from `generator`. Sent back through the model they give the Fisher of every layer,
-        Σ vec G vec Gᵀ. Labels take no part in it."""
+        of it from each example's own random numbers. Sent back through the model they give the Fisher
+        of every layer, Σ vec G vec Gᵀ. Labels take no part in it."""
 
     def label_directions(self, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of a gradient d with respect to the outputs and weights `(batch, classes)`, such that
         the gradient of the loss of label c is Σ weights[:, c] · d. Raises `LabelsMismatch` when labels
-        are not classes."""
+        are not classes, as here."""
+        raise LabelsMismatch(
+            f"influences_by_label needs labels that are classes; those of a {type(self).__name__} are not."
+        )
 
 
 @dataclass
-class Categorical:
+class Categorical(Likelihood):
     """Softmax over the classes and cross-entropy: labels `(batch,)`, integers from 0.
 
     The Fisher is exact up to `exact_classes` classes: with two classes from one direction,
@@ -69,7 +73,7 @@ class Categorical:
         return nn.functional.cross_entropy(outputs, labels.long(), reduction="none")
 
     def fisher_directions(
-        self, outputs: Float[Tensor, "batch classes"], generator: torch.Generator
+        self, outputs: Float[Tensor, "batch classes"], draws: Draws
     ) -> Iterator[Float[Tensor, "batch classes"]]:
         """√p_c·(p − e_c) for every class c; one direction that says the same when there are two;
         (p − e_y)/√samples for every sampled label y when there are more than `exact_classes`."""
@@ -78,43 +82,37 @@ class Categorical:
         if classes == 1:
             raise OutputsNotSupported(
                 "The model has one output, and a softmax over one class is always 1. If it is a number, "
-                "use likelihood=Gaussian(); for yes or no a model needs two outputs."
+                "use likelihood=Gaussian(); for yes or no, likelihood=Bernoulli()."
             )
         if classes > self.exact_classes:
-            yield from self._sampled_directions(probabilities, generator)
+            # Where the numbers live, so that every device draws the same labels.
+            steps = probabilities.cpu().double().cumsum(dim=1)
+            labels = torch.searchsorted(steps / steps[:, -1:], draws(self.samples), right=True)
+            for label in labels.clamp(max=classes - 1).to(outputs.device).T:
+                yield (probabilities - _units(outputs, label)) / self.samples**0.5
         elif classes == 2:
             size = probabilities.prod(dim=1).sqrt()
             yield torch.stack([-size, size], dim=1)
         else:
-            for probability, unit in zip(probabilities.T, _units(outputs), strict=True):
-                yield probability.sqrt().unsqueeze(1) * (probabilities - unit)
-
-    def _sampled_directions(self, probabilities: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
-        # Drawn where the generator lives, so that every device draws the same labels.
-        drawn = torch.multinomial(
-            probabilities.cpu().float(), self.samples, replacement=True, generator=generator
-        ).to(probabilities.device)
-        units = _units(probabilities)
-        for labels in drawn.T:
-            yield (probabilities - units[labels]) / self.samples**0.5
+            for label, probability in enumerate(probabilities.T):
+                yield probability.sqrt().unsqueeze(1) * (probabilities - _units(outputs, label))
 
     def label_directions(
         self, outputs: Float[Tensor, "batch classes"]
     ) -> Iterator[tuple[Float[Tensor, "batch classes"], Float[Tensor, "batch classes"]]]:
         """(−1, 1) with weights (p₁, −p₀) for two classes; e_k with weights p_k − [k = c] for more."""
         probabilities = outputs.softmax(dim=1)
-        units = _units(outputs)
         if outputs.shape[1] == 2:
-            opposite = units[1] - units[0]
-            weights = probabilities.flip(1) * -opposite
-            yield opposite.expand_as(outputs), weights
+            opposite = _units(outputs, 1) - _units(outputs, 0)
+            yield opposite, probabilities.flip(1) * -opposite
             return
-        for probability, unit in zip(probabilities.T, units, strict=True):
-            yield unit.expand_as(outputs), probability.unsqueeze(1) - unit
+        for label, probability in enumerate(probabilities.T):
+            unit = _units(outputs, label)
+            yield unit, probability.unsqueeze(1) - unit
 
 
 @dataclass
-class Gaussian:
+class Gaussian(Likelihood):
     """Regression with unit variance: loss ½‖output − label‖², labels shaped like the outputs.
 
     Its Fisher with respect to the outputs is the identity, one direction per output.
@@ -134,34 +132,73 @@ class Gaussian:
         return (outputs - labels).square().sum(dim=1) / 2
 
     def fisher_directions(
-        self, outputs: Float[Tensor, "batch outputs"], generator: torch.Generator
+        self, outputs: Float[Tensor, "batch outputs"], draws: Draws
     ) -> Iterator[Float[Tensor, "batch outputs"]]:
         """The unit vectors."""
-        for unit in _units(outputs):
-            yield unit.expand_as(outputs)
-
-    def label_directions(self, outputs: Float[Tensor, "batch outputs"]) -> Iterator:
-        """Raise `LabelsMismatch`: there are infinitely many labels."""
-        raise LabelsMismatch("influences_by_label needs labels that are classes; a Gaussian's are numbers.")
+        return (_units(outputs, number) for number in range(outputs.shape[1]))
 
 
-def _units(outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "classes classes"]:
-    return torch.eye(outputs.shape[1], dtype=outputs.dtype, device=outputs.device)
+@dataclass
+class Bernoulli(Likelihood):
+    """Yes or no for each output by itself, several labels at once or one: the loss is Σ cross-entropy
+    of sigmoids over the outputs, labels are shaped like the outputs, each from 0 to 1.
+
+    The Fisher with respect to the outputs is diagonal, p(1 − p): exact from one direction per output
+    up to `exact_outputs` of them, above from one draw of all labels at once.
+    """
+
+    exact_outputs: int = 10
+
+    def check(self, outputs: Float[Tensor, "batch outputs"], labels: Shaped[Tensor, "..."]) -> None:
+        """Raise `LabelsMismatch` unless labels are shaped like the outputs and from 0 to 1."""
+        if labels.shape != outputs.shape:
+            raise LabelsMismatch(
+                f"Labels have shape {tuple(labels.shape)}, outputs {tuple(outputs.shape)}: they must agree."
+            )
+        wrong = labels[~((labels >= 0) & (labels <= 1))]
+        if len(wrong):
+            raise LabelsMismatch(f"Label {wrong[0].item()} is not from 0 to 1, no to yes.")
+
+    def loss(
+        self, outputs: Float[Tensor, "batch outputs"], labels: Shaped[Tensor, "batch outputs"]
+    ) -> Float[Tensor, " batch"]:
+        """−log p(labels), per example."""
+        labels = labels.to(outputs)
+        return nn.functional.binary_cross_entropy_with_logits(outputs, labels, reduction="none").sum(dim=1)
+
+    def fisher_directions(
+        self, outputs: Float[Tensor, "batch outputs"], draws: Draws
+    ) -> Iterator[Float[Tensor, "batch outputs"]]:
+        """√(p_k (1 − p_k)) e_k for every output k, or p − y for sampled labels y."""
+        probabilities = outputs.sigmoid()
+        if outputs.shape[1] > self.exact_outputs:
+            yield probabilities - (draws(outputs.shape[1]).to(outputs) < probabilities).to(outputs)
+            return
+        size = (probabilities * (1 - probabilities)).sqrt()
+        for number in range(outputs.shape[1]):
+            yield size * _units(outputs, number)
 
 
-Directions = Callable[[Tensor, Tensor | None], Iterable[Tensor]]
+def _units(outputs: Float[Tensor, "batch classes"], label: int | Tensor) -> Float[Tensor, "batch classes"]:
+    """e_label for every example."""
+    found = torch.zeros_like(outputs)
+    found[torch.arange(len(outputs), device=outputs.device), label] = 1
+    return found
+
+
+Directions = Callable[[Tensor, Tensor | None, Draws], Iterable[Tensor]]
 """What is sent back through the model for its outputs and their labels: gradients with respect to the
 outputs, `(batch, classes)` each."""
 
 
-def fisher_directions(likelihood: Likelihood, draws: torch.Generator) -> Directions:
-    """The directions that make up the Fisher; `draws` gives the labels where they are sampled."""
-    return lambda outputs, _: likelihood.fisher_directions(outputs, draws)
+def fisher_directions(likelihood: Likelihood) -> Directions:
+    """The directions that make up the Fisher."""
+    return lambda outputs, _, draws: likelihood.fisher_directions(outputs, draws)
 
 
 def loss_directions(likelihood: Likelihood) -> Directions:
     """One: the gradient of each example's loss. Raises `LabelsMismatch` as `check` does."""
-    return lambda outputs, labels: [loss_direction(likelihood, outputs, labels)]
+    return lambda outputs, labels, _: [loss_direction(likelihood, outputs, labels)]
 
 
 def loss_direction(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from support.ekfac.blocks import Block, Inputs
+from support.ekfac.draws import drawn
 from support.ekfac.errors import BlockHalved, LayerNotSupported, ModelInTrainingMode, OutputsNotSupported
 from support.ekfac.gradients import LayerGradients, activation_rows, is_finite, layer_gradients
 from support.ekfac.layers import TrackedLayer
@@ -179,8 +180,9 @@ class Passes:
         with torch.inference_mode(False):
             return torch.zeros(*shape, dtype=self.dtype, device=self.device)
 
-    def over(self, blocks: Iterable[Block], directions: Directions) -> Iterator[Pass]:
-        """A pass for every block and direction. It is good until the next one is asked for.
+    def over(self, blocks: Iterable[Block], directions: Directions, seed: str = "") -> Iterator[Pass]:
+        """A pass for every block and direction. It is good until the next one is asked for. `seed` is for
+        directions that are drawn.
 
         A block whose way forward, or first way back, does not fit into memory is halved, with a
         `BlockHalved` warning; a single example that does not fit raises what the model raised.
@@ -192,7 +194,7 @@ class Passes:
             waiting = [block]
             while waiting:
                 part = waiting.pop()
-                passes = self._of_block(part, directions, context)
+                passes = self._of_block(part, directions, seed, context)
                 first = _first(passes, part)
                 if first is None:
                     waiting += reversed(part.halves())
@@ -200,11 +202,14 @@ class Passes:
                     yield first
                     yield from passes
 
-    def _of_block(self, block: Block, directions: Directions, context: Arithmetic) -> Iterator[Pass]:
+    def _of_block(
+        self, block: Block, directions: Directions, seed: str, context: Arithmetic
+    ) -> Iterator[Pass]:
         with undisturbed(self.model):
             block = block.ordinary()
             one = Pass(self, block, context)
-            to_send = _with_more_to_come(directions(one.outputs, block.labels))
+            draws = partial(drawn, seed, block.inputs, one.mask)
+            to_send = _with_more_to_come(directions(one.outputs, block.labels, draws))
         try:
             more_to_come = True
             while more_to_come:

@@ -11,19 +11,20 @@ import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from support.ekfac.blocks import Block, TokenMask, loader_blocks, unlabelled
+from support.ekfac.blocks import Block, labelled, loader_blocks
 from support.ekfac.curvature import Eigenbasis, LayerCurvature, kfac_eigenvalues
 from support.ekfac.errors import EmptyLoader
-from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature, generator
+from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature
 from support.ekfac.layers import TrackedLayer
-from support.ekfac.likelihood import Categorical
 from support.ekfac.memory import curvature_bytes, factor_bytes, queries_at_a_time
 from support.ekfac.passes import Passes
+
+Work = Callable[[Block], object]
 
 LARGEST_EIGENPROBLEM = 768
 """Larger ones are extrapolated by the cube of their size."""
@@ -69,38 +70,37 @@ class Plan:
 
 
 def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
-    """The plan for batches `(inputs, …)`, which are gone over twice and not kept.
+    """The plan for batches `(inputs, labels, …)`, which are gone over twice and not kept.
 
     Raises `EmptyLoader`, and what a forward pass raises.
     """
-    mask = engine.passes.token_mask
-    sizes = [_Size.of(block, mask) for block in loader_blocks(unlabelled(train), mask)]
+    sizes, asked = (
+        [_size(block, engine) for block in loader_blocks(labelled(loader), engine.passes.token_mask)]
+        for loader in (train, test)
+    )
     if not sizes:
         raise EmptyLoader("The training loader gave no batch.")
-    asked = [_Size.of(block, mask) for block in loader_blocks(unlabelled(test), mask)]
-    queries = sum(size.examples for size in asked)
-    group = min(queries, queries_at_a_time(engine.layers, engine.memory_budget))
     by_length = sorted(range(len(sizes)), key=lambda number: sizes[number].length)
     chosen = by_length[0], by_length[len(by_length) // 2], by_length[-1]
-    blocks = enumerate(loader_blocks(unlabelled(train), mask))
-    kept = [block for number, block in blocks if number in chosen]
+    blocks = enumerate(loader_blocks(labelled(train), engine.passes.token_mask))
+    kept = [(block, sizes[number]) for number, block in blocks if number in chosen]
     if not kept:
         raise EmptyLoader("The training loader gave its batches only once: give a DataLoader or a list.")
-    trial = _Trial(engine, kept, group)
-    fit = trial.seconds(trial.add_covariances, sizes) + _eigenproblem_seconds(engine.passes)
-    if engine.update_diagonal:
-        fit += trial.seconds(trial.add_squares, sizes)
+    queries = sum(size.examples for size in asked)
+    group = min(queries, queries_at_a_time(engine.layers, engine.memory_budget))
+    works = _works(engine, group)
+    seconds = {what: _seconds(work, kept, sizes) for what, work in works.items()}
+    fit = seconds["covariances"] + _eigenproblem_seconds(engine.passes)
     score = None
     if queries:
-        score = queries / group * trial.seconds(trial.score, sizes)
-        score += trial.seconds(trial.precondition, asked)
+        score = queries / group * seconds["score"] + _seconds(works["factors"], kept, asked)
     return Plan(
         examples=sum(size.examples for size in sizes),
         tokens=sum(size.tokens for size in sizes),
         queries=queries,
         query_groups=math.ceil(queries / group) if queries else 0,
-        fit_seconds=fit,
-        self_seconds=trial.seconds(trial.take_norms, sizes),
+        fit_seconds=fit + seconds["eigenvalues"] if engine.update_diagonal else fit,
+        self_seconds=seconds["self"],
         score_seconds=score,
         curvature_bytes=curvature_bytes(engine.layers),
         factor_bytes=factor_bytes(engine.layers),
@@ -108,86 +108,55 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
     )
 
 
-@dataclass(frozen=True)
-class _Size:
+class _Size(NamedTuple):
     """Of a block: `length` is that of its longest example, `tokens` counts real ones."""
 
     examples: int
     length: int
     tokens: int
 
-    @classmethod
-    def of(cls, block: Block, token_mask: TokenMask) -> "_Size":
-        mask, examples = token_mask(block.inputs), len(block.rows)
-        if mask is not None and mask.ndim == 2:
-            return cls(examples, mask.shape[1], mask.sum().item())
-        by_position = isinstance(block.inputs, Tensor) and block.inputs.ndim > 2
-        length = block.inputs.shape[1] if by_position else 1
-        return cls(examples, length, examples * length)
 
-    @property
-    def positions(self) -> int:
-        """Padding included."""
-        return self.examples * self.length
+def _size(block: Block, engine: EkfacCurvature) -> _Size:
+    mask = engine.passes.token_mask(block.inputs)
+    if mask is None or mask.ndim != 2:
+        return _Size(len(block.rows), 1, len(block.rows))
+    return _Size(len(block.rows), mask.shape[1], mask.sum().item())
 
 
-class _Trial:
+def _works(engine: EkfacCurvature, queries: int) -> dict[str, Work]:
     """What an engine does with a block, in an eigenbasis that is as good as any for the clock."""
-
-    def __init__(self, engine: EkfacCurvature, blocks: list[Block], queries: int):
-        passes = engine.passes
-        self.blocks, self.sizes = blocks, [_Size.of(block, passes.token_mask) for block in blocks]
-        bases = {name: _identity(layer, passes.precision) for name, layer in engine.layers.items()}
-        self.covariances = CovarianceSums(passes, engine.likelihood)
-        self.squares = EigenvalueSums(passes, engine.likelihood, bases)
-        self.engine = copy.copy(engine)
-        self.engine.progress, self.engine.likelihood = False, _SumOfOutputs()
-        self.engine.curvature = {
-            name: LayerCurvature(basis, kfac_eigenvalues(basis)) for name, basis in bases.items()
-        }
-        self.factors = {
-            name: passes.zeros(queries, layer.d_out, layer.d_in).fill_(1)
-            for name, layer in engine.layers.items()
-        }
-
-    def add_covariances(self, block: Block) -> None:
-        self.covariances.add([block], generator(0))
-
-    def add_squares(self, block: Block) -> None:
-        self.squares.add([block], generator(0))
-
-    def take_norms(self, block: Block) -> None:
-        self.engine.self_influences(block.inputs, torch.zeros(len(block.rows)))
-
-    def score(self, block: Block) -> None:
-        self.engine.influences_from_factors(self.factors, block.inputs, torch.zeros(len(block.rows)))
-
-    def precondition(self, block: Block) -> None:
-        self.engine.influence_factors(block.inputs, torch.zeros(len(block.rows)))
-
-    def seconds(self, work: Callable[[Block], None], sizes: list[_Size]) -> float:
-        """Of this work on blocks of these sizes, from that on the trial's blocks."""
-        work(self.blocks[0])  # the first time is slower
-        found = {}
-        for block, size in zip(self.blocks, self.sizes, strict=True):
-            start = time.perf_counter()
-            work(block)
-            if self.engine.passes.device.type == "cuda":
-                torch.cuda.synchronize()
-            found[size.length] = (time.perf_counter() - start) / size.positions
-        known = sorted(found.items())
-        of_a_position = np.interp([size.length for size in sizes], *zip(*known, strict=True))
-        return float(of_a_position @ [size.positions for size in sizes])
+    passes = engine.passes
+    bases = {name: _identity(layer, passes.precision) for name, layer in engine.layers.items()}
+    covariances = CovarianceSums(engine)
+    squares = EigenvalueSums(engine, bases)
+    trial = copy.copy(engine)
+    trial.progress = False
+    trial.curvature = {name: LayerCurvature(basis, kfac_eigenvalues(basis)) for name, basis in bases.items()}
+    factors = {
+        name: passes.zeros(queries, layer.d_out, layer.d_in).fill_(1) for name, layer in engine.layers.items()
+    }
+    return {
+        "covariances": lambda block: covariances.add([block]),
+        "eigenvalues": lambda block: squares.add([block]),
+        "self": lambda block: trial.self_influences(block.inputs, block.labels),
+        "score": lambda block: trial.influences_from_factors(factors, block.inputs, block.labels),
+        "factors": lambda block: trial.influence_factors(block.inputs, block.labels),
+    }
 
 
-class _SumOfOutputs(Categorical):
-    """A loss that is told no labels and costs nothing."""
-
-    def check(self, outputs: Tensor, labels: Tensor) -> None:
-        pass
-
-    def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        return outputs.sum(dim=1)
+def _seconds(work: Work, kept: list[tuple[Block, _Size]], sizes: list[_Size]) -> float:
+    """Of this work on blocks of these sizes, from that on the blocks that were kept."""
+    work(kept[0][0])  # the first time is slower
+    found = {}
+    for block, size in kept:
+        start = time.perf_counter()
+        work(block)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found[size.length] = (time.perf_counter() - start) / (size.examples * size.length)
+    known = sorted(found.items())
+    of_a_position = np.interp([size.length for size in sizes], *zip(*known, strict=True))
+    return float(of_a_position @ [size.examples * size.length for size in sizes])
 
 
 def _identity(layer: TrackedLayer, precision: torch.dtype | None) -> Eigenbasis:
@@ -200,7 +169,8 @@ def _identity(layer: TrackedLayer, precision: torch.dtype | None) -> Eigenbasis:
 def _eigenproblem_seconds(passes: Passes) -> float:
     widths = [width for layer in passes.layers.values() for width in (layer.d_out, layer.d_in)]
     size = min(LARGEST_EIGENPROBLEM, max(widths))
-    matrix = torch.rand(size, size, dtype=torch.float64, generator=generator(0)).to(passes.device)
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.rand(size, size, dtype=torch.float64, generator=generator).to(passes.device)
     start = time.perf_counter()
     torch.linalg.eigh(matrix @ matrix.T)[0].sum().item()
     return (time.perf_counter() - start) * sum((width / size) ** 3 for width in widths)

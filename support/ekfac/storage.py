@@ -1,6 +1,7 @@
 """Saving and loading a fitted curvature: one safetensors file, its identity in the metadata."""
 
 import hashlib
+import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -95,7 +96,7 @@ class Saved:
                 Eigenbasis(*(self.tensors[f"{name}/{part}"] for part in BASIS_PARTS)),
                 self.tensors[f"{name}/eigenvalues"],
             )
-            for name in expected["layers"].split(", ")
+            for name in json.loads(expected["layers"])
         }
 
     def probe(self) -> Probe | None:
@@ -131,7 +132,7 @@ def read(path: str | Path) -> Saved:
 
 def model_fingerprint(model: nn.Module) -> str:
     """Hexadecimal SHA-256 over names, types, shapes and values of all parameters and buffers."""
-    return digest(dict(model.state_dict()))
+    return digest({name: part for name, part in model.state_dict().items() if isinstance(part, torch.Tensor)})
 
 
 def digest(tensors: dict[str, torch.Tensor], told: Mapping[str, str] = MappingProxyType({})) -> str:

@@ -30,7 +30,7 @@ def verify(passes: Passes, batches: list[Batch]) -> tuple[Block, Float[Tensor, "
         raise EmptyLoader("The loader gave no batch. It must hold at least one.")
     block = _pair(batches, passes).ordinary()
     found = {}
-    for one in passes.over([block], lambda outputs, _: [_of(row, outputs) for row in range(len(outputs))]):
+    for one in passes.over([block], lambda outputs, *_: [_of(row, outputs) for row in range(len(outputs))]):
         found[one.number] = {name: gradients.per_example() for name, gradients in one.gradients()}
         outputs, tolerance = one.outputs, TOLERANCE.get(one.dtype, 0.1)
     for row in found:

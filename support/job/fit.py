@@ -5,7 +5,6 @@ shard's sums are written to disk now and then, with the number of blocks in them
 each where it was. With as many processes as before, the result is the same to the bit, else to rounding.
 """
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from support.ekfac.blocks import Block, blocks_of
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
-from support.ekfac.fit import CovarianceSums, EigenvalueSums, generator
+from support.ekfac.fit import CovarianceSums, EigenvalueSums, Sums
 from support.ekfac.storage import BASIS_PARTS
 from support.ekfac.verification import verify
 from support.job.progress import progress
@@ -21,7 +20,6 @@ from support.job.store import blocks_in, disk_full_is_told, in_blocks, load_sums
 from support.job.work import Job
 
 Shards = list[list[range]]
-Sums = CovarianceSums | EigenvalueSums
 TITLES = {"covariances": "fit 1/2, covariances", "eigenvalues": "fit 2/2, eigenvalues"}
 
 
@@ -35,7 +33,7 @@ def fit(job: Job) -> str:
     shards = job.team.on_first(lambda: _shards(job))
     job.team.on_first(lambda: _verify(job, shards[0][0]))
     bases = _bases(job, shards)
-    sums = _sums(job, "eigenvalues", lambda: EigenvalueSums(engine.passes, engine.likelihood, bases), shards)
+    sums = _sums(job, "eigenvalues", lambda: EigenvalueSums(engine, bases), shards)
     engine.curvature = {
         name: LayerCurvature(basis, sums.tensors[name] / examples) for name, basis in bases.items()
     }
@@ -72,7 +70,7 @@ def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
     team, engine = job.team, job.engine
     missing = team.on_first(lambda: missing_bases(job))
     if missing:
-        sums = _sums(job, "covariances", lambda: CovarianceSums(engine.passes, engine.likelihood), shards)
+        sums = _sums(job, "covariances", lambda: CovarianceSums(engine), shards)
         for name in missing[team.rank :: team.size]:
             basis = sums.basis(name)
             save_sums(_basis_file(job, name), {part: getattr(basis, part) for part in BASIS_PARTS}, 0)
@@ -111,7 +109,7 @@ def _sums(job: Job, name: str, begin: Callable[[], Sums], shards: Shards) -> Sum
     with progress(job.team, TITLES[name], len(job.fitted_on), done, job.given["tell_seconds"]) as count:
         for number in own:
             sums = total if len(own) == 1 else begin()
-            _add_shard(job, sums, shards[number], files[number], name, count)
+            _add_shard(job, sums, shards[number], files[number], count)
             for key, tensor in total.tensors.items() if sums is not total else ():
                 tensor += sums.tensors[key]
         for tensor in total.tensors.values():
@@ -119,19 +117,14 @@ def _sums(job: Job, name: str, begin: Callable[[], Sums], shards: Shards) -> Sum
     return total
 
 
-def _add_shard(
-    job: Job, sums: Sums, shard: list[range], path: Path, name: str, count: Callable[[int], None]
-) -> None:
+def _add_shard(job: Job, sums: Sums, shard: list[range], path: Path, count: Callable[[int], None]) -> None:
     """The examples of a shard that are not in its file yet; it is written as often as is wanted."""
     saved = time.monotonic()
     before, done = load_sums(path)
     for key in list(before):
         sums.tensors[key].copy_(before.pop(key))
     for block in shard[done:]:
-        # Sampled labels of a block are the same, whoever draws them, and in whatever order.
-        text = f"{job.engine.seed} {name} {block.start}"
-        draws = generator(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7]))
-        count(sums.add(_blocks(job, block), draws))
+        count(sums.add(_blocks(job, block)))
         done += 1
         if done == len(shard) or time.monotonic() - saved >= job.given["save_seconds"]:
             save_sums(path, sums.tensors, done)
