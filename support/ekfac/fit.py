@@ -37,6 +37,7 @@ from support.ekfac.storage import Probe
 from support.ekfac.verification import refuse_another_model, verify
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
+POSITIONS = "all", "gradient"
 
 
 class Sums:
@@ -62,11 +63,13 @@ class Sums:
 
 
 class CovarianceSums(Sums):
-    """Σ a aᵀ over real positions and Σ g gᵀ over positions and the Fisher's directions, of every layer,
-    and what they are over."""
+    """Σ a aᵀ over positions and Σ g gᵀ over positions and the Fisher's directions, of every layer, and what
+    they are over."""
 
     def __init__(self, engine: "EkfacCurvature"):
         super().__init__(engine)
+        self.positions = engine.covariance_positions
+        self._met: dict[str, Tensor] = {}
         self.tensors = {"examples": torch.zeros(1, dtype=torch.int64)}
         for name, layer in engine.layers.items():
             for side, width in (("activations", layer.d_in), ("output gradients", layer.d_out)):
@@ -80,15 +83,30 @@ class CovarianceSums(Sums):
 
     def _add(self, one: Pass, name: str, gradients: LayerGradients) -> None:
         add_gram(self.tensors[f"{name}/output gradients"], gradients.output_gradients)
-        if one.number == 0:
+        if self.positions == "gradient":
+            activations = self._where_gradient_is_new(one, name, gradients)
+        elif one.number == 0:
             activations = one.activations(name)
-            add_gram(self.tensors[f"{name}/activations"], activations)
-            self.tensors[f"{name}/positions"] += len(activations)
+        else:
+            return
+        add_gram(self.tensors[f"{name}/activations"], activations)
+        self.tensors[f"{name}/positions"] += len(activations)
+
+    def _where_gradient_is_new(self, one: Pass, name: str, gradients: LayerGradients) -> Tensor:
+        """Activations at positions where no direction before, of this block, brought gradient."""
+        places = gradients.example * 2**32 + gradients.token
+        if one.number == 0:
+            self._met[name] = places
+            return gradients.activations
+        new = ~torch.isin(places, self._met[name])
+        self._met[name] = torch.cat([self._met[name], places[new]])
+        return gradients.activations[new]
 
     def basis(self, name: str) -> Eigenbasis:
         """A layer's eigenbasis: of the mean of a aᵀ over positions, and of Σ g gᵀ, mean over examples.
         Its sums are given up: ask once, at the end."""
-        activation = self.tensors.pop(f"{name}/activations") / self.tensors[f"{name}/positions"].item()
+        positions = max(self.tensors[f"{name}/positions"].item(), 1)
+        activation = self.tensors.pop(f"{name}/activations") / positions
         output_gradient = self.tensors.pop(f"{name}/output gradients") / self.tensors["examples"].item()
         return eigenbasis(activation, output_gradient, self.passes.precision)
 
@@ -113,6 +131,8 @@ class EkfacCurvature:
     `(batch, tokens)` and True at real tokens, or a mapping an `attention_mask`, padding takes no part
     in anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for
     0.1 times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
+    `covariance_positions` says where the covariance of a layer's activations is taken: at "all" real
+    positions, or at those that carry "gradient" in some direction of the Fisher.
     `likelihood` is the loss, `Categorical()` by default; `seed` decides which labels it draws when
     there are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the
     factors of queries may take while scoring, by default a quarter of the memory that is free.
@@ -135,8 +155,12 @@ class EkfacCurvature:
         seed: int = 0,
         memory_budget: int | float | None = None,
         precision: str = "full",
+        covariance_positions: str = "all",
     ):
         check_budget(memory_budget)
+        if covariance_positions not in POSITIONS:
+            known = ", ".join(map(repr, POSITIONS))
+            raise BadSetting(f"covariance_positions={covariance_positions!r}: there are {known}.")
         if precision not in PRECISIONS:
             raise BadSetting(f"precision={precision!r}: use one of {', '.join(PRECISIONS)}.")
         self.model = model
@@ -147,6 +171,7 @@ class EkfacCurvature:
         self.seed = seed
         self.memory_budget = memory_budget
         self.precision = precision
+        self.covariance_positions = covariance_positions
         self.layers = tracked_layers(model)
         self.curvature: dict[str, LayerCurvature] = {}
         self.examples = 0
@@ -264,6 +289,7 @@ class EkfacCurvature:
             "likelihood": repr(self.likelihood),
             "seed": str(self.seed),
             "precision": self.precision,
+            "covariance_positions": self.covariance_positions,
         }
 
     def _require_fit(self) -> None:
