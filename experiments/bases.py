@@ -1,0 +1,185 @@
+"""In which basis EK-FAC looks at a layer, and what each would cost in fidelity: all of them at once.
+
+Λ is corrected in whatever orthonormal basis one takes, so only its fit to the gradients counts. With
+G = gᵀa of an example, its rows the positions that carry gradient, the covariances compared are
+
+- "all positions": Σ aᵀa over all real positions, Σ gᵀg (Kronfluence's, and the engine's "all");
+- "gradient": the same over the positions that carry gradient;
+- "weighted": aᵀ diag(‖g‖²) a and gᵀ diag(‖a‖²) g, each position by what it adds;
+- "per example": E[GᵀG] and E[GGᵀ], the factors of Shampoo (Gupta et al. 2018) and the bases of SOAP
+  (Vyas et al. 2024);
+- "Kronecker": the factors A, S with A ⊗ S nearest to the Fisher, by alternating least squares:
+  A ∝ E[GᵀSG], S ∝ E[GAGᵀ] (Van Loan & Pitsianis 1993).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from support.ekfac import EkfacInfluence
+from support.ekfac.blocks import Block, loader_blocks, unlabelled
+from support.ekfac.curvature import (
+    Eigenbasis,
+    LayerCurvature,
+    Regularization,
+    add_squares,
+    damped_inverse,
+    eigenbasis,
+    kfac_eigenvalues,
+    rotated_one_by_one,
+)
+from support.ekfac.gradients import LayerGradients
+from support.ekfac.likelihood import fisher_directions, loss_directions
+
+BASES = ("all positions", "gradient", "weighted", "per example", "Kronecker")
+STEPS = 2
+"""Of the alternating least squares, from the factors per example on."""
+
+Pair = tuple[Float[Tensor, "d_in d_in"], Float[Tensor, "d_out d_out"]]
+"""Sums for activations and for output gradients."""
+
+
+def add_example(kind: str, sums: Pair, a: Tensor, g: Tensor, factors: Pair | None = None) -> None:
+    """Add what one example's rows say to the sums of a kind; `factors` are those of the step before."""
+    if kind == "gradient":
+        parts = a.T @ a, g.T @ g
+    elif kind == "weighted":
+        parts = (a * g.square().sum(1, keepdim=True)).T @ a, (g * a.square().sum(1, keepdim=True)).T @ g
+    else:
+        middle_a, middle_g = (g, a) if factors is None else (g @ factors[1], a @ factors[0])
+        parts = a.T @ (middle_a @ g.T) @ a, g.T @ (middle_g @ a.T) @ g
+    for total, part in zip(sums, parts, strict=True):
+        total += part
+
+
+def covariances(engine: EkfacInfluence, loader: list, progress: bool = False) -> dict[str, dict[str, Pair]]:
+    """Sums of every kind but "Kronecker", and then those, by kind and layer, each of trace 1."""
+    found: dict[str, dict[str, Pair]] = {kind: _zeros(engine) for kind in BASES}
+    directions = fisher_directions(engine.likelihood)
+    for one in engine.passes.over(_blocks(engine, loader, "covariances", progress), directions, "0"):
+        for name, gradients in one.gradients():
+            if one.number == 0:
+                activations = one.activations(name)
+                found["all positions"][name][0].addmm_(activations.T, activations)
+            for _, a, g in gradients.one_by_one():
+                for kind in ("gradient", "weighted", "per example"):
+                    add_example(kind, found[kind][name], a, g)
+    for name in engine.layers:
+        found["all positions"][name][1].copy_(found["gradient"][name][1])
+    factors = _of_trace_one(found["per example"])
+    for _ in range(STEPS):
+        sums = _zeros(engine)
+        for one in engine.passes.over(_blocks(engine, loader, "least squares", progress), directions, "0"):
+            for name, gradients in one.gradients():
+                for _, a, g in gradients.one_by_one():
+                    add_example("Kronecker", sums[name], a, g, factors[name])
+        factors = _of_trace_one(sums)
+    found["Kronecker"] = factors
+    return {kind: _of_trace_one(sums) for kind, sums in found.items()}
+
+
+def _zeros(engine: EkfacInfluence) -> dict[str, Pair]:
+    return {
+        name: (engine.passes.zeros(layer.d_in, layer.d_in), engine.passes.zeros(layer.d_out, layer.d_out))
+        for name, layer in engine.layers.items()
+    }
+
+
+def _of_trace_one(sums: dict[str, Pair]) -> dict[str, Pair]:
+    return {name: tuple(part / part.trace().clamp(min=1e-30) for part in pair) for name, pair in sums.items()}
+
+
+def _blocks(engine: EkfacInfluence, loader: list, what: str, progress: bool) -> Iterator[Block]:
+    blocks = loader_blocks(unlabelled(loader), engine.passes.token_mask)
+    return iter(tqdm(blocks, what, unit="block", disable=not progress))
+
+
+def curvatures(
+    engine: EkfacInfluence, loader: list, progress: bool = False
+) -> dict[str, dict[str, LayerCurvature]]:
+    """Λ corrected in the bases of every kind, all from the same passes: by kind and layer."""
+    bases: dict[str, dict[str, Eigenbasis]] = {
+        kind: {name: eigenbasis(*pair) for name, pair in sums.items()}
+        for kind, sums in covariances(engine, loader, progress).items()
+    }
+    totals = {
+        kind: {name: torch.zeros_like(kfac_eigenvalues(basis)) for name, basis in of_kind.items()}
+        for kind, of_kind in bases.items()
+    }
+    examples, directions = 0, fisher_directions(engine.likelihood)
+    for one in engine.passes.over(_blocks(engine, loader, "eigenvalues", progress), directions, "1"):
+        examples += one.examples if one.number == 0 else 0
+        for name, gradients in one.gradients():
+            for kind in BASES:
+                add_squares(totals[kind][name], gradients, bases[kind][name])
+    return {
+        kind: {name: LayerCurvature(basis, totals[kind][name] / examples) for name, basis in of_kind.items()}
+        for kind, of_kind in bases.items()
+    }
+
+
+@dataclass(frozen=True)
+class Scores:
+    """By layer, for one λ: influences, and of each training example with itself."""
+
+    influences: Float[Tensor, "layers queries train"]
+    self_influences: Float[Tensor, "layers train"]
+
+
+def scored(
+    engine: EkfacInfluence,
+    curvature: dict[str, LayerCurvature],
+    queries: list,
+    train: list,
+    regularizations: tuple[Regularization, ...],
+    progress: bool = False,
+) -> dict[Regularization, Scores]:
+    """Influences for every λ from one pass over each side: gradients are rotated once."""
+    asked = dict(_rotated_queries(engine, curvature, queries, progress))
+    inverses = {
+        value: {name: damped_inverse(layer.eigenvalues, value) for name, layer in curvature.items()}
+        for value in regularizations
+    }
+    examples = sum(len(labels) for _, labels, *_ in train)
+    shape = len(engine.layers), len(next(iter(asked.values()))), examples
+    result = {
+        value: Scores(engine.passes.zeros(*shape), engine.passes.zeros(len(engine.layers), examples))
+        for value in inverses
+    }
+    for rows, number, name, gradients in _losses(engine, train, "training side", progress):
+        rotated = _dense(gradients, curvature[name].basis)
+        for value, inverse in inverses.items():
+            damped = rotated * inverse[name]
+            result[value].influences[number][:, rows] = asked[name].flatten(1) @ damped.flatten(1).T
+            result[value].self_influences[number, rows] = (damped * rotated).flatten(1).sum(1)
+    return result
+
+
+def _rotated_queries(
+    engine: EkfacInfluence, curvature: dict[str, LayerCurvature], queries: list, progress: bool
+) -> Iterator[tuple[str, Float[Tensor, "queries d_out d_in"]]]:
+    examples = sum(len(labels) for _, labels, *_ in queries)
+    found = {
+        name: engine.passes.zeros(examples, layer.d_out, layer.d_in) for name, layer in engine.layers.items()
+    }
+    for rows, _, name, gradients in _losses(engine, queries, "query side", progress):
+        found[name][rows] = _dense(gradients, curvature[name].basis)
+    return iter(found.items())
+
+
+def _losses(
+    engine: EkfacInfluence, loader: list, what: str, progress: bool
+) -> Iterator[tuple[list[int], int, str, LayerGradients]]:
+    blocks = loader_blocks(((x, y) for x, y, *_ in loader), engine.passes.token_mask)
+    bar = iter(tqdm(blocks, what, unit="block", disable=not progress))
+    for one in engine.passes.over(bar, loss_directions(engine.likelihood)):
+        for number, (name, gradients) in enumerate(one.gradients()):
+            yield one.rows, number, name, gradients
+
+
+def _dense(gradients: LayerGradients, basis: Eigenbasis) -> Float[Tensor, "batch d_out d_in"]:
+    return torch.stack([rotated.clone() for _, rotated in rotated_one_by_one(gradients, basis)])
