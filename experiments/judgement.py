@@ -135,14 +135,18 @@ class Judge:
         return cache_folder() / "fidelity" / f"{name}.safetensors"
 
     def row(self, scores: Scores, **names: str) -> dict:
-        choice, report = (
-            linear_datamodeling_score(scores[half], self.bank.of_queries(half))
-            for half in halves(len(self.queries))
-        )
-        low, high = report.interval()
         none = {"scorer": "", "where": "", "regularization": "", "normalisation": ""}
-        agreement = {"choice": choice.mean, "report": report.mean, "low": low, "high": high}
-        return {"experiment": self.name, **none, **names, **agreement}
+        return {"experiment": self.name, **none, **agreement_row(self.bank, scores, **names)}
+
+
+def agreement_row(bank: Bank, scores: Scores, **names: str) -> dict:
+    """LDS on the half of the queries that choices are made on, and on that which is reported, with its
+    interval; behind the names that the row is to have."""
+    choice, report = (
+        linear_datamodeling_score(scores[half], bank.of_queries(half)) for half in halves(len(scores))
+    )
+    low, high = report.interval()
+    return {**names, "choice": choice.mean, "report": report.mean, "low": low, "high": high}
 
 
 def segment_weights(kept: list[int], rates: list[float]) -> list[float]:

@@ -1,0 +1,138 @@
+"""`python -m experiments.whole_judgement`: scorers before the bank of whole models, `whole_model.csv`.
+
+EK-FAC on the model itself, its layers those of the chapters (feed-forward and head) or LoRA's own, in the
+bases of `experiments.bases`, at checkpoints of a training on all reviews, for a grid of λ; beside it what
+looks at texts and labels only. About four minutes for each place and basis on two cores; what is done is
+kept in the cache.
+"""
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from experiments.bank_making import QUERIES, TRAIN_REVIEWS
+from experiments.bases import BASES, Scores, curvatures, scored
+from experiments.finetune import Finetuning
+from experiments.judgement import agreement_row
+from experiments.scorers import SIMILARITIES, Question
+from experiments.whole_model import BANK, RECIPE, WholeRetraining, reviews
+from support.cache import cache_folder
+from support.ekfac import EkfacInfluence
+from support.ekfac.storage import digest, replacing
+from support.imdb import ImdbDataset
+from support.judge import Bank, load_bank
+from support.model import ModelLogitsWrapper, require_gradients_only
+from support.retraining import Reviews, read_vectors
+
+TABLE = Path(__file__).parent / "whole_model.csv"
+PLACES = (0.1, 0.2, 0.5, 1.0)
+REGULARIZATIONS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+TRACKED = ("chapters", "LoRA")
+
+
+def finished_bank(path: Path = BANK) -> Bank:
+    """The subsets that have been trained on with every seed."""
+    bank = load_bank(path)
+    done = ~bank.margins.isnan().any(dim=(1, 2))
+    return Bank(bank.membership[done], bank.margins[done])
+
+
+@cache
+def run_at(share: float) -> Finetuning:
+    """A training on all reviews, of seed 0, at a share of its steps; its weights are kept in the cache."""
+    train = reviews("train", TRAIN_REVIEWS)
+    states = WholeRetraining(train).steps(list(range(len(train))), seed=0)
+    run = next(states)
+    step = round(share * len(run.batches))
+    key = hashlib.sha256(f"{RECIPE} {digest(dict(tokens_by_number(train)))} {step}".encode()).hexdigest()
+    path = cache_folder() / "fidelity" / f"whole-{key[:32]}.safetensors"
+    if not path.exists():
+        while run.steps_done < step:
+            run = next(states)
+        with replacing(path) as fresh:
+            save_file({name: tensor.detach() for name, tensor in run.trained.items()}, fresh)
+    for name, tensor in load_file(path).items():
+        run.trained[name].data.copy_(tensor)
+    return run
+
+
+def tokens_by_number(dataset: ImdbDataset) -> Iterator[tuple[str, Tensor]]:
+    """The reviews' tokens by number."""
+    return ((str(row), ids) for row, ids in enumerate(dataset.input_ids))
+
+
+def engine_at(share: float, tracked: str) -> EkfacInfluence:
+    """The engine on the model at a place, unfitted."""
+    model = copy.deepcopy(run_at(share).model).eval()
+    if tracked == "chapters":
+        model = model.merge_and_unload()
+        require_gradients_only(model)
+    return EkfacInfluence(ModelLogitsWrapper(model))
+
+
+def scores_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, float, Scores]]:
+    """Kind, λ and scores; computed once, then read from the cache."""
+    engine = engine_at(share, tracked)
+    key = hashlib.sha256(f"{digest(dict(engine.model.state_dict()))} {REGULARIZATIONS}".encode()).hexdigest()
+    files = {kind: cache_folder() / "fidelity" / f"whole-{key[:24]}-{kind}.safetensors" for kind in kinds}
+    train, queries = (
+        list(reviews(split, rows).loader(50)) for split, rows in (("train", TRAIN_REVIEWS), ("test", QUERIES))
+    )
+    missing = [kind for kind, file in files.items() if not file.exists()]
+    found = curvatures(engine, train, progress=True) if missing else {}
+    for kind in missing:
+        tensors = {}
+        for value, scores in scored(engine, found[kind], queries, train, REGULARIZATIONS, True).items():
+            tensors |= {f"{value}/influences": scores.influences, f"{value}/self": scores.self_influences}
+        means = torch.stack([layer.eigenvalues.mean() for layer in found[kind].values()])
+        with replacing(files[kind]) as fresh:
+            save_file(tensors | {"mean eigenvalues": means}, fresh)
+    for kind, file in files.items():
+        tensors = load_file(file)
+        for value in REGULARIZATIONS:
+            yield kind, value, Scores(tensors[f"{value}/influences"], tensors[f"{value}/self"])
+
+
+def similarities() -> Iterator[tuple[str, Tensor]]:
+    """What looks at texts, labels and the untrained encoder."""
+    start = WholeRetraining(reviews("train", TRAIN_REVIEWS)).steps([0], seed=0)
+    encoder = ModelLogitsWrapper(copy.deepcopy(next(start).model).merge_and_unload().eval())
+    sides: list[Reviews] = [
+        read_vectors(encoder, reviews(split, rows), encoder.model.pre_classifier)
+        for split, rows in (("train", TRAIN_REVIEWS), ("test", QUERIES))
+    ]
+    question = Question([], *sides)
+    for name in ("same label", "TF-IDF, label sign", "BM25, label sign", "representation cosine, label sign"):
+        yield name, SIMILARITIES[name](question)
+
+
+def table() -> pd.DataFrame:
+    """One row for each scorer, place, tracked layers, basis, λ, normalisation, and layer or all layers."""
+    bank, rows = finished_bank(), []
+    for name, scores in similarities():
+        rows.append(agreement_row(bank, scores, scorer=name))
+    asked = [(share, tracked) for tracked in TRACKED for share in PLACES]
+    for share, tracked in tqdm(asked, "places", unit="place"):
+        names = list(engine_at(share, tracked).layers)
+        kinds = BASES if tracked == "chapters" else ("all positions", "gradient")
+        for kind, value, scores in scores_at(share, tracked, kinds):
+            told = {"scorer": "EK-FAC", "where": f"{share:.0%}", "tracked": tracked, "basis": kind}
+            told |= {"regularization": str(value)}
+            plain, own = scores.influences.sum(dim=0), scores.self_influences.sum(dim=0)
+            rows.append(agreement_row(bank, plain, **told, normalisation="plain"))
+            rows.append(agreement_row(bank, plain / own.sqrt(), **told, normalisation="relative"))
+            for layer, part in zip(names, scores.influences, strict=True) if tracked == "chapters" else ():
+                rows.append(agreement_row(bank, part, **told, normalisation="plain", layer=layer))
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    table().round(5).to_csv(TABLE, index=False)
