@@ -20,7 +20,6 @@ from support.ekfac.errors import (
     OutputsNotSupported,
     WrongModel,
 )
-from support.ekfac.likelihood import loss_direction
 from support.ekfac.storage import read
 from tests.dense import PAD, labels, perceptron, sentences, token_classifier, vectors
 
@@ -446,7 +445,7 @@ def test_labels_may_be_whole_numbers_of_any_size(dtype):
 
 def test_missing_labels_are_told():
     with pytest.raises(LabelsMismatch, match="There are no labels"):
-        loss_direction(Categorical(), torch.zeros(2, 2), None)
+        Categorical().loss_direction(torch.zeros(2, 2), None)
 
 
 def test_inputs_that_are_no_tensors_are_named_wherever_they_come():

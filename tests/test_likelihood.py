@@ -6,7 +6,6 @@ import torch
 from support.ekfac import Bernoulli, Categorical, Gaussian
 from support.ekfac.draws import drawn
 from support.ekfac.errors import LabelsMismatch
-from support.ekfac.likelihood import loss_direction
 from tests.dense import labels, vectors
 
 
@@ -48,18 +47,18 @@ def test_directions_of_a_gaussian_are_the_identity():
 def test_loss_direction_of_a_categorical_is_probability_minus_label(classes):
     outputs, y = vectors(4, classes), labels(4, classes)
     expected = outputs.softmax(dim=1) - torch.eye(classes, dtype=torch.float64)[y]
-    torch.testing.assert_close(loss_direction(Categorical(), outputs, y), expected)
+    torch.testing.assert_close(Categorical().loss_direction(outputs, y), expected)
 
 
 def test_loss_direction_of_a_gaussian_is_the_residual():
     outputs, y = vectors(4, 3), vectors(4, 3, seed=1)
-    torch.testing.assert_close(loss_direction(Gaussian(), outputs, y), outputs - y)
+    torch.testing.assert_close(Gaussian().loss_direction(outputs, y), outputs - y)
 
 
 def test_loss_directions_sum_to_nothing_over_the_models_own_labels():
     outputs = vectors(4, 3)
     p = outputs.softmax(dim=1)
-    mean = sum(p[:, [c]] * loss_direction(Categorical(), outputs, torch.full((4,), c)) for c in range(3))
+    mean = sum(p[:, [c]] * Categorical().loss_direction(outputs, torch.full((4,), c)) for c in range(3))
     torch.testing.assert_close(mean, torch.zeros_like(mean), rtol=0, atol=1e-15)
 
 
@@ -81,7 +80,7 @@ def test_the_fisher_of_sampled_labels_is_that_of_all_labels_in_the_mean():
 
 def test_loss_direction_of_a_bernoulli_is_probability_minus_label_and_wants_labels_from_0_to_1():
     outputs, y = vectors(4, 3), labels(12, 2).view(4, 3)
-    torch.testing.assert_close(loss_direction(Bernoulli(), outputs, y), outputs.sigmoid() - y)
+    torch.testing.assert_close(Bernoulli().loss_direction(outputs, y), outputs.sigmoid() - y)
     with pytest.raises(LabelsMismatch, match="Label 2 is not from 0 to 1"):
         Bernoulli().check(outputs, 2 * torch.ones_like(y))
     with pytest.raises(LabelsMismatch, match=r"shape \(4,\), outputs \(4, 3\)"):

@@ -3,5 +3,6 @@
 from support.ekfac.exact import ExactInfluence
 from support.ekfac.influence import EkfacInfluence
 from support.ekfac.likelihood import Bernoulli, Categorical, Gaussian
+from support.ekfac.next_token import NextToken
 
-__all__ = ["Bernoulli", "Categorical", "EkfacInfluence", "ExactInfluence", "Gaussian"]
+__all__ = ["Bernoulli", "Categorical", "EkfacInfluence", "ExactInfluence", "Gaussian", "NextToken"]

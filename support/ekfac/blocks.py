@@ -84,6 +84,11 @@ def unlabelled(loader: Iterable) -> Iterator[Batch]:
     return ((inputs, None) for inputs, _ in map(_read, loader))
 
 
+def as_found(loader: Iterable) -> Iterator[Batch]:
+    """The inputs of every batch, and labels if they are tensors. Raises `BatchNotSupported`."""
+    return ((inputs, labels if isinstance(labels, Tensor) else None) for inputs, labels in map(_read, loader))
+
+
 def labelled(loader: Iterable) -> Iterator[Batch]:
     """The inputs and labels of every batch. Raises `BatchNotSupported`."""
     for inputs, labels in map(_read, loader):
@@ -190,7 +195,7 @@ def blocks_of(inputs: Inputs, labels: Tensor | None, token_mask: TokenMask, firs
         Block(
             [first + row for row in rows],
             taken(inputs, mask, rows, slice(length)),
-            None if labels is None else labels[rows],
+            None if labels is None else taken(labels, mask, rows, slice(length)),
         )
         for rows, length in chosen
     ]

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from support.ekfac.blocks import Batch, Block, InOrder, count_of, unlabelled
+from support.ekfac.blocks import Batch, Block, InOrder, as_found, count_of, unlabelled
 from support.ekfac.errors import BadSetting, EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import tracked_layers
@@ -121,7 +121,8 @@ class ExactInfluence:
         joint, of one per layer otherwise. Loaders as `EkfacInfluence.fit` and `score` take them.
         Raises as those do."""
         verify(self.passes, list(islice(unlabelled(fit_loader), 2)))
-        fisher = self._gradients(unlabelled(fit_loader), fisher_directions(self.likelihood))
+        asked = as_found(fit_loader) if self.likelihood.fits_on_labels else unlabelled(fit_loader)
+        fisher = self._gradients(asked, fisher_directions(self.likelihood))
         test, train = (
             self._gradients(InOrder(loader), loss_directions(self.likelihood))
             for loader in (test_loader, train_loader)

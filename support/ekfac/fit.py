@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from support.ekfac import storage
-from support.ekfac.blocks import Batch, Block, loader_blocks, number_of_examples, unlabelled
+from support.ekfac.blocks import Batch, Block, as_found, loader_blocks, number_of_examples, unlabelled
 from support.ekfac.curvature import (
     DEFAULT_REGULARIZATION,
     Eigenbasis,
@@ -209,7 +209,7 @@ class EkfacCurvature:
         `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported` and `OutputsNotSupported`;
         the engine is then as it was before.
         """
-        covariances, batches = CovarianceSums(self), unlabelled(loader)
+        covariances, batches = CovarianceSums(self), self.asked(loader)
         first = list(islice(batches, 2))
         probe = verify(self.passes, first)
         blocks = self._in_blocks(chain(first, batches), loader, "covariances")
@@ -218,7 +218,7 @@ class EkfacCurvature:
         bases = {name: covariances.basis(name) for name in names}
         if self.update_diagonal:
             squares = EigenvalueSums(self, bases)
-            blocks = self._in_blocks(unlabelled(loader), loader, "corrected eigenvalues")
+            blocks = self._in_blocks(self.asked(loader), loader, "corrected eigenvalues")
             examples = _some(squares.add(blocks), "corrected eigenvalues")
             eigenvalues = {name: total.div_(examples) for name, total in squares.tensors.items()}
         else:
@@ -226,6 +226,10 @@ class EkfacCurvature:
         self.curvature = {name: LayerCurvature(basis, eigenvalues[name]) for name, basis in bases.items()}
         self.examples, self.probe = examples, probe
         return self
+
+    def asked(self, loader: Iterable) -> Iterator[Batch]:
+        """Batches as a fit takes them: labels only where they say what is asked."""
+        return as_found(loader) if self.likelihood.fits_on_labels else unlabelled(loader)
 
     def _in_blocks(self, batches: Iterable[Batch], loader: Iterable, what: str) -> Iterator[Block]:
         blocks = loader_blocks(batches, self.passes.token_mask)

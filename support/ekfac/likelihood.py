@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Shaped
@@ -17,17 +17,35 @@ class Likelihood(Protocol):
     """What the engine asks of a loss; write your own to bring another. Its `repr` names it with its
     settings: saved curvature is only loaded by an engine with the same one."""
 
+    fits_on_labels: ClassVar[bool] = False
+    """Whether labels say where something is asked, so that a fit wants them too."""
+
     def check(self, outputs: Tensor, labels: Tensor) -> None:
         """Raise `LabelsMismatch` when the labels don't fit."""
 
     def loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """−log p(label | outputs) per example, up to a constant."""
 
-    def fisher_directions(self, outputs: Tensor, draws: Draws) -> Iterator[Tensor]:
+    def asked(self, labels: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """The labels, as `loss_direction` and `fisher_directions` take them, of inputs with this mask."""
+        return labels
+
+    def loss_direction(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
+        """The gradient of each example's loss with respect to its outputs. Raises as `check` does."""
+        if labels is None:
+            raise LabelsMismatch("There are no labels, but the gradient of a loss needs them.")
+        self.check(outputs, labels)
+        leaf = outputs.detach().clone().requires_grad_()
+        (direction,) = torch.autograd.grad(self.loss(leaf, labels).sum(), leaf)
+        return direction
+
+    def fisher_directions(
+        self, outputs: Tensor, draws: Draws, labels: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """Gradients d with respect to the outputs, `(batch, classes)` each, such that, example by
         example, Σ d dᵀ is the Fisher of the outputs, E_{y∼p}[∇loss ∇lossᵀ], or an unbiased estimate
         of it from each example's own random numbers. Sent back through the model they give the Fisher
-        of every layer, Σ vec G vec Gᵀ. Labels take no part in it."""
+        of every layer, Σ vec G vec Gᵀ. Labels take no part in it but where they say what is asked."""
 
     def label_directions(self, outputs: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Pairs of a gradient d with respect to the outputs and weights `(batch, classes)`, such that
@@ -50,8 +68,9 @@ class Categorical(Likelihood):
     exact_classes: int = 10
     samples: int = 1
 
-    def check(self, outputs: Float[Tensor, "batch classes"], labels: Shaped[Tensor, "..."]) -> None:
+    def check(self, outputs: Float[Tensor, "batch ..."], labels: Shaped[Tensor, "..."]) -> None:
         """Raise `LabelsMismatch` unless there is one integer label below `classes` per example."""
+        _refuse_unless_rows(outputs)
         examples, classes = outputs.shape
         if labels.shape != (examples,):
             raise LabelsMismatch(
@@ -73,10 +92,11 @@ class Categorical(Likelihood):
         return nn.functional.cross_entropy(outputs, labels.long(), reduction="none")
 
     def fisher_directions(
-        self, outputs: Float[Tensor, "batch classes"], draws: Draws
+        self, outputs: Float[Tensor, "batch ..."], draws: Draws, labels: Tensor | None = None
     ) -> Iterator[Float[Tensor, "batch classes"]]:
         """√p_c·(p − e_c) for every class c; one direction that says the same when there are two;
         (p − e_y)/√samples for every sampled label y when there are more than `exact_classes`."""
+        _refuse_unless_rows(outputs)
         probabilities = outputs.softmax(dim=1)
         classes = outputs.shape[1]
         if classes == 1:
@@ -132,9 +152,10 @@ class Gaussian(Likelihood):
         return (outputs - labels).square().sum(dim=1) / 2
 
     def fisher_directions(
-        self, outputs: Float[Tensor, "batch outputs"], draws: Draws
+        self, outputs: Float[Tensor, "batch ..."], draws: Draws, labels: Tensor | None = None
     ) -> Iterator[Float[Tensor, "batch outputs"]]:
         """The unit vectors."""
+        _refuse_unless_rows(outputs)
         return (_units(outputs, number) for number in range(outputs.shape[1]))
 
 
@@ -167,9 +188,10 @@ class Bernoulli(Likelihood):
         return nn.functional.binary_cross_entropy_with_logits(outputs, labels, reduction="none").sum(dim=1)
 
     def fisher_directions(
-        self, outputs: Float[Tensor, "batch outputs"], draws: Draws
+        self, outputs: Float[Tensor, "batch ..."], draws: Draws, labels: Tensor | None = None
     ) -> Iterator[Float[Tensor, "batch outputs"]]:
         """√(p_k (1 − p_k)) e_k for every output k, or p − y for sampled labels y."""
+        _refuse_unless_rows(outputs)
         probabilities = outputs.sigmoid()
         if outputs.shape[1] > self.exact_outputs:
             yield probabilities - (draws(outputs.shape[1]).to(outputs) < probabilities).to(outputs)
@@ -179,6 +201,14 @@ class Bernoulli(Likelihood):
             yield size * _units(outputs, number)
 
 
+def _refuse_unless_rows(outputs: Tensor) -> None:
+    if outputs.ndim != 2:
+        raise OutputsNotSupported(
+            f"The model returned shape {tuple(outputs.shape)}, but this likelihood wants (batch, classes). "
+            "For a model that writes, (batch, positions, vocabulary), use likelihood=NextToken()."
+        )
+
+
 def _units(outputs: Float[Tensor, "batch classes"], label: int | Tensor) -> Float[Tensor, "batch classes"]:
     """e_label for every example."""
     found = torch.zeros_like(outputs)
@@ -186,31 +216,20 @@ def _units(outputs: Float[Tensor, "batch classes"], label: int | Tensor) -> Floa
     return found
 
 
-Directions = Callable[[Tensor, Tensor | None, Draws], Iterable[Tensor]]
-"""What is sent back through the model for its outputs and their labels: gradients with respect to the
-outputs, `(batch, classes)` each."""
+Directions = Callable[[Tensor, Tensor | None, Tensor | None, Draws], Iterable[Tensor]]
+"""What is sent back through the model for its outputs, their labels and the inputs' mask: gradients with
+respect to the outputs, as these are shaped."""
 
 
 def fisher_directions(likelihood: Likelihood) -> Directions:
     """The directions that make up the Fisher."""
-    return lambda outputs, _, draws: likelihood.fisher_directions(outputs, draws)
+    return lambda outputs, labels, mask, draws: likelihood.fisher_directions(
+        outputs, draws, likelihood.asked(labels, mask)
+    )
 
 
 def loss_directions(likelihood: Likelihood) -> Directions:
     """One: the gradient of each example's loss. Raises `LabelsMismatch` as `check` does."""
-    return lambda outputs, labels, _: [loss_direction(likelihood, outputs, labels)]
-
-
-def loss_direction(
-    likelihood: Likelihood, outputs: Float[Tensor, "batch classes"], labels: Shaped[Tensor, "..."] | None
-) -> Float[Tensor, "batch classes"]:
-    """The gradient of each example's loss with respect to its outputs.
-
-    Raises `LabelsMismatch` as the likelihood's `check` does.
-    """
-    if labels is None:
-        raise LabelsMismatch("There are no labels, but the gradient of a loss needs them.")
-    likelihood.check(outputs, labels)
-    leaf = outputs.detach().clone().requires_grad_()
-    (direction,) = torch.autograd.grad(likelihood.loss(leaf, labels).sum(), leaf)
-    return direction
+    return lambda outputs, labels, mask, _: [
+        likelihood.loss_direction(outputs, likelihood.asked(labels, mask))
+    ]

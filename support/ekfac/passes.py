@@ -36,8 +36,8 @@ class Pass:
     """A block's forward pass, and what came back to each layer of the direction sent last.
 
     `rows` says where its examples stand among those that the block was chosen from. `outputs` are
-    `(batch, classes)`, out of autograd and float32 at least, whatever the model's `dtype`. `number`
-    counts the directions from 0.
+    `(batch, classes)`, or `(batch, positions, vocabulary)`, out of autograd and float32 at least, whatever
+    the model's `dtype`. `number` counts the directions from 0.
     """
 
     def __init__(self, passes: "Passes", block: Block, arithmetic: Arithmetic):
@@ -69,7 +69,7 @@ class Pass:
         self.dtype = outputs.dtype
         # Probabilities are worth more digits than matrix products.
         precise = torch.promote_types(self.dtype, torch.float32)
-        self.outputs: Float[Tensor, "batch classes"] = outputs.detach().to(precise)
+        self.outputs: Float[Tensor, "batch ..."] = outputs.detach().to(precise)
 
     def _remember(self, name: str, module: nn.Module, inputs: tuple, named: dict, output: Tensor) -> Tensor:
         if name in self._seen:
@@ -94,7 +94,7 @@ class Pass:
         self._edges[name] = get_gradient_edge(output)
         return output
 
-    def send_back(self, direction: Float[Tensor, "batch classes"], more_to_come: bool) -> None:
+    def send_back(self, direction: Float[Tensor, "batch ..."], more_to_come: bool) -> None:
         """A backward pass of `direction`, a gradient with respect to the outputs."""
         self.number += 1
         self._received.clear()
@@ -209,7 +209,7 @@ class Passes:
             block = block.ordinary()
             one = Pass(self, block, context)
             draws = partial(drawn, seed, block.inputs, one.mask)
-            to_send = _with_more_to_come(directions(one.outputs, block.labels, draws))
+            to_send = _with_more_to_come(directions(one.outputs, block.labels, one.mask, draws))
         try:
             more_to_come = True
             while more_to_come:
@@ -259,10 +259,11 @@ def _check_outputs(outputs: object, examples: int) -> None:
             f"The model returned a {type(outputs).__name__}, but the engine wants a tensor of logits, "
             "(batch, classes). Wrap the model in a module that returns them."
         )
-    if outputs.ndim != 2 or len(outputs) != examples:
+    if outputs.ndim not in (2, 3) or len(outputs) != examples:
         raise OutputsNotSupported(
             f"The model returned shape {tuple(outputs.shape)} for a batch of {examples}, but the "
-            "engine wants (batch, classes): one row of logits per example."
+            "engine wants (batch, classes): one row of logits per example; or, of a model that writes, "
+            "(batch, positions, vocabulary)."
         )
     if not outputs.requires_grad:
         raise OutputsNotSupported(

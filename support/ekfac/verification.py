@@ -29,16 +29,19 @@ def verify(passes: Passes, batches: list[Batch]) -> tuple[Block, Float[Tensor, "
     if not batches:
         raise EmptyLoader("The loader gave no batch. It must hold at least one.")
     block = _pair(batches, passes).ordinary()
-    found = {}
-    for one in passes.over([block], lambda outputs, *_: [_of(row, outputs) for row in range(len(outputs))]):
+    found, mask = {}, passes.token_mask(block.inputs)
+    for one in passes.over(
+        [block], lambda outputs, *_: [_of(row, outputs, mask) for row in range(len(outputs))]
+    ):
         found[one.number] = {name: gradients.per_example() for name, gradients in one.gradients()}
         outputs, tolerance = one.outputs, TOLERANCE.get(one.dtype, 0.1)
     for row in found:
         alone = _alone(passes, block, row).to(outputs.dtype)
-        if (outputs[row] - alone).norm() > tolerance * outputs.norm():
+        beside = _last(outputs, passes.token_mask(block.inputs))[row]
+        if (beside - alone).norm() > tolerance * beside.norm():
             raise OutputsNotSupported(
-                f"The model says {outputs[row].tolist()} of an example beside others and "
-                f"{alone.tolist()} when it is alone without padding, so influences would depend on "
+                f"The model says {_in_short(beside)} of an example beside others and "
+                f"{_in_short(alone)} when it is alone without padding, so influences would depend on "
                 "how examples are batched. Does the model see padding, or other examples?"
             )
         _compare(found[row], _by_autograd(passes, block, row), row, tolerance)
@@ -73,15 +76,31 @@ def refuse_another_model(passes: Passes, block: Block, outputs: Float[Tensor, "b
     if found.shape != outputs.shape or (found - outputs).norm() > tolerance * outputs.norm():
         raise WrongModel(
             "The curvature was fitted on a model with the same weights that does something else with "
-            f"them: it said {outputs[0].tolist()} where this one says {found[0].tolist()}. Fit this one."
+            f"them: it said {_in_short(outputs[0])} where this one says {_in_short(found[0])}. Fit this one."
         )
 
 
-def _of(row: int, outputs: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
-    """A direction that concerns one example only, and no two of its outputs alike."""
+def _of(row: int, outputs: Float[Tensor, "batch ..."], mask: Tensor | None) -> Float[Tensor, "batch ..."]:
+    """A direction that concerns one example only, no two of its classes alike, and no padding."""
     direction = torch.zeros_like(outputs)
-    direction[row] = torch.linspace(1, 2, outputs.shape[1]).to(outputs)
+    direction[row] = torch.linspace(1, 2, outputs.shape[-1]).to(outputs)
+    if outputs.ndim == 3 and mask is not None:
+        direction *= mask.unsqueeze(2)
     return direction
+
+
+def _last(outputs: Float[Tensor, "batch ..."], mask: Tensor | None) -> Float[Tensor, "batch classes"]:
+    """Outputs, of a model that writes those at each example's last token."""
+    if outputs.ndim == 2:
+        return outputs
+    if mask is None:
+        return outputs[:, -1]
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device) * mask
+    return outputs[torch.arange(len(outputs), device=mask.device), places.argmax(dim=1)]
+
+
+def _in_short(outputs: Float[Tensor, " classes"]) -> str:
+    return f"{outputs[:5].tolist()}{' and so on' if len(outputs) > 5 else ''}"
 
 
 def _pair(batches: list[Batch], passes: Passes) -> Block:
@@ -105,7 +124,7 @@ def _pair(batches: list[Batch], passes: Passes) -> Block:
 def _by_autograd(passes: Passes, block: Block, row: int) -> dict[str, Float[Tensor, "d_out d_in"]]:
     with torch.enable_grad():
         outputs = passes.outputs(block.inputs)
-        scalar = (outputs * _of(row, outputs.detach())).sum()
+        scalar = (outputs * _of(row, outputs.detach(), passes.token_mask(block.inputs))).sum()
         return {name: _gradient(layer, scalar).to(layer.dtype) for name, layer in passes.layers.items()}
 
 
@@ -127,4 +146,4 @@ def _alone(passes: Passes, block: Block, row: int) -> Float[Tensor, " classes"]:
 
 def _said(passes: Passes, inputs: Inputs) -> Float[Tensor, "batch classes"]:
     with undisturbed(passes.model), torch.no_grad():
-        return passes.outputs(inputs)
+        return _last(passes.outputs(inputs), passes.token_mask(inputs))

@@ -1,0 +1,156 @@
+"""The likelihood of a model that writes: each token from those before it.
+
+Outputs are `(batch, positions, vocabulary)`, labels `(batch, positions)` as Hugging Face has them: the
+token itself, −100 where nothing is asked, compared with what the model said one position before. Logits
+are the largest thing there is, so probabilities are taken some positions at a time.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from support.ekfac.draws import Draws
+from support.ekfac.errors import LabelsMismatch, OutputsNotSupported
+from support.ekfac.likelihood import Likelihood
+
+IGNORED = -100
+POSITIONS_AT_A_TIME = 64
+
+
+@dataclass
+class NextToken(Likelihood):
+    """Softmax over the vocabulary at every target: the loss of an example is Σ −log p(token | before) over
+    its targets, in nats, or their mean.
+
+    Its Fisher is estimated from `samples` texts of labels, one drawn at every target from the model's own
+    prediction (Grosse et al. 2023, §2); what one target adds to another vanishes in the mean. An example
+    without targets has no gradient and no say.
+    """
+
+    fits_on_labels: ClassVar[bool] = True
+
+    samples: int = 1
+    mean: bool = False
+
+    def check(self, outputs: Tensor, labels: Shaped[Tensor, "..."] | None) -> None:
+        """Raise `OutputsNotSupported` for outputs that are no logits of a text, `LabelsMismatch` unless
+        there is one label per position, −100 or a token that the model knows."""
+        if outputs.ndim != 3:
+            raise OutputsNotSupported(
+                f"The model returned shape {tuple(outputs.shape)}; next tokens want (batch, positions, "
+                "vocabulary). For a classifier use likelihood=Categorical()."
+            )
+        if labels is None:
+            raise LabelsMismatch(
+                "Next tokens need labels, at a fit too, to know what is asked: a mapping that holds labels, "
+                f"the input_ids with {IGNORED} at padding and wherever nothing is asked."
+            )
+        if labels.shape != outputs.shape[:2] or labels.is_floating_point():
+            raise LabelsMismatch(
+                f"Labels are {labels.dtype} of shape {tuple(labels.shape)}, expected whole numbers of shape "
+                f"{tuple(outputs.shape[:2])}: one for each position."
+            )
+        known = (labels == IGNORED) | ((labels >= 0) & (labels < outputs.shape[2]))
+        if not known.all():
+            raise LabelsMismatch(
+                f"Label {labels[~known][0].item()} is neither {IGNORED} nor one of the {outputs.shape[2]} "
+                "tokens that the model knows."
+            )
+
+    def asked(self, labels: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """The labels without what would be said at padding, as the first token of a text padded on the left.
+
+        Raises `LabelsMismatch` when a label stands where the mask has padding."""
+        if labels is None or mask is None or labels.shape != mask.shape:
+            return labels
+        wrong = ((labels != IGNORED) & ~mask).nonzero()
+        if len(wrong):
+            row, place = wrong[0].tolist()
+            raise LabelsMismatch(
+                f"Row {row} of a block has label {labels[row, place].item()} at position {place}, which its "
+                f"attention_mask calls padding. Put {IGNORED} there, or mend the mask."
+            )
+        before = torch.nn.functional.pad(mask[:, :-1], (1, 0), value=True)
+        return labels.masked_fill(~before, IGNORED)
+
+    def loss(
+        self, outputs: Float[Tensor, "batch ..."], labels: Shaped[Tensor, "batch ..."]
+    ) -> Float[Tensor, " batch"]:
+        """Σ −log p over the targets of each example, or their mean."""
+        targets = _Targets(labels)
+        result = outputs.new_zeros(len(outputs))
+        for part in targets.parts():
+            logits = outputs[targets.example[part], targets.position[part]]
+            loss = torch.nn.functional.cross_entropy(logits, targets.token[part], reduction="none")
+            result = result.index_add(0, targets.example[part], loss * self._weights(targets, outputs)[part])
+        return result
+
+    def loss_direction(
+        self, outputs: Float[Tensor, "batch ..."], labels: Shaped[Tensor, "batch ..."]
+    ) -> Float[Tensor, "batch positions vocabulary"]:
+        """p − e_token at the place before each target. Raises as `check` does."""
+        self.check(outputs, labels)
+        targets = _Targets(labels)
+        return self._direction(outputs, targets, targets.token, 1.0)
+
+    def fisher_directions(
+        self,
+        outputs: Float[Tensor, "batch ..."],
+        draws: Draws,
+        labels: Shaped[Tensor, "batch ..."] | None = None,
+    ) -> Iterator[Float[Tensor, "batch positions vocabulary"]]:
+        """(p − e_y)/√samples for every sampled text y; of the labels only the places matter."""
+        self.check(outputs, labels)
+        targets = _Targets(labels)
+        if not len(targets.token):
+            yield torch.zeros_like(outputs)
+            return
+        numbers = draws(self.samples * int(targets.count.max()))
+        numbers = numbers.view(len(outputs), -1, self.samples)[targets.example.cpu(), targets.rank.cpu()]
+        for number in range(self.samples):
+            token = torch.cat(
+                [_drawn(outputs, targets, part, numbers[part, number]) for part in targets.parts()]
+            )
+            yield self._direction(outputs, targets, token, self.samples**-0.5)
+
+    def _direction(self, outputs: Tensor, targets: "_Targets", token: Tensor, scale: float) -> Tensor:
+        direction = torch.zeros_like(outputs)
+        weights = scale * self._weights(targets, outputs)
+        for part in targets.parts():
+            places = targets.example[part], targets.position[part]
+            probabilities = outputs[places].softmax(dim=1)
+            probabilities[torch.arange(len(probabilities)), token[part]] -= 1
+            direction[places] = probabilities * weights[part, None]
+        return direction
+
+    def _weights(self, targets: "_Targets", outputs: Tensor) -> Float[Tensor, " targets"]:
+        count = targets.count[targets.example].to(outputs.dtype)
+        return 1 / count if self.mean else torch.ones_like(count)
+
+
+class _Targets:
+    """Where something is asked: example and position of the output that is to say it, the token, its rank
+    among the example's targets, and how many targets each example has."""
+
+    def __init__(self, labels: Int[Tensor, "batch positions"]):
+        asked = labels[:, 1:] != IGNORED
+        self.example, self.position = asked.nonzero(as_tuple=True)
+        self.token = labels[:, 1:][asked].long()
+        self.count = asked.sum(dim=1)
+        self.rank = (asked.cumsum(dim=1) - 1)[asked]
+
+    def parts(self) -> list[slice]:
+        starts = range(0, len(self.token), POSITIONS_AT_A_TIME)
+        return [slice(start, start + POSITIONS_AT_A_TIME) for start in starts]
+
+
+def _drawn(outputs: Tensor, targets: _Targets, part: slice, numbers: Tensor) -> Int[Tensor, " part"]:
+    logits = outputs[targets.example[part], targets.position[part]]
+    # Where the numbers live, so that every device draws the same labels.
+    steps = logits.cpu().double().softmax(dim=1).cumsum(dim=1)
+    found = torch.searchsorted(steps / steps[:, -1:], numbers[:, None].contiguous(), right=True)[:, 0]
+    return found.clamp(max=outputs.shape[2] - 1).to(outputs.device)
