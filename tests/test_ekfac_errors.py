@@ -238,7 +238,7 @@ def test_an_input_overwritten_in_place_is_refused_by_name():
     ("outputs", "words"),
     [
         (lambda logits: {"logits": logits}, ("returned a dict", "Wrap the model")),
-        (lambda logits: logits[:, None], ("shape (2, 1, 2) for a batch of 2", "(batch, classes)")),
+        (lambda logits: logits[:, None], ("shape (3, 1, 2)", "(batch, classes)")),
         (lambda logits: logits.mean(dim=0), ("shape (2,) for a batch of 2",)),
         (lambda logits: logits.detach(), ("don't depend on any tracked layer", "detach()")),
     ],

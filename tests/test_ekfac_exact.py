@@ -164,9 +164,9 @@ def test_directions_are_taken_in_float32_though_the_model_is_bfloat16():
     dtypes = []
 
     class Likelihood(Categorical):
-        def fisher_directions(self, outputs, draws):
+        def fisher_directions(self, outputs, draws, labels):
             dtypes.append(outputs.dtype)
-            return super().fisher_directions(outputs, draws)
+            return super().fisher_directions(outputs, draws, labels)
 
     exact = ExactInfluence(model, likelihood=Likelihood())
     exact.inner_products([train], [train], [train])

@@ -133,6 +133,7 @@ class EkfacCurvature:
     0.1 times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
     `covariance_positions` says where the covariance of a layer's activations is taken: at "all" real
     positions, or at those that carry "gradient" in some direction of the Fisher.
+    `query_rank` keeps the factors of queries at that rank, None whole.
     `likelihood` is the loss, `Categorical()` by default; `seed` decides which labels it draws when
     there are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the
     factors of queries may take while scoring, by default a quarter of the memory that is free.
@@ -156,11 +157,14 @@ class EkfacCurvature:
         memory_budget: int | float | None = None,
         precision: str = "full",
         covariance_positions: str = "all",
+        query_rank: int | None = None,
     ):
         check_budget(memory_budget)
         if covariance_positions not in POSITIONS:
             known = ", ".join(map(repr, POSITIONS))
             raise BadSetting(f"covariance_positions={covariance_positions!r}: there are {known}.")
+        if query_rank is not None and query_rank < 1:
+            raise BadSetting(f"query_rank={query_rank!r}: use a whole number from 1, or None for all.")
         if precision not in PRECISIONS:
             raise BadSetting(f"precision={precision!r}: use one of {', '.join(PRECISIONS)}.")
         self.model = model
@@ -172,6 +176,7 @@ class EkfacCurvature:
         self.memory_budget = memory_budget
         self.precision = precision
         self.covariance_positions = covariance_positions
+        self.query_rank = query_rank
         self.layers = tracked_layers(model)
         self.curvature: dict[str, LayerCurvature] = {}
         self.examples = 0

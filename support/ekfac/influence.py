@@ -28,6 +28,7 @@ from support.ekfac.curvature import (
 from support.ekfac.errors import BadSetting, EmptyLoader, LabelsMismatch
 from support.ekfac.fit import EkfacCurvature
 from support.ekfac.likelihood import loss_directions
+from support.ekfac.low_rank import LowRank, joined, of_rank
 from support.ekfac.memory import in_groups, queries_at_a_time
 from support.ekfac.passes import Pass
 from support.ekfac.plan import Plan, make_plan
@@ -164,10 +165,9 @@ class EkfacInfluence(EkfacCurvature):
         # All at once: one loader may be both, and gives one iterator at a time.
         queries = loader_blocks(list(InOrder(test_loader)), self.passes.token_mask)
         scores, own, order = [], None, []
-        for group in in_groups(queries, queries_at_a_time(self.layers, self.memory_budget)):
-            rows = [row for block in group for row in block.rows]
-            places = {row: place for place, row in enumerate(rows)}
-            blocks = [replace(block, rows=[places[row] for row in block.rows]) for block in group]
+        at_a_time = queries_at_a_time(self.layers, self.memory_budget, self.query_rank)
+        for group in in_groups(queries, at_a_time):
+            blocks, rows = _by_place(group)
             factors = self._factors(self._counted(blocks, len(rows), "test examples"), len(rows))
             with_own = normalisation == "relative" and own is None
             columns, norms = self._columns(factors, training, total, with_own)
@@ -276,6 +276,18 @@ class EkfacInfluence(EkfacCurvature):
         return refuse_not_finite(result, self.hessian_regularization)
 
     def _factors(self, blocks: Iterable[Block], examples: int) -> Factors:
+        if self.query_rank is None:
+            return self._whole_factors(blocks, examples)
+        parts: dict[str, list[LowRank]] = {name: [] for name in self.layers}
+        order: list[int] = []
+        for group in in_groups(blocks, queries_at_a_time(self.layers, self.memory_budget)):
+            own, rows = _by_place(group)
+            order += rows
+            for name, factors in self._whole_factors(own, len(rows)).items():
+                parts[name].append(of_rank(factors, self.query_rank))
+        return {name: joined(of_layer, order) for name, of_layer in parts.items()}
+
+    def _whole_factors(self, blocks: Iterable[Block], examples: int) -> Factors:
         factors = {
             name: self.passes.zeros(examples, layer.d_out, layer.d_in) for name, layer in self.layers.items()
         }
@@ -297,3 +309,10 @@ class EkfacInfluence(EkfacCurvature):
         """The examples of one batch. Raises `NotFitted` and `LabelsMismatch`."""
         self._require_fit()
         return self._counted(blocks_of(x, y, self.passes.token_mask), count_of(x), what)
+
+
+def _by_place(group: list[Block]) -> tuple[list[Block], list[int]]:
+    """The blocks with their examples numbered through, and the rows that these stood in."""
+    rows = [row for block in group for row in block.rows]
+    places = {row: place for place, row in enumerate(rows)}
+    return [replace(block, rows=[places[row] for row in block.rows]) for block in group], rows

@@ -29,9 +29,13 @@ def free_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def factor_bytes(layers: dict[str, TrackedLayer]) -> int:
-    """What the influence factors of one example take."""
-    return sum(layer.d_out * layer.d_in * layer.dtype.itemsize for layer in layers.values())
+def factor_bytes(layers: dict[str, TrackedLayer], rank: int | None = None) -> int:
+    """What the influence factors of one example take, whole or at low rank."""
+    numbers = 0
+    for layer in layers.values():
+        low = layer.d_out * layer.d_in if rank is None else min(rank, layer.d_out, layer.d_in)
+        numbers += low if rank is None else low * (layer.d_out + layer.d_in)
+    return numbers * next(iter(layers.values())).dtype.itemsize
 
 
 def curvature_bytes(layers: dict[str, TrackedLayer]) -> int:
@@ -43,12 +47,14 @@ def curvature_bytes(layers: dict[str, TrackedLayer]) -> int:
     )
 
 
-def queries_at_a_time(layers: dict[str, TrackedLayer], budget: int | float | None) -> int:
+def queries_at_a_time(
+    layers: dict[str, TrackedLayer], budget: int | float | None, rank: int | None = None
+) -> int:
     """How many examples' factors fit the budget; one at least."""
     if budget is None:
         device = next(iter(layers.values())).device
         budget = int(SHARE_OF_FREE_MEMORY * free_memory(device))
-    return max(1, int(budget // factor_bytes(layers)))
+    return max(1, int(budget // factor_bytes(layers, rank)))
 
 
 def in_groups(blocks: Iterable[Block], size: int) -> Iterator[list[Block]]:

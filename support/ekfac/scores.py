@@ -18,12 +18,20 @@ from support.ekfac.curvature import (
 from support.ekfac.errors import FactorsMismatch, NotFinite
 from support.ekfac.gradients import LayerGradients, is_finite
 from support.ekfac.layers import TrackedLayer
+from support.ekfac.low_rank import LowRank, low_rank_rows
 
 ByLayer = dict[str, Float[Tensor, "test train"]]
 """Scores of each layer, from input to output."""
 
-Factors = dict[str, Float[Tensor, "test d_out d_in"]]
+Factors = dict[str, Float[Tensor, "test d_out d_in"] | LowRank]
 """Factors of each layer, from input to output."""
+
+
+def kept_share(factors: Factors) -> Float[Tensor, " test"]:
+    """How much of the squared norm of each query's factors their low rank has kept; 1 where nothing was
+    there to lose."""
+    whole = sum(layer.whole for layer in factors.values())
+    return torch.where(whole > 0, sum(layer.kept() for layer in factors.values()) / whole, 1)
 
 
 def check_factors(factors: Factors, layers: dict[str, TrackedLayer]) -> None:
@@ -42,7 +50,7 @@ def check_factors(factors: Factors, layers: dict[str, TrackedLayer]) -> None:
 
 
 def products(
-    factors: Float[Tensor, "test d_out d_in"], gradients: LayerGradients
+    factors: Float[Tensor, "test d_out d_in"] | LowRank, gradients: LayerGradients
 ) -> Float[Tensor, "test batch"]:
     """⟨factors, G⟩ for every pair, in the order that costs fewer multiplications.
 
@@ -50,6 +58,9 @@ def products(
     more to compare them; carrying every row of activations through every factor is Q·T.
     """
     queries, positions = len(factors), len(gradients.example)
+    if isinstance(factors, LowRank):
+        by_row = low_rank_rows(factors, gradients)
+        return by_row.new_zeros(queries, gradients.examples).index_add_(1, gradients.example, by_row)
     if queries * positions > positions + queries * gradients.examples:
         return factors.flatten(1) @ gradients.per_example().flatten(1).T
     carried = factors.flatten(0, 1) @ gradients.activations.T
@@ -59,9 +70,11 @@ def products(
 
 
 def products_by_row(
-    factors: Float[Tensor, "test d_out d_in"], gradients: LayerGradients
+    factors: Float[Tensor, "test d_out d_in"] | LowRank, gradients: LayerGradients
 ) -> Float[Tensor, "test positions"]:
     """g_tᵀ · factors · a_t for every row; those of an example add up to its `products`."""
+    if isinstance(factors, LowRank):
+        return low_rank_rows(factors, gradients)
     by_row = [
         (gradients.output_gradients @ factor).mul_(gradients.activations).sum(dim=1) for factor in factors
     ]
