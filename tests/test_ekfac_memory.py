@@ -44,12 +44,12 @@ def test_without_a_budget_a_share_of_the_free_memory_is_taken(monkeypatch):
 def test_groups_hold_all_queries_in_order(size):
     blocks = [Block([2, 0, 1], QUERIES[[2, 0, 1]], QUERY_LABELS[[2, 0, 1]]), Block([3], QUERIES[3:], None)]
     groups = list(in_groups(blocks, size))
-    rows = [[row for block in group for row in block.rows] for group in groups]
-    assert [row for group in rows for row in group] == [2, 0, 1, 3]
-    assert {len(group) for group in rows[:-1]} <= {size}
-    for group in groups:
+    assert [row for _, rows in groups for row in rows] == [2, 0, 1, 3]
+    assert {len(rows) for _, rows in groups[:-1]} <= {size}
+    for group, rows in groups:
+        assert [place for block in group for place in block.rows] == list(range(len(rows)))
         for block in group:
-            torch.testing.assert_close(block.inputs, QUERIES[block.rows])
+            torch.testing.assert_close(block.inputs, QUERIES[[rows[place] for place in block.rows]])
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)

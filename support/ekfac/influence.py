@@ -1,7 +1,6 @@
 """`EkfacInfluence`: fit the curvature once, then ask which training examples a prediction rests on."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Shaped
@@ -166,8 +165,7 @@ class EkfacInfluence(EkfacCurvature):
         queries = loader_blocks(list(InOrder(test_loader)), self.passes.token_mask)
         scores, own, order = [], None, []
         at_a_time = queries_at_a_time(self.layers, self.memory_budget, self.query_rank)
-        for group in in_groups(queries, at_a_time):
-            blocks, rows = _by_place(group)
+        for blocks, rows in in_groups(queries, at_a_time):
             factors = self._factors(self._counted(blocks, len(rows), "test examples"), len(rows))
             with_own = normalisation == "relative" and own is None
             columns, norms = self._columns(factors, training, total, with_own)
@@ -280,8 +278,7 @@ class EkfacInfluence(EkfacCurvature):
             return self._whole_factors(blocks, examples)
         parts: dict[str, list[LowRank]] = {name: [] for name in self.layers}
         order: list[int] = []
-        for group in in_groups(blocks, queries_at_a_time(self.layers, self.memory_budget)):
-            own, rows = _by_place(group)
+        for own, rows in in_groups(blocks, queries_at_a_time(self.layers, self.memory_budget)):
             order += rows
             for name, factors in self._whole_factors(own, len(rows)).items():
                 parts[name].append(of_rank(factors, self.query_rank))
@@ -309,10 +306,3 @@ class EkfacInfluence(EkfacCurvature):
         """The examples of one batch. Raises `NotFitted` and `LabelsMismatch`."""
         self._require_fit()
         return self._counted(blocks_of(x, y, self.passes.token_mask), count_of(x), what)
-
-
-def _by_place(group: list[Block]) -> tuple[list[Block], list[int]]:
-    """The blocks with their examples numbered through, and the rows that these stood in."""
-    rows = [row for block in group for row in block.rows]
-    places = {row: place for place, row in enumerate(rows)}
-    return [replace(block, rows=[places[row] for row in block.rows]) for block in group], rows

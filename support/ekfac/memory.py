@@ -1,6 +1,7 @@
 """How much memory curvature and factors take, and how many queries that allows at a time."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import psutil
 import torch
@@ -57,17 +58,19 @@ def queries_at_a_time(
     return max(1, int(budget // factor_bytes(layers, rank)))
 
 
-def in_groups(blocks: Iterable[Block], size: int) -> Iterator[list[Block]]:
-    """The blocks in lists of `size` examples, cut where a list is full; the last may have fewer."""
+def in_groups(blocks: Iterable[Block], size: int) -> Iterator[tuple[list[Block], list[int]]]:
+    """The blocks in lists of `size` examples, cut where a list is full; the last may have fewer. The
+    examples of each list are numbered through, and the rows that they stood in are told beside it."""
     group: list[Block] = []
-    room = size
+    rows: list[int] = []
     for block in blocks:
         while block.rows:
-            group.append(block.part(slice(room)))
-            block = block.part(slice(room, None))
-            room -= len(group[-1].rows)
-            if not room:
-                yield group
-                group, room = [], size
+            own = block.part(slice(size - len(rows)))
+            block = block.part(slice(size - len(rows), None))
+            group.append(replace(own, rows=list(range(len(rows), len(rows) + len(own.rows)))))
+            rows += own.rows
+            if len(rows) == size:
+                yield group, rows
+                group, rows = [], []
     if group:
-        yield group
+        yield group, rows
