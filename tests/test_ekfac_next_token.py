@@ -1,6 +1,7 @@
 """Models that write: each token from those before it, on tiny random models in float64."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def test_the_mean_of_sampled_fishers_is_that_of_all_texts_of_labels():
         expected += weight * torch.outer(direction.flatten(), direction.flatten())
     found = torch.zeros_like(expected)
     for seed in range(4000):
-        draws = lambda numbers, seed=seed: drawn(str(seed), labels, None, numbers)  # noqa: E731
+        draws = partial(drawn, str(seed), labels, None)
         for direction in NextToken(samples=2).fisher_directions(outputs, draws, labels):
             found += torch.outer(direction.flatten(), direction.flatten()) / 4000
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)

@@ -10,7 +10,7 @@ from tests.dense import labels, vectors
 
 
 def drawing(outputs, seed=""):
-    return lambda numbers: drawn(seed, outputs, None, numbers)
+    return lambda: drawn(seed, outputs, None)
 
 
 def fisher_of_outputs(likelihood, outputs, seed=""):

@@ -4,27 +4,37 @@ import hashlib
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from support.ekfac.blocks import Inputs, count_of
 
-Draws = Callable[[int], Float[Tensor, "batch numbers"]]
-"""So many numbers for each example of a block, uniform in [0, 1), float64, on the CPU."""
+Draws = Callable[[], list[torch.Generator]]
+"""A source of random numbers, on the CPU, for each example of a block."""
 
 
-def drawn(seed: str, inputs: Inputs, mask: Tensor | None, numbers: int) -> Float[Tensor, "batch numbers"]:
-    """Uniform numbers in [0, 1) for each example, float64, that depend on `seed` and on what the example
-    is, padding apart: a batch has it in common with its neighbours."""
+def drawn(seed: str, inputs: Inputs, mask: Tensor | None) -> list[torch.Generator]:
+    """A source for each example that depends on `seed` and on what the example is, padding apart: that a
+    batch has in common with its neighbours."""
     parts = [inputs] if isinstance(inputs, Tensor) else [inputs[name] for name in sorted(inputs)]
     parts = [part.detach().cpu() for part in parts]
-    rows = []
+    found = []
     for row in range(count_of(inputs)):
-        found = hashlib.sha256(seed.encode())
+        digest = hashlib.sha256(seed.encode())
         for part in parts:
             by_token = mask is not None and part.shape[:2] == mask.shape
             own = part[row][mask[row].cpu()] if by_token else part[row : row + 1]
-            found.update(own.contiguous().flatten().view(torch.uint8).numpy())
-        generator = torch.Generator().manual_seed(int.from_bytes(found.digest()[:7]))
-        rows.append(torch.rand(numbers, generator=generator, dtype=torch.float64))
-    return torch.stack(rows)
+            digest.update(own.contiguous().flatten().view(torch.uint8).numpy())
+        found.append(torch.Generator().manual_seed(int.from_bytes(digest.digest()[:7])))
+    return found
+
+
+def labels_of(logits: Float[Tensor, "rows classes"], source: torch.Generator) -> Int[Tensor, " rows"]:
+    """A class for each row, by its softmax: the first to arrive, when each class takes a time from an
+    exponential distribution with its probability for a rate.
+
+    Rounding of the logits changes a label only where the first two arrive nearly together. Of a
+    cumulative sum it would move every one of its many steps.
+    """
+    times = torch.empty(logits.shape, dtype=logits.dtype).exponential_(generator=source)
+    return (logits - times.to(logits.device).log()).argmax(dim=1)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from support.ekfac.draws import Draws
+from support.ekfac.draws import Draws, labels_of
 from support.ekfac.errors import LabelsMismatch, OutputsNotSupported
 
 
@@ -105,10 +105,11 @@ class Categorical(Likelihood):
                 "use likelihood=Gaussian(); for yes or no, likelihood=Bernoulli()."
             )
         if classes > self.exact_classes:
-            # Where the numbers live, so that every device draws the same labels.
-            steps = probabilities.cpu().double().cumsum(dim=1)
-            labels = torch.searchsorted(steps / steps[:, -1:], draws(self.samples), right=True)
-            for label in labels.clamp(max=classes - 1).to(outputs.device).T:
+            sampled = [
+                labels_of(row.expand(self.samples, classes), source)
+                for row, source in zip(outputs, draws(), strict=True)
+            ]
+            for label in torch.stack(sampled, dim=1):
                 yield (probabilities - _units(outputs, label)) / self.samples**0.5
         elif classes == 2:
             size = probabilities.prod(dim=1).sqrt()
@@ -194,7 +195,8 @@ class Bernoulli(Likelihood):
         _refuse_unless_rows(outputs)
         probabilities = outputs.sigmoid()
         if outputs.shape[1] > self.exact_outputs:
-            yield probabilities - (draws(outputs.shape[1]).to(outputs) < probabilities).to(outputs)
+            uniform = [torch.rand(outputs.shape[1], generator=source) for source in draws()]
+            yield probabilities - (torch.stack(uniform).to(outputs) < probabilities).to(outputs)
             return
         size = (probabilities * (1 - probabilities)).sqrt()
         for number in range(outputs.shape[1]):

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from support.ekfac.draws import Draws
+from support.ekfac.draws import Draws, labels_of
 from support.ekfac.errors import LabelsMismatch, OutputsNotSupported
 from support.ekfac.likelihood import Likelihood
 
@@ -109,12 +109,14 @@ class NextToken(Likelihood):
         if not len(targets.token):
             yield torch.zeros_like(outputs)
             return
-        numbers = draws(self.samples * int(targets.count.max()))
-        numbers = numbers.view(len(outputs), -1, self.samples)[targets.example.cpu(), targets.rank.cpu()]
-        for number in range(self.samples):
-            token = torch.cat(
-                [_drawn(outputs, targets, part, numbers[part, number]) for part in targets.parts()]
-            )
+        tokens = torch.empty(self.samples, len(targets.token), dtype=torch.int64, device=outputs.device)
+        ends = targets.count.cumsum(dim=0).tolist()
+        for source, end, count in zip(draws(), ends, targets.count.tolist(), strict=True):
+            for part in _parts(end - count, end):
+                logits = outputs[targets.example[part], targets.position[part]]
+                for number in range(self.samples):
+                    tokens[number, part] = labels_of(logits, source)
+        for token in tokens:
             yield self._direction(outputs, targets, token, self.samples**-0.5)
 
     def _direction(self, outputs: Tensor, targets: "_Targets", token: Tensor, scale: float) -> Tensor:
@@ -133,24 +135,19 @@ class NextToken(Likelihood):
 
 
 class _Targets:
-    """Where something is asked: example and position of the output that is to say it, the token, its rank
-    among the example's targets, and how many targets each example has."""
+    """Where something is asked, example by example: the position of the output that is to say it, and the
+    token; and how many targets each example has."""
 
     def __init__(self, labels: Int[Tensor, "batch positions"]):
         asked = labels[:, 1:] != IGNORED
         self.example, self.position = asked.nonzero(as_tuple=True)
         self.token = labels[:, 1:][asked].long()
         self.count = asked.sum(dim=1)
-        self.rank = (asked.cumsum(dim=1) - 1)[asked]
 
     def parts(self) -> list[slice]:
-        starts = range(0, len(self.token), POSITIONS_AT_A_TIME)
-        return [slice(start, start + POSITIONS_AT_A_TIME) for start in starts]
+        return _parts(0, len(self.token))
 
 
-def _drawn(outputs: Tensor, targets: _Targets, part: slice, numbers: Tensor) -> Int[Tensor, " part"]:
-    logits = outputs[targets.example[part], targets.position[part]]
-    # Where the numbers live, so that every device draws the same labels.
-    steps = logits.cpu().double().softmax(dim=1).cumsum(dim=1)
-    found = torch.searchsorted(steps / steps[:, -1:], numbers[:, None].contiguous(), right=True)[:, 0]
-    return found.clamp(max=outputs.shape[2] - 1).to(outputs.device)
+def _parts(start: int, end: int) -> list[slice]:
+    starts = range(start, end, POSITIONS_AT_A_TIME)
+    return [slice(one, min(one + POSITIONS_AT_A_TIME, end)) for one in starts]
