@@ -117,6 +117,14 @@ def loss_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Ten
     ]
 
 
+def gaussian_loss_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Tensor]]:
+    """As `loss_gradients`, of half the squared residual."""
+    return [
+        gradient_matrices(model, (model(row[None])[0] - target).square().sum() / 2)
+        for row, target in zip(x, y, strict=True)
+    ]
+
+
 def label_gradients(model: nn.Module, x: Tensor) -> list[list[tuple[float, dict[str, Tensor]]]]:
     """For each example, p_c and the gradient of −log p_c, for every class c."""
     result = []
