@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
-from support.ekfac import Categorical, EkfacInfluence, ExactInfluence, Gaussian, errors
+from support.ekfac import Categorical, EkfacInfluence, ExactInfluence, Gaussian, blocks, errors
 from support.ekfac.blocks import blocks_of, count_of, refuse_other_labels
 from support.ekfac.likelihood import loss_direction
 from support.ekfac.storage import read
@@ -63,10 +63,12 @@ def test_a_mapping_of_tensors_says_what_its_tensors_say():
 
 
 def test_what_a_mapping_has_once_for_all_examples_is_left_whole():
-    inputs = as_mapping(X) | {"position_ids": torch.arange(5)[None], "features": vectors(5, 5)}
+    inputs = as_mapping(sentences(5, 3, 4, 2, 5, padded_to=7))
+    inputs |= {"position_ids": torch.arange(7)[None], "features": vectors(5, 7)}
     (block,) = blocks_of(inputs, None, lambda batch: batch["attention_mask"].bool())
-    assert block.inputs["position_ids"].shape == (1, 5)
-    assert_same(block.inputs["features"], vectors(5, 5)[block.rows])
+    assert block.inputs["input_ids"].shape == (5, 5)
+    assert block.inputs["position_ids"].shape == (1, 7)
+    assert_same(block.inputs["features"], vectors(5, 7)[block.rows])
 
 
 def test_a_curvature_of_mappings_knows_its_model_too(tmp_path):
@@ -215,7 +217,8 @@ class OneAtATime:
         return next(self.left)
 
 
-def test_a_loader_may_be_both_sides_though_it_has_one_iterator():
+def test_a_loader_may_be_both_sides_though_it_has_one_iterator(monkeypatch):
+    monkeypatch.setattr(blocks, "EXAMPLES_AHEAD", 1)
     fitted, loader = engine(memory_budget=1), OneAtATime()
     assert_same(fitted.score(loader, loader), fitted.influences(X, Y))
 

@@ -14,8 +14,8 @@ X, Y = sentences(2, 5, 3, 1, 4, padded_to=7), labels(5)
 MASK = token_classifier().token_mask
 
 
-def fitted(model=None, batches=((X,),)):
-    engine = EkfacInfluence(model or token_classifier(), hessian_regularization=1e-3)
+def fitted(model=None, batches=((X,),), **settings):
+    engine = EkfacInfluence(model or token_classifier(), hessian_regularization=1e-3, **settings)
     return engine.fit(list(batches))
 
 
@@ -93,11 +93,12 @@ def test_batches_of_different_widths_are_merged_with_the_padding_that_one_of_the
     assert block.inputs.shape == (3, 5)
 
 
+@pytest.mark.parametrize("update_diagonal", [True, False], ids=["ekfac", "kfac"])
 @pytest.mark.parametrize("tokens", [1, 8, 1000])
-def test_the_number_of_tokens_at_a_time_changes_nothing(monkeypatch, tokens):
-    expected = answers(fitted())
+def test_the_number_of_tokens_at_a_time_changes_nothing(monkeypatch, tokens, update_diagonal):
+    expected = answers(fitted(update_diagonal=update_diagonal))
     monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", tokens)
-    found = answers(fitted(batches=[(X[:3],), (X[3:],)]))
+    found = answers(fitted(batches=[(X[:3],), (X[3:],)], update_diagonal=update_diagonal))
     assert_same(found, expected)
     assert_same(found["scores"], expected["influences"])
 

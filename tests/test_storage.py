@@ -209,6 +209,6 @@ def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
 def test_the_same_weights_put_to_another_use_are_fitted_again(cached):
     model, other = token_classifier(), token_classifier()
     forward = other.forward
-    other.forward = lambda ids: torch.relu(forward(ids))
+    other.forward = lambda ids: torch.tanh(forward(ids))
     cached(engine_for(model))
     assert_same(cached(engine_for(other)), influences(engine_for(other).fit([(X,)])), 0)
