@@ -56,14 +56,10 @@ def test_a_run_leaves_every_influence_and_says_what_it_is_about(finished):
     assert not store.partial_fit.exists()
 
 
-def test_the_same_run_again_has_nothing_left_to_do(finished, inputs, said):
+def test_the_same_run_again_has_nothing_left_to_do_and_show_says_so(finished, inputs, said):
     scores = Store(finished).array("scores")[:]
-    out = said("run", *options(*inputs, finished), "--fit-rows", 5)
-    assert "It was fitted before." in out
+    assert "It was fitted before." in said("run", *options(*inputs, finished), "--fit-rows", 5)
     np.testing.assert_array_equal(Store(finished).array("scores")[:], scores)
-
-
-def test_show_says_that_all_is_done(finished, said):
     out = said("show", "--store", finished)
     assert out.startswith(str(finished))
     assert "  layers: ffn,classifier\n" in out
@@ -90,9 +86,6 @@ def test_top_prints_a_table_and_leaves_it_as_data_and_as_a_page(finished, said, 
     assert "<td>plain</td>" in page
     assert page.count('<section id="query-') == QUERIES
     assert table["text"][0] in page
-
-
-def test_relative_scores_say_so_on_the_page_which_lies_in_the_store(finished, said):
     out = said("top", "--store", finished, "--relative")
     assert out.endswith(f"as data: {finished / 'top.parquet'}\n")
     assert "divided by √self-influence" in (finished / "top.html").read_text(encoding="utf-8")
@@ -207,7 +200,8 @@ def test_numbers_that_mean_nothing_are_refused(inputs, said, tmp_path, option, m
 
 
 def test_a_plan_says_time_memory_and_disk(inputs, said, tmp_path):
-    out = said("plan", *options(*inputs, tmp_path / "store")[:10])
+    given = options(*inputs, tmp_path / "store")[:10]
+    out = said("plan", *given)
     first, *lines = out.strip().split("\n")
     assert first.startswith("13 training examples, ")
     assert first.endswith("; 3 queries; 1 process")
@@ -216,10 +210,6 @@ def test_a_plan_says_time_memory_and_disk(inputs, said, tmp_path):
         *("disk: curvature", "disk: fit, on the way", "disk: scores", "disk: tokens"),
         "disk: free",
     ]
-
-
-def test_a_plan_tells_of_queries_in_groups(inputs, said, tmp_path):
-    given = options(*inputs, tmp_path / "store")[:10]
     assert "scored in 2 groups" in said("plan", *given, "--query-block", 2)
 
 
@@ -259,14 +249,13 @@ def test_the_users_page_names_every_option():
             assert action.dest == "help" or f"`{action.option_strings[-1]}`" in page
 
 
-def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch, capsys, tmp_path):
+def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch, said, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert main(["show", "--store", str(tmp_path)]) == 1
-    told = "BadSetting: This machine has 2 GPUs: use --nproc-per-node=2 at most."
-    assert capsys.readouterr().err.strip() == told
+    told = said("show", "--store", tmp_path, status=1)
+    assert told.strip() == "BadSetting: This machine has 2 GPUs: use --nproc-per-node=2 at most."
 
 
 def test_an_error_of_the_system_is_told_in_one_line(inputs, said, tmp_path):

@@ -31,11 +31,15 @@ def five(tmp_path, tokenizer):
     return examples(tmp_path, tokenizer)
 
 
-def test_an_example_is_its_text_as_the_tokenizer_reads_it(five, tokenizer):
-    assert len(five) == 5
-    for number, text in enumerate(TEXTS):
-        ids, _ = five.batch([number], CPU)
-        assert ids.tolist() == [tokenizer(text)["input_ids"]]
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [1, 3]])
+def test_an_example_is_the_text_of_its_row_as_the_tokenizer_reads_it(tmp_path, tokenizer, rows):
+    chosen = examples(tmp_path, tokenizer, rows=rows)
+    assert (len(chosen), chosen.rows.tolist()) == (len(rows), rows)
+    assert chosen.texts["text"][:] == [TEXTS[row] for row in rows]
+    for number, row in enumerate(rows):
+        ids, labels = chosen.batch([number], CPU)
+        assert ids.tolist() == [tokenizer(TEXTS[row])["input_ids"]]
+        assert labels.tolist() == [LABELS[row]]
 
 
 def test_a_batch_is_padded_to_its_longest_example_and_no_further(five, tokenizer):
@@ -46,13 +50,6 @@ def test_a_batch_is_padded_to_its_longest_example_and_no_further(five, tokenizer
         length = five.lengths[number]
         assert padded[:length] == tokenizer(TEXTS[number])["input_ids"]
         assert set(padded[length:]) <= {tokenizer.pad_token_id}
-
-
-def test_example_n_is_row_n_of_the_chosen_ones(tmp_path, tokenizer):
-    chosen = examples(tmp_path, tokenizer, rows=[1, 3])
-    assert chosen.rows.tolist() == [1, 3]
-    assert chosen.texts["text"][:] == [TEXTS[1], TEXTS[3]]
-    assert chosen.texts["label"][:] == [0, 1]
 
 
 def test_a_long_text_is_cut_at_max_tokens_and_keeps_its_separator(tmp_path, tokenizer):

@@ -5,16 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import ClassLabel, Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-    RobertaConfig,
-    RobertaForSequenceClassification,
-)
 
 from support.ekfac import EkfacInfluence
 from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
@@ -31,19 +24,20 @@ CLASSES = {name: number for number, name in LABELS.items()}
 CPU = torch.device("cpu")
 
 SIZES = {"initializer_range": 0.2, "pad_token_id": None}
-BERT = SIZES | {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "pad_token_id": 0,
-}
+BERT = SIZES | {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "pad_token_id": 0}
+BERT |= {"num_attention_heads": 2}
 GPT2 = SIZES | {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 101, "eos_token_id": 102}
-FAMILIES = {
-    "bert": (BertForSequenceClassification, BertConfig, BERT),
-    "roberta": (RobertaForSequenceClassification, RobertaConfig, BERT),
-    "gpt2": (GPT2ForSequenceClassification, GPT2Config, GPT2),
-}
+FAMILIES = {"Bert": BERT, "Roberta": BERT, "GPT2": GPT2}
+
+
+def kept(folder, tokenizer, family="Bert", **more):
+    """A tiny model of the family in a folder, with the packaged tokenizer."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")
+    sizes = {"vocab_size": len(tokenizer)} | FAMILIES[family] | more
+    getattr(transformers, f"{family}ForSequenceClassification")(config(**sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return Subject(model=str(folder))
 
 
 def reviews(labels=NUMBERS):
@@ -97,13 +91,9 @@ def test_the_packaged_reviews_need_no_file(imdb):
     assert texts[3] == imdb["test"][3]
 
 
-def test_a_file_that_is_missing_is_named_with_what_would_do(tmp_path):
-    missing = tmp_path / "reviews.csv"
+def test_what_is_not_there_is_refused_with_what_would_do(tmp_path):
     with pytest.raises(DatasetNotUsable, match=r"reviews\.csv' can't be read .*Name a file \(\.csv"):
-        loaded(missing)
-
-
-def test_what_is_not_there_is_refused_with_what_there_is(tmp_path):
+        loaded(tmp_path / "reviews.csv")
     (tmp_path / "reviews.txt").write_text("great")
     with pytest.raises(DatasetNotUsable, match=r"^reviews\.txt is neither of \.csv, \.parquet,"):
         loaded(tmp_path / "reviews.txt")
@@ -128,6 +118,7 @@ def test_a_column_that_is_missing_is_refused_with_those_that_are_there(tmp_path,
         (TEXTS, [0, 2, 1], "^Row 1 of .* has the label 2, "),
         (TEXTS, [0, -1, 1], "^Row 1 of .* has the label -1, "),
         (TEXTS, [0, None, 1], "^Row 1 of .* has the label None, "),
+        (TEXTS, [0.0, 0.5, 1.0], "^Row 1 of .* has the label 0.5, "),
     ],
 )
 def test_a_row_that_is_of_no_use_is_named_with_what_would_do(tmp_path, texts, labels, message):
@@ -136,10 +127,36 @@ def test_a_row_that_is_of_no_use_is_named_with_what_would_do(tmp_path, texts, la
         loaded(tmp_path / "reviews.parquet")
 
 
-@pytest.mark.parametrize(("names", "numbers"), [(["no", "yes"], NUMBERS), (NAMES[1::-1], [1, 0, 1])])
-def test_class_labels_are_numbers_or_the_models_names_in_any_order(tmp_path, names, numbers):
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [(["no", "yes"], NUMBERS), (NAMES[1::-1], [1, 0, 1]), (["Positive", "Negative"], [1, 0, 1])],
+)
+def test_class_labels_are_numbers_or_the_models_names_in_any_order_and_capitals(tmp_path, names, numbers):
     reviews().cast_column("label", ClassLabel(names=names)).save_to_disk(tmp_path)
     assert loaded(tmp_path) == (TEXTS, numbers)
+
+
+def test_class_names_of_which_some_are_the_model_s_are_refused(tmp_path):
+    kind = ClassLabel(names=["positive", "so-so"])
+    reviews().cast_column("label", kind).save_to_disk(tmp_path)
+    with pytest.raises(DatasetNotUsable, match="positive, so-so, the model negative, positive"):
+        loaded(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["0", "1", "0"], [0.0, 1.0, 0.0], [False, True, False], ["NEGATIVE", " Positive", "negative"]],
+    ids=["strings", "floats", "booleans", "capitals"],
+)
+def test_labels_say_the_same_in_every_guise(tmp_path, labels):
+    reviews(labels).to_parquet(tmp_path / "train.parquet")
+    assert loaded(tmp_path / "train.parquet")[1] == NUMBERS
+
+
+def test_na_in_a_csv_is_a_word(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\nfine,NA\ndull,EU\n")
+    found = load_texts(str(tmp_path / "train.csv"), "train", Subject(), {"EU": 0, "NA": 1})
+    assert found["label"][:] == [1, 0]
 
 
 @pytest.fixture
@@ -155,11 +172,15 @@ def offline(monkeypatch):
 def test_names_of_the_hub_are_errors_offline(offline):
     with pytest.raises(DatasetNotUsable, match=r"^'nobody/no-reviews' can't be read "):
         loaded("nobody/no-reviews")
-    with pytest.raises(ModelNotUsable, match=r"^--model nobody/no-model can't be loaded "):
-        load_classifier(Subject(model="nobody/no-model"), CPU)
+    refused(Subject(model="nobody/no-model"), r"^--model nobody/no-model can't be loaded ")
 
 
 # Models
+
+
+def refused(subject, words):
+    with pytest.raises(ModelNotUsable, match=words):
+        load_classifier(subject, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -190,38 +211,23 @@ def test_without_a_choice_every_linear_layer_gets_gradients_and_nothing_else(tin
 
 
 def test_layers_that_match_nothing_are_refused_with_the_names_there_are(tiny):
-    subject = Subject(model=str(tiny), layers="mlp")
-    with pytest.raises(ModelNotUsable, match=r"--layers mlp: .* classifier, .*ffn, .*lin1, lin2"):
-        load_classifier(subject, CPU)
+    refused(Subject(model=str(tiny), layers="mlp"), r"--layers mlp: .* classifier, .*ffn, .*lin1, lin2")
 
 
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
-    with pytest.raises(ModelNotUsable, match=r"can't be loaded .*Name a folder that holds config"):
-        load_classifier(Subject(model=str(tmp_path)), CPU)
+    refused(Subject(model=str(tmp_path)), r"can't be loaded .*Name a folder that holds config")
 
 
-def test_a_tokenizer_without_padding_is_refused(tmp_path, tokenizer, tiny):
-    make_model(tmp_path)
-    bare = type(tokenizer).from_pretrained(tmp_path)
+def test_a_tokenizer_without_padding_is_refused(tmp_path):
+    bare = transformers.AutoTokenizer.from_pretrained(make_model(tmp_path))
     bare.pad_token = None
     bare.save_pretrained(tmp_path)
-    with pytest.raises(ModelNotUsable, match="has no padding token"):
-        load_classifier(Subject(model=str(tmp_path)), CPU)
+    refused(Subject(model=str(tmp_path)), "has no padding token")
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request, tmp_path_factory, tokenizer):
-    make, configure, sizes = FAMILIES[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    make(configure(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return request.param, folder
-
-
-def test_every_family_of_models_has_influences_that_padding_does_not_change(family, tokenizer):
-    _, folder = family
-    model = load_classifier(Subject(model=str(folder)), CPU).model
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_of_models_has_influences_that_padding_does_not_change(tmp_path, tokenizer, family):
+    model = load_classifier(kept(tmp_path, tokenizer, family), CPU).model
     inputs = tokenizer(["a warm and dull film", "great"], padding=True, return_tensors="pt")
     x, y = inputs["input_ids"], torch.tensor([0, 1])
     engine = EkfacInfluence(model, hessian_regularization=0.1).fit([(x, y)])
@@ -230,6 +236,54 @@ def test_every_family_of_models_has_influences_that_padding_does_not_change(fami
     assert both.isfinite().all()
     assert (both.diagonal() > 0).all()
     torch.testing.assert_close(engine.influences(short, y[1:]), both[1:, 1:], rtol=1e-3, atol=1e-5)
+
+
+def test_weights_that_would_be_drawn_at_random_are_refused_by_name(tmp_path, tokenizer):
+    headless = kept(tmp_path, tokenizer)
+    weights = load_file(tmp_path / "model.safetensors")
+    left = {name: weight for name, weight in weights.items() if "classifier" not in name}
+    save_file(left, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    refused(headless, "no weights for classifier.bias, classifier.weight, which would be drawn at random")
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_a_loss_that_is_no_softmax_over_classes_is_refused_by_name(tmp_path, tokenizer, kind):
+    refused(kept(tmp_path, tokenizer, problem_type=kind), f"is a model for {kind.replace('_', ' ')}")
+
+
+def test_a_model_without_its_tokenizer_is_refused(tmp_path, tokenizer):
+    subject = kept(tmp_path, tokenizer)
+    for path in tmp_path.glob("*token*"):
+        path.unlink()
+    refused(subject, "has no tokenizer: save the model's own beside it")
+
+
+def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(tmp_path, tokenizer):
+    small = kept(tmp_path, tokenizer, vocab_size=103)
+    refused(small, "but the model knows 103 tokens.*resize_token_embeddings")
+
+
+def test_code_of_a_model_s_folder_is_not_run(tmp_path, tokenizer):
+    proof, path = tmp_path / "proof", tmp_path / "config.json"
+    (tmp_path / "theirs.py").write_text(f"open({str(proof)!r}, 'w')\n")
+    theirs = kept(tmp_path, tokenizer)
+    mapped = {"AutoConfig": "theirs.C", "AutoModelForSequenceClassification": "theirs.M"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "theirs", "auto_map": mapped}))
+    refused(theirs, "can't be loaded")
+    assert not proof.exists()
+
+
+def test_texts_are_cut_where_the_model_reads_no_further(tmp_path, tokenizer):
+    kept(tmp_path, tokenizer, "Roberta", pad_token_id=1, max_position_embeddings=66)
+    for asked, read in ((512, 64), (9, 9)):
+        subject = Subject(model=str(tmp_path), max_tokens=asked)
+        assert load_classifier(subject, CPU).max_tokens == read
+
+
+def test_a_text_with_the_padding_token_in_it_is_refused_by_its_row(tmp_path, tokenizer):
+    texts = Dataset.from_dict({"text": ["fine", "a [PAD] film"], "label": [0, 1]})
+    with pytest.raises(DatasetNotUsable, match=r"Row 1 has a text with the padding token '\[PAD\]'"):
+        tokenised(texts, np.arange(2), tokenizer, 16, tmp_path)
 
 
 # Rows
@@ -278,105 +332,3 @@ def test_a_sample_ascends_repeats_nothing_and_depends_on_its_seed_alone():
 def test_rows_that_mean_nothing_or_are_not_there_are_refused(rows, message):
     with pytest.raises(BadSetting, match=message):
         chosen_rows(rows, 7, 0, "query-rows")
-
-
-def kept(tmp_path, tokenizer, change=lambda weights: weights, **config):
-    """A tiny BERT in a folder, its weights and configuration changed."""
-    torch.manual_seed(0)
-    model = BertForSequenceClassification(BertConfig(vocab_size=len(tokenizer), **BERT))
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    save_file(change(weights), tmp_path / "model.safetensors", metadata={"format": "pt"})
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    return Subject(model=str(tmp_path))
-
-
-def refused(subject, words):
-    with pytest.raises(ModelNotUsable, match=words):
-        load_classifier(subject, CPU)
-
-
-def test_weights_that_would_be_drawn_at_random_are_refused_by_name(tmp_path, tokenizer):
-    headless = kept(tmp_path, tokenizer, lambda w: {k: v for k, v in w.items() if "classifier" not in k})
-    refused(headless, "no weights for classifier.bias, classifier.weight, which would be drawn at random")
-
-
-@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
-def test_a_loss_that_is_no_softmax_over_classes_is_refused_by_name(tmp_path, tokenizer, kind):
-    refused(kept(tmp_path, tokenizer, problem_type=kind), f"is a model for {kind.replace('_', ' ')}")
-
-
-def test_a_model_without_its_tokenizer_is_refused(tmp_path, tokenizer):
-    subject = kept(tmp_path, tokenizer)
-    for path in tmp_path.glob("*token*"):
-        path.unlink()
-    refused(subject, "has no tokenizer: save the model's own beside it")
-
-
-def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(tmp_path, tokenizer):
-    name = "bert.embeddings.word_embeddings.weight"
-    small = kept(tmp_path, tokenizer, lambda w: w | {name: w[name][:100].clone()}, vocab_size=100)
-    refused(small, "but the model knows 100 tokens.*resize_token_embeddings")
-
-
-def test_code_of_a_model_s_folder_is_not_run(tmp_path, tokenizer):
-    proof = tmp_path / "proof"
-    (tmp_path / "theirs.py").write_text(f"open({str(proof)!r}, 'w')\n")
-    mapped = {"AutoConfig": "theirs.C", "AutoModelForSequenceClassification": "theirs.M"}
-    refused(kept(tmp_path, tokenizer, model_type="theirs", auto_map=mapped), "can't be loaded")
-    assert not proof.exists()
-
-
-def test_texts_are_cut_where_the_model_reads_no_further(tmp_path, tokenizer):
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer), **BERT | {"pad_token_id": 1}, max_position_embeddings=66
-    )
-    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    assert load_classifier(Subject(model=str(tmp_path)), CPU).max_tokens == 64
-    assert load_classifier(Subject(model=str(tmp_path), max_tokens=9), CPU).max_tokens == 9
-
-
-def test_a_text_with_the_padding_token_in_it_is_refused_by_its_row(tmp_path, tokenizer):
-    texts = Dataset.from_dict({"text": ["fine", "a [PAD] film"], "label": [0, 1]})
-    with pytest.raises(DatasetNotUsable, match=r"Row 1 has a text with the padding token '\[PAD\]'"):
-        tokenised(texts, np.arange(2), tokenizer, 16, tmp_path)
-
-
-@pytest.mark.parametrize(
-    "labels",
-    [["0", "1", "0"], [0.0, 1.0, 0.0], [False, True, False], ["NEGATIVE", " Positive", "negative"]],
-    ids=["strings", "floats", "booleans", "capitals"],
-)
-def test_labels_say_the_same_in_every_guise(tmp_path, labels):
-    reviews(labels).to_parquet(tmp_path / "train.parquet")
-    assert loaded(tmp_path / "train.parquet")[1] == NUMBERS
-
-
-@pytest.mark.parametrize("label", [-1, 2, None, "so-so", 0.5])
-def test_a_label_that_is_no_class_is_refused_by_its_row(tmp_path, label):
-    reviews([type(label)(0) if label is not None else 0, label, label]).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(DatasetNotUsable, match="Row [01] of .* has the label"):
-        loaded(tmp_path / "train.parquet")
-
-
-def test_class_names_in_another_order_and_other_capitals_are_matched_by_name(tmp_path):
-    kind = ClassLabel(names=["Positive", "Negative"])
-    DatasetDict(train=reviews([1, 0, 1]).cast_column("label", kind)).save_to_disk(tmp_path)
-    assert loaded(tmp_path)[1] == NUMBERS
-
-
-def test_class_names_of_which_some_are_the_model_s_are_refused(tmp_path):
-    kind = ClassLabel(names=["positive", "so-so"])
-    DatasetDict(train=reviews([1, 0, 1]).cast_column("label", kind)).save_to_disk(tmp_path)
-    with pytest.raises(DatasetNotUsable, match="positive, so-so, the model negative, positive"):
-        loaded(tmp_path)
-
-
-def test_na_in_a_csv_is_a_word(tmp_path):
-    (tmp_path / "train.csv").write_text("text,label\nfine,NA\ndull,EU\n")
-    found = load_texts(str(tmp_path / "train.csv"), "train", Subject(), {"EU": 0, "NA": 1})
-    assert found["label"][:] == [1, 0]

@@ -65,14 +65,11 @@ def test_the_strongest_are_those_of_the_whole_sorted_matrix(tmp_path, chunks, co
     check(top, SCORES, count)
 
 
-def test_the_shares_of_a_query_add_up_to_one_and_so_do_the_mean_shares(tmp_path):
+def test_shares_add_up_to_one_and_each_row_says_its_query_and_its_own_text_and_label(tmp_path):
     top = strongest(stored(tmp_path), TRAINED_ON, ASKED, TRAINING)
     np.testing.assert_allclose(top.by_query.groupby("query")["share"].sum(), np.ones(QUERIES))
     assert top.overall["share"].sum() == pytest.approx(1)
-
-
-def test_each_row_says_its_query_and_its_own_text_and_label(tmp_path):
-    by_query = strongest(stored(tmp_path), TRAINED_ON, ASKED, 2).by_query
+    by_query = top.by_query
     assert by_query["query_row"].tolist() == ASKED.rows[by_query["query"]].tolist()
     assert by_query["text"].tolist() == [f"text {row}" for row in by_query["training_row"]]
     assert by_query["label"].tolist() == [row % 2 for row in by_query["training_row"]]
@@ -94,15 +91,13 @@ def test_what_neither_helps_nor_harms_is_in_no_list(tmp_path):
     assert top.overall["helps"].tolist() == [0, 1, 0]
 
 
-def test_relative_scores_are_divided_by_the_root_of_self_influence(tmp_path):
-    store = stored(tmp_path, own=OWN)
+def test_relative_scores_are_divided_by_the_root_of_self_influence_if_there_is_any(tmp_path):
+    store = stored(tmp_path / "all", own=OWN)
     check(strongest(store, TRAINED_ON, ASKED, 4, relative=True), SCORES / np.sqrt(OWN), 4)
-
-
-def test_a_training_example_without_a_gradient_has_no_relative_score(tmp_path):
     own, scores = OWN.copy(), SCORES.copy()
     own[3] = scores[:, 3] = 0
-    top = strongest(stored(tmp_path, scores, own=own), TRAINED_ON, ASKED, TRAINING, relative=True)
+    store = stored(tmp_path / "not all", scores, own=own)
+    top = strongest(store, TRAINED_ON, ASKED, TRAINING, relative=True)
     assert TRAINED_ON.rows[3] not in top.by_query["training_row"].tolist()
 
 
