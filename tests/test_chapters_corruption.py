@@ -1,5 +1,6 @@
 """Wrong labels: flipping, finding curves and their areas, and the search on reviews made of numbers."""
 
+import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
@@ -130,6 +131,11 @@ def test_the_references_are_trained_on_the_flipped_and_on_the_right_labels(trial
     assert references["all kept"] == accuracy(trial.training.run_on_all(0), clean)
     right = corruption.head_training(clean, EPOCHS).run_on_all(0)
     assert references["no label flipped"] == accuracy(right, clean)
+
+
+def test_a_mean_is_told_with_its_spread_over_draws():
+    draws = pd.DataFrame({"loss": [0.8, 0.9], "chance": [0.5, 0.5]})
+    assert corruption.mean_and_spread(draws).tolist() == ["0.850 ± 0.071", "0.500 ± 0.000"]
 
 
 def test_areas_and_what_is_found_in_the_first_tenth_are_those_of_the_curves(trial):

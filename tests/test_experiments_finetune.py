@@ -136,13 +136,15 @@ def batches_of(reviews, size, seed=0):
     return list(finetune.batches_by_length(reviews, size, torch.Generator().manual_seed(seed)))
 
 
-def test_every_review_is_read_once_per_epoch_with_no_more_padding_than_sorted_reviews(imdb, tokenizer):
+def test_every_review_is_read_once_per_epoch_with_no_more_padding_than_sorted(imdb, tokenizer, reviews):
     varied = ImdbDataset(imdb["train"].select(range(40)), tokenizer)
     assert sorted(row for rows in batches_of(varied, 7) for row in rows) == list(range(40))
     assert sorted(map(len, batches_of(varied, 7))) == [5, 7, 7, 7, 7, 7]
     lengths = varied.lengths()
     longest = sorted(max(lengths[row] for row in rows) for rows in batches_of(varied, 8))
     assert longest == sorted(lengths)[7::8]
+    read = [row for rows in new_run(reviews).batches for row in rows]
+    assert [sorted(read[start : start + 12]) for start in range(0, 48, 12)] == 4 * [[*range(12)]]
 
 
 def test_batches_depend_on_the_seed_alone_those_of_equal_length_too(reviews):

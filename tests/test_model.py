@@ -67,6 +67,7 @@ def test_hidden_states_are_those_of_the_original_bert(encoder, bert_weights, bat
     original = bert(input_ids=batch, attention_mask=mask).last_hidden_state
     ours = encoder.distilbert(input_ids=batch, attention_mask=mask).last_hidden_state
     assert_close(ours[mask.bool()], original[mask.bool()], rtol=0, atol=1e-5)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 22_713_218
 
 
 def test_every_weight_of_the_encoder_is_taken_over_but_the_pooler_and_the_second_token_type(bert_weights):
