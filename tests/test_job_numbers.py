@@ -12,6 +12,7 @@ from torch import distributed as dist
 from support.ekfac import Categorical, EkfacInfluence
 from support.ekfac.errors import LayerNotSupported
 from support.job import fit as fit_module
+from support.job import store as store_module
 from support.job.examples import Examples
 from support.job.fit import fit
 from support.job.plan import planned
@@ -146,7 +147,7 @@ def test_a_fit_that_many_began_can_be_ended_by_one(tmp_path, shards):
 def test_a_fit_killed_at_any_saving_ends_with_the_very_same_curvature(tmp_path, monkeypatch, savings, after):
     whole = fitted(tmp_path / "whole")
     with monkeypatch.context() as patch:
-        die_at(patch, fit_module, "save_sums", savings, after)
+        die_at(patch, Store, "save_sums", savings, after)
         with pytest.raises(Killed):
             fitted(tmp_path / "killed", save_seconds=0)
     same(fitted(tmp_path / "killed", save_seconds=0).engine, whole.engine)
@@ -156,7 +157,7 @@ def test_a_fit_killed_at_any_saving_ends_with_the_very_same_curvature(tmp_path, 
 def test_a_basis_that_is_lost_takes_the_sums_of_squares_in_it_along(tmp_path, monkeypatch, basis):
     whole, job = fitted(tmp_path / "whole"), new_job(tmp_path / "killed", save_seconds=0)
     with monkeypatch.context() as patch:
-        die_at(patch, fit_module, "save_sums", 9)
+        die_at(patch, Store, "save_sums", 9)
         with pytest.raises(Killed):
             fit(job)
     assert list(job.store.partial_fit.glob("eigenvalues-*"))
@@ -170,7 +171,7 @@ def test_a_basis_that_is_lost_takes_the_sums_of_squares_in_it_along(tmp_path, mo
 
 def test_what_was_saved_is_not_computed_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        die_at(patch, fit_module, "save_sums", 4)
+        die_at(patch, Store, "save_sums", 4)
         with pytest.raises(Killed):
             fitted(tmp_path, save_seconds=0)
     add, seen = fit_module.CovarianceSums.add, []
@@ -204,7 +205,7 @@ def test_scores_are_the_engines_influences(tmp_path, query_group):
     expected = engine.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
     np.testing.assert_allclose(store.array("scores")[:], expected, rtol=1e-9)
     assert store.array("scores").chunks == (query_group, BLOCK)
-    assert "layer_scores" not in store.results
+    assert not (tmp_path / "results.zarr" / "layer_scores").exists()
 
 
 def test_layers_scores_are_the_engines_and_add_up(tmp_path):
@@ -223,15 +224,19 @@ def test_self_influences_are_the_engines(tmp_path):
     np.testing.assert_allclose(job.store.array("self_influences")[:], expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("write", range(1, 9))
-def test_scores_killed_before_any_chunk_end_with_the_very_same_numbers(tmp_path, monkeypatch, write):
+# Three writings of rows come before those of eight chunks; each is followed by its seal.
+@pytest.mark.parametrize("work", [(Store, "write"), (store_module, "seal")], ids=["chunk", "seal"])
+@pytest.mark.parametrize("number", range(4, 12))
+def test_scores_killed_before_any_chunk_or_seal_end_with_the_very_same_numbers(
+    tmp_path, monkeypatch, work, number
+):
     whole = scored(tmp_path / "whole").array("scores")[:]
     fitted(tmp_path / "killed")
     with monkeypatch.context() as patch:
-        die_at(patch, Store, "write", write)
+        die_at(patch, *work, number)
         with pytest.raises(Killed):
             scored(tmp_path / "killed")
-    assert np.isnan(Store(tmp_path / "killed").array("scores")[:]).any()
+    assert not Store(tmp_path / "killed").has("scores", (range(len(QUERIES)), range(len(LENGTHS))))
     np.testing.assert_array_equal(scored(tmp_path / "killed").array("scores")[:], whole)
 
 

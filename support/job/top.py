@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader
 
 from support.ekfac.storage import replacing
 from support.job.examples import Examples
+from support.job.settings import refuse_unless_equal
 from support.job.store import Store, disk_full_is_told, in_blocks
 from support.text import paragraphs
 
@@ -64,6 +65,7 @@ def strongest(store: Store, training: Examples, queries: Examples, count: int, r
     `relative` divides each score by √self-influence of the training example, which keeps outliers that
     pull on everything from winning every row. Raises `StepMissing` when scores are missing.
     """
+    refuse_unless_equal("scores: shape", store.array("scores").shape, (len(queries), len(training)))
     totals = np.zeros(len(queries))
     best = {effect: (np.zeros((len(queries), 0)), np.zeros((len(queries), 0), int)) for effect in EFFECTS}
     for block, scores in _columns(store, relative):
