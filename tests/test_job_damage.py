@@ -237,3 +237,21 @@ def test_a_huge_shape_costs_nothing(tmp_path):
     store = begun(tmp_path)
     store.make_array("scores", (2, 10**15), (2, 3), "float32")
     assert store.progress()["score"] == "0 of 333333333333334 blocks"
+
+
+@pytest.mark.parametrize("place", ["tokens", "fit", "locks", "top.html", "results.zarr/scores"])
+def test_what_a_link_points_to_is_neither_swept_nor_written(tmp_path, alone, place):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("tmp_thesis.tex", "notes.partial", "rank-0"):
+        (mine / name).write_text("precious")
+    store = begun(tmp_path / "store")
+    shutil.rmtree(store.folder / place, ignore_errors=True)
+    (store.folder / place).symlink_to(mine)
+    with pytest.raises(StoreMismatch, match=f"{place} is a link, and a store holds none. Remove it"):
+        store.claimed(alone()).__enter__()
+    job = new_job(tmp_path / "other")
+    vars(job).update(store=store)
+    with pytest.raises(StoreMismatch, match="is a link"):
+        _ = job.stored
+    assert [path.read_text() for path in mine.iterdir()] == ["precious"] * 3

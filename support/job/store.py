@@ -212,6 +212,13 @@ class Store:
         done = sum(sealed(folder, one.removesuffix(SUFFIX), of) for one in seals)
         return "done" if done == array.nchunks else f"{done} of {array.nchunks} blocks"
 
+    def refuse_links(self) -> None:
+        """Raise `StoreMismatch` for a link in the folder: writing and sweeping would reach behind it."""
+        for path in self.folder.glob("**/*"):
+            if path.is_symlink():
+                told = f"{path} is a link, and a store holds none"
+                raise StoreMismatch(f"{told}. Remove it, or put there what it points to.")
+
     @contextmanager
     def claimed(self, team: Team) -> Iterator[None]:
         """The team is at work on the store; what a killed run left half written is removed before.
@@ -230,6 +237,7 @@ class Store:
             if strange and not self.exists:
                 told = f"{self.folder} holds other things ({strange[0]}) and no store"
                 raise StoreMismatch(f"{told}. Name a new folder.")
+            self.refuse_links()
             with disk_full_is_told(self.folder):
                 folder.mkdir(parents=True, exist_ok=True)
             own.acquire()

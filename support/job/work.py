@@ -50,7 +50,12 @@ class Job:
     @cached_property
     def stored(self) -> dict[str, object]:
         """What the store knows already; empty when there is none."""
-        return self.team.on_first(lambda: self.store.facts() if self.store.exists else {})
+
+        def look() -> dict[str, object]:
+            self.store.refuse_links()
+            return self.store.facts() if self.store.exists else {}
+
+        return self.team.on_first(look)
 
     @cached_property
     def classifier(self) -> Classifier:
