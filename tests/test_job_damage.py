@@ -183,6 +183,17 @@ def test_a_damaged_curvature_is_refused_until_it_is_removed(tmp_path, damage):
     np.testing.assert_array_equal(scored(tmp_path).array("scores")[:], whole)
 
 
+@pytest.mark.parametrize(
+    ("package", "told"), [("torch", True), ("transformers", True), ("support", True), ("zarr", False)]
+)
+def test_another_version_of_what_counts_is_told_once(tmp_path, capsys, package, told):
+    job = new_job(tmp_path)
+    job.store.settle({"versions": job.versions | {package: "0.1"}})
+    fit(new_job(tmp_path))
+    line = f"The store was begun with {package} 0.1; here it is {job.versions[package]}: last digits of"
+    assert capsys.readouterr().err.count(line) == told
+
+
 # A stranger's store
 
 
