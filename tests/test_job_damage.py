@@ -86,24 +86,43 @@ def test_a_chunk_in_an_array_of_another_cut_counts_as_missing(tmp_path):
         store.read("scores", PLACE)
 
 
+@pytest.mark.parametrize("name", ["scores", "layer_scores", "self_influences"])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_an_array_whose_cut_was_edited_ends_with_the_very_same_numbers(tmp_path, name, more):
+    def every_number():
+        store = scored(tmp_path, by_layer=True)
+        self_influences(new_job(tmp_path, by_layer=True))
+        return store.array("scores")[:], store.array("layer_scores")[:], store.array("self_influences")[:]
+
+    before = every_number()
+    path = tmp_path / "results.zarr" / name / "zarr.json"
+    told = json.loads(path.read_text())
+    told["chunk_grid"]["configuration"]["chunk_shape"][-1] += more
+    path.write_text(json.dumps(told, indent=2))
+    for found, expected in zip(every_number(), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("change", ["place", "blocks", "facts", "tensor"])
 def test_sums_are_of_this_store_at_their_place_over_so_many_blocks(tmp_path, change):
     store = begun(tmp_path / "one")
     store.settle({"subject": {"block": 3}})
     store.save_sums("basis-0", {"a": torch.ones(50)}, 2)
-    path = store.sums_file("basis-0")
+    path = store.partial_fit / "basis-0.safetensors"
     if change == "place":
-        path = path.rename(store.sums_file("basis-1"))
+        path = path.rename(store.partial_fit / "basis-1.safetensors")
     elif change == "blocks":
         path.write_bytes(path.read_bytes().replace(b'"blocks":"2"', b'"blocks":"3"'))
     elif change == "facts":
         other = begun(tmp_path / "other")
         other.settle({"subject": {"block": 4}})
         other.save_sums("basis-0", {"a": torch.ones(50)}, 2)
-        shutil.copy(other.sums_file("basis-0"), path)
+        shutil.copy((other.partial_fit / "basis-0.safetensors"), path)
     else:
         flipped(path)
-    with pytest.raises(StoreDamaged, match=f"{path.name} can't be taken .* Remove it and run: fit"):
+    with pytest.raises(
+        StoreDamaged, match=f"{path.name} is not as this job wrote it .* Remove it and run: fit"
+    ):
         store.load_sums(path.stem)
 
 
@@ -114,7 +133,9 @@ def test_damaged_attributes_are_never_taken_for_none(tmp_path, damage):
     damage(path)
     for step in (store.facts, store.progress, lambda: store.settle({"shards": 1})):
         store.begin()
-        with pytest.raises(StoreDamaged, match="zarr.json is not as a job wrote it .* name another --store"):
+        with pytest.raises(
+            StoreDamaged, match="zarr.json is not as this job wrote it .* Name another --store"
+        ):
             step()
     assert len(list(tmp_path.glob("results.zarr/scores/c/0/?"))) == 2
 

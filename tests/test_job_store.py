@@ -87,6 +87,11 @@ def test_rows_that_a_kill_left_unwritten_are_written_again(store):
     assert store.array("training_rows")[:].tolist() == [3, 5, 8]
 
 
+def test_the_first_row_alone_is_kept(store):
+    store.keep_rows("query_rows", np.array([0]))
+    assert store.read("query_rows", (range(1),)).tolist() == [0]
+
+
 def test_chunks_may_change_until_something_is_in_them(store):
     store.make_array("scores", (4, 6), (4, 3), "float32")
     store.make_array("scores", (4, 6), (2, 3), "float32")
@@ -100,7 +105,7 @@ def test_chunks_may_change_until_something_is_in_them(store):
 @pytest.mark.parametrize(
     ("attributes", "error", "message"),
     [
-        ({}, StoreDamaged, r"zarr.json is not as a job wrote it \(KeyError: 'format'\)"),
+        ({}, StoreDamaged, r"zarr.json is not as this job wrote it \(KeyError: 'format'\)"),
         ({"format": "influence-job-0"}, StoreMismatch, "format 'influence-job-0', expected"),
     ],
 )
@@ -117,11 +122,13 @@ def test_what_is_damaged_is_told_and_a_chunk_counts_as_missing(scored, damage):
         scored.read("scores", WHOLE)
     assert not scored.has("scores", WHOLE)
     damage(scored.folder / "results.zarr" / "scores" / "zarr.json")
-    with pytest.raises(StoreDamaged, match="description of scores in results.zarr is damaged"):
+    with pytest.raises(StoreDamaged, match="results.zarr/scores/zarr.json is not as this job wrote it"):
         scored.read("scores", WHOLE)
     scored.save_sums("eigenvalues-0", {"a": torch.ones(50)}, 2)
-    damage(scored.sums_file("eigenvalues-0"))
-    with pytest.raises(StoreDamaged, match=r"eigenvalues-0.safetensors can't be taken .* Remove it"):
+    damage(scored.partial_fit / "eigenvalues-0.safetensors")
+    with pytest.raises(
+        StoreDamaged, match=r"eigenvalues-0.safetensors is not as this job wrote it .* Remove it"
+    ):
         scored.load_sums("eigenvalues-0")
 
 

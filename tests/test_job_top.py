@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from support.job.errors import StepMissing
+from support.job.errors import StepMissing, StoreDamaged
 from support.job.examples import Examples
 from support.job.store import Store
 from support.job.top import strongest
@@ -114,6 +114,15 @@ def test_one_chunk_that_is_missing_is_an_error(tmp_path):
     store = stored(tmp_path)
     lose(store, "scores/c/0/2")
     with pytest.raises(StepMissing, match=r"^Not all scores are there yet\. Run: score"):
+        strongest(store, TRAINED_ON, ASKED, 2)
+
+
+def test_scores_of_another_shape_than_the_examples_are_refused_before_any_is_read(tmp_path):
+    store = stored(tmp_path)
+    store.make_array("scores", (QUERIES, 10**15), (2, 4), "float64")
+    with pytest.raises(
+        StoreDamaged, match=r"said to be \(3, 1000000000000000\), but .* \(3, 11\)\. Run: score"
+    ):
         strongest(store, TRAINED_ON, ASKED, 2)
 
 

@@ -74,9 +74,8 @@ def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
         sums = _sums(job, "covariances", lambda: CovarianceSums(engine), shards)
         for name in missing[team.rank :: team.size]:
             basis = sums.basis(name)
-            job.store.save_sums(
-                _basis(job, name), {part: getattr(basis, part) for part in storage.BASIS_PARTS}, 0
-            )
+            parts = {part: getattr(basis, part) for part in storage.BASIS_PARTS}
+            job.store.save_sums(_basis(job, name), parts, blocks=sum(map(len, shards)))
         del sums
     team.wait()
     bases = {}
@@ -89,7 +88,7 @@ def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
 
 def missing_bases(job: Job) -> list[str]:
     """Layers without a basis on the disk. Sums of squares in another basis, if there are any, go."""
-    missing = [name for name in job.engine.layer_names if not job.store.sums_file(_basis(job, name)).exists()]
+    missing = [name for name in job.engine.layer_names if not job.store.load_sums(_basis(job, name), True)[1]]
     for path in job.store.partial_fit.glob("eigenvalues-*") if missing else ():
         path.unlink()
     return missing

@@ -22,7 +22,8 @@ ARRAYS = {
     "query_rows": (("query",), ("queries",), "Run: score"),
 }
 """Dimensions, the facts that the numbers follow from, who makes them."""
-MISSING = {"float32": np.nan, "float64": np.nan, "int64": 0}
+MISSING = {"float32": np.nan, "float64": np.nan, "int64": -1}
+"""What no value is: zarr writes no chunk that holds nothing else."""
 Sizes = tuple[int, ...]
 
 

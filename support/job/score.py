@@ -70,16 +70,17 @@ def _load(job: Job) -> None:
     try:
         job.engine.load_curvature(job.store.curvature)
     except DamagedFile as error:
-        raise StoreDamaged(f"{error} {FIT_AGAIN}") from error
+        raise StoreDamaged(f"{error} {FIT_AGAIN}.") from error
 
 
 def _make_arrays(job: Job, names: list[str], query_group: int) -> int:
     """Room for the influences on all queries; so many of them make a chunk."""
-    shape, chunks = (len(job.queries), len(job.training)), (query_group, job.subject.block)
-    for name in reversed(names):  # what `scores` has, `layer_scores` has
+    shape, found = (len(job.queries), len(job.training)), query_group
+    for name in names:  # `layer_scores` is cut as `scores` is
         layers = (len(job.engine.layers),) if name == "layer_scores" else ()
-        job.store.make_array(name, layers + shape, layers + chunks, job.engine.passes.dtype)
-    found = job.store.array("scores").chunks[0]
+        chunks = (*layers, found, job.subject.block)
+        job.store.make_array(name, layers + shape, chunks, job.engine.passes.dtype)
+        found = job.store.array("scores").chunks[0]
     if job.given.get("query_block"):
         refuse_unless_equal("--query-block", found, query_group)
     return found

@@ -35,6 +35,7 @@ from support.job.seal import SUFFIX, seal, sealed
 from support.job.settings import refuse_unless_equal
 from support.job.team import Team
 
+HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/*.partial", "tokens/tmp*")
 FIT_AGAIN = "Remove it and run: fit"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -63,7 +64,7 @@ class Store:
         """All attributes. Raises `StepMissing` without a store, `StoreDamaged` and `StoreMismatch`."""
         if not self.exists:
             raise StepMissing(f"There is no store at {self.folder}. Begin one with: fit --store …")
-        try:
+        with _damage_is_told(self._attributes.relative_to(self.folder), "Name another --store"):
             content = self._attributes.read_bytes()
             facts = dict(json.loads(content)["attributes"])
             if facts["format"] != FORMAT:
@@ -72,9 +73,6 @@ class Store:
             facts.pop("seal")
             if content != layout.group(facts):
                 raise ValueError("its seal differs")
-        except (OSError, KeyError, ValueError, TypeError, RecursionError) as error:
-            told = f"{self._attributes} is not as a job wrote it ({type(error).__name__}: {error})"
-            raise StoreDamaged(f"{told}. Put it back as it was, or name another --store.") from error
         return facts
 
     def settle(self, facts: Mapping[str, object]) -> None:
@@ -96,9 +94,9 @@ class Store:
         return layout.digest_of({name: facts.get(name) for name in names})
 
     def make_array(self, name: str, shape: Sizes, chunks: Sizes, dtype: str | torch.dtype) -> None:
-        """An array of missing values, unless it is there; other chunks while it is empty only."""
+        """An array of missing values, unless it is there; other chunks while none is whole only."""
         try:
-            kept = self.array(name).shape == shape and any((self._results / name).glob(f"c/**/*{SUFFIX}"))
+            kept = self.array(name).shape == shape and any(self._whole(name))
         except (StepMissing, StoreDamaged):
             kept = False
         if not kept:
@@ -120,15 +118,12 @@ class Store:
         path = self._results / name / "zarr.json"
         if not path.exists():
             raise StepMissing(f"{self.folder} has no {name} yet. {ARRAYS[name][2]}")
-        try:
+        with _damage_is_told(path.relative_to(self.folder), "Run the step again: it is written anew"):
             content = path.read_bytes()
             told = json.loads(content)
             sizes = told["shape"], told["chunk_grid"]["configuration"]["chunk_shape"]
             if content != layout.array(name, *map(tuple, sizes), told["data_type"]):
-                raise ValueError("it is not what a job writes")
-        except (OSError, KeyError, ValueError, TypeError, RecursionError) as error:
-            told = f"The description of {name} in results.zarr is damaged ({error})"
-            raise StoreDamaged(f"{told}. Run the step again: it is written anew.") from error
+                raise ValueError("another description than a job writes")
         return zarr.open_array(path.parent, mode="r+", zarr_format=3)
 
     def write(self, name: str, place: tuple[range, ...], values: np.ndarray) -> None:
@@ -172,20 +167,17 @@ class Store:
         return True
 
     def save_sums(self, name: str, sums: Mapping[str, Tensor], blocks: int) -> None:
-        """Write tensors to `fit/`, sums over so many blocks of examples. Raises `DiskFull`."""
+        """Write tensors to `fit/`, sums over so many blocks of examples, one or more. Raises `DiskFull`."""
         tensors = {key: tensor.contiguous() for key, tensor in sums.items()}
         about = {"job": f"{self.belonging(SUMMED)} {name}", "blocks": str(blocks)}
-        with disk_full_is_told(self.folder), replacing(self.sums_file(name)) as fresh:
+        path = self.partial_fit / f"{name}.safetensors"
+        with disk_full_is_told(self.folder), replacing(path) as fresh:
             save_file(tensors, fresh, metadata=about | {"digest": digest(tensors, about)})
 
     def load_sums(self, name: str, header_only: bool = False) -> tuple[dict[str, Tensor], int]:
         """Saved tensors, and how many blocks they are over; none without a file. Raises `StoreDamaged`."""
-        path = self.sums_file(name)
+        path = self.partial_fit / f"{name}.safetensors"
         return _read(path, f"{self.belonging(SUMMED)} {name}", header_only) if path.exists() else ({}, 0)
-
-    def sums_file(self, name: str) -> Path:
-        """Where sums are kept, and bases."""
-        return self.partial_fit / f"{name}.safetensors"
 
     def progress(self) -> dict[str, str]:
         """How far each step is, in words. Raises `StoreDamaged`."""
@@ -206,11 +198,14 @@ class Store:
             array = self.array(name)
         except StepMissing:
             return "not yet"
-        # What is there is looked at, not what could be: a description may promise anything.
-        folder, of = self._results / name, self._of(name, array)
-        seals = [path.relative_to(folder).as_posix() for path in folder.glob(f"c/**/*{SUFFIX}")]
-        done = sum(sealed(folder, one.removesuffix(SUFFIX), of) for one in seals)
+        done = sum(self._whole(name))
         return "done" if done == array.nchunks else f"{done} of {array.nchunks} blocks"
+
+    def _whole(self, name: str) -> Iterator[bool]:
+        """Of each sealed chunk, whether it is whole. What is there is looked at: a shape may be any."""
+        folder, of = self._results / name, self._of(name, self.array(name))
+        for path in folder.glob(f"c/**/*{SUFFIX}"):
+            yield sealed(folder, path.relative_to(folder).as_posix().removesuffix(SUFFIX), of)
 
     def refuse_links(self) -> None:
         """Raise `StoreMismatch` for a link in the folder: writing and sweeping would reach behind it."""
@@ -244,8 +239,9 @@ class Store:
             for path in set(folder.glob("rank-*")) - {Path(own.lock_file)}:
                 with FileLock(path, timeout=0):
                     pass
-            for path in (*self.folder.glob("**/*.partial"), *self.tokens.glob("tmp*")):
-                path.unlink(missing_ok=True)
+            for pattern in HALF_WRITTEN:
+                for path in self.folder.glob(pattern):
+                    path.unlink(missing_ok=True)
 
         try:
             team.on_first(look)
@@ -269,7 +265,7 @@ def _part(place: tuple[range, ...]) -> tuple:
 
 def _read(path: Path, of: str, header_only: bool) -> tuple[dict[str, Tensor], int]:
     """Tensors, and how many blocks they are over. Raises `StoreDamaged`, for those of another job, too."""
-    try:
+    with _damage_is_told(path.name, FIT_AGAIN):
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
             found = {} if header_only else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -278,8 +274,16 @@ def _read(path: Path, of: str, header_only: bool) -> tuple[dict[str, Tensor], in
         if not header_only and about.pop("digest") != digest(found, about):
             raise ValueError("its checksum differs")
         return found, int(about.get("blocks", 0))
+
+
+@contextmanager
+def _damage_is_told(part: Path | str, cure: str) -> Iterator[None]:
+    """Raises `StoreDamaged` where a part can't be read, or is not what was written."""
+    try:
+        yield
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise StoreDamaged(f"{path.name} can't be taken ({error}). {FIT_AGAIN}") from error
+        told = f"{part} is not as this job wrote it ({type(error).__name__}: {error})"
+        raise StoreDamaged(f"{told}. {cure}.") from error
 
 
 @contextmanager
