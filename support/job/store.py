@@ -137,8 +137,8 @@ class Store:
         """A part of an array. Raises `StepMissing` when not all of it is there, and `StoreDamaged`."""
         for folder, chunk, of in self._chunks(name, place):
             if not (folder / chunk).exists():
-                told = f"Not all {name} are there yet. {ARRAYS[name][2]}"
-                raise StepMissing(f"{told}. It goes on where it was.")
+                cure = f"{ARRAYS[name][2]}. It goes on where it was."
+                raise StepMissing(f"Not all {name} are there yet. {cure}")
             if not sealed(folder, chunk, of):
                 told = f"Chunk {chunk} of {name} is damaged, half written, or belongs elsewhere"
                 raise StoreDamaged(f"{told}. Run the step again: it is computed anew.")
@@ -187,19 +187,17 @@ class Store:
         if self.fitted():
             return "done"
         for sums in ("eigenvalues", "covariances"):
-            names = [path.stem for path in self.partial_fit.glob(f"{sums}-*.safetensors")]
-            blocks = sum(self.load_sums(name, header_only=True)[1] for name in names)
+            files = self.partial_fit.glob(f"{sums}-*.safetensors")
+            blocks = sum(self.load_sums(path.stem, header_only=True)[1] for path in files)
             if blocks:
                 return f"{sums} of {blocks} block{'s' if blocks > 1 else ''}"
         return "begun" if self.partial_fit.exists() else "not yet"
 
     def _share(self, name: str) -> str:
-        try:
-            array = self.array(name)
-        except StepMissing:
+        if not (self._results / name / "zarr.json").exists():
             return "not yet"
-        done = sum(self._whole(name))
-        return "done" if done == array.nchunks else f"{done} of {array.nchunks} blocks"
+        done, chunks = sum(self._whole(name)), self.array(name).nchunks
+        return "done" if done == chunks else f"{done} of {chunks} blocks"
 
     def _whole(self, name: str) -> Iterator[bool]:
         """Of each sealed chunk, whether it is whole. What is there is looked at: a shape may be any."""
@@ -211,8 +209,8 @@ class Store:
         """Raise `StoreMismatch` for a link in the folder: writing and sweeping would reach behind it."""
         for path in self.folder.glob("**/*"):
             if path.is_symlink():
-                told = f"{path} is a link, and a store holds none"
-                raise StoreMismatch(f"{told}. Remove it, or put there what it points to.")
+                told = "is a link, and a store holds none. Remove it, or put there what it points to."
+                raise StoreMismatch(f"{path} {told}")
 
     @contextmanager
     def claimed(self, team: Team) -> Iterator[None]:
