@@ -77,6 +77,30 @@ def test_other_examples_are_tokenised_beside_the_first(tmp_path, tokenizer, monk
     assert len(examples(tmp_path, tokenizer)) == 5
 
 
+def a_bit_of_a_token(path, ids):
+    content = bytearray(path.read_bytes())
+    content[content.index(np.array(ids, "<i4").tobytes()) + 4] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file, kept, ids: a_bit_of_a_token(file, ids),
+        lambda file, kept, ids: file.write_bytes(file.read_bytes()[:99]),
+        lambda file, kept, ids: file.unlink(),
+        lambda file, kept, ids: kept.unlink(),
+        lambda file, kept, ids: kept.write_bytes(b"\xff"),
+    ],
+    ids=["a bit", "truncated", "gone", "no seal", "another seal"],
+)
+def test_tokens_that_are_not_as_they_were_written_are_made_anew(tmp_path, tokenizer, damage):
+    before = examples(tmp_path, tokenizer).tokens["input_ids"][:]
+    file = next(tmp_path.glob("*.arrow"))
+    damage(file, file.with_suffix(".arrow.seal"), before[1])
+    assert examples(tmp_path, tokenizer).tokens["input_ids"][:] == before
+
+
 def test_the_digest_does_not_change_with_what_was_tokenised_before(tmp_path, tokenizer, five):
     tokenizer(TEXTS, truncation=True, max_length=3, padding="max_length")
     assert examples(tmp_path, tokenizer).digest == five.digest

@@ -12,6 +12,7 @@ from torch import distributed as dist
 from support.ekfac import Categorical, EkfacInfluence
 from support.ekfac.errors import LayerNotSupported
 from support.job import fit as fit_module
+from support.job import store as store_module
 from support.job.examples import Examples
 from support.job.fit import fit
 from support.job.plan import planned
@@ -113,7 +114,7 @@ def influences(engine):
 def die_while_saving(monkeypatch, saving, job, after=False):
     """A fit that dies at the given saving of sums."""
     with monkeypatch.context() as patch:
-        die_at(patch, fit_module, "save_sums", saving, after)
+        die_at(patch, Store, "save_sums", saving, after)
         with pytest.raises(Killed):
             fit(job)
 
@@ -201,7 +202,7 @@ def test_scores_are_the_engines_influences(tmp_path, query_group):
     expected = influences(new_engine().load_curvature(store.curvature))
     np.testing.assert_allclose(store.array("scores")[:], expected, rtol=1e-9)
     assert store.array("scores").chunks == (query_group, BLOCK)
-    assert "layer_scores" not in store.results
+    assert not (tmp_path / "results.zarr" / "layer_scores").exists()
 
 
 def test_layers_scores_are_the_engines_and_add_up(tmp_path):
@@ -220,15 +221,19 @@ def test_self_influences_are_the_engines(tmp_path):
     np.testing.assert_allclose(job.store.array("self_influences")[:], expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("write", range(1, 9))
-def test_scores_killed_before_any_chunk_end_with_the_very_same_numbers(tmp_path, monkeypatch, write):
+# Three writings of rows come before those of eight chunks; each is followed by its seal.
+@pytest.mark.parametrize("work", [(Store, "write"), (store_module, "seal")], ids=["chunk", "seal"])
+@pytest.mark.parametrize("number", range(4, 12))
+def test_scores_killed_before_any_chunk_or_seal_end_with_the_very_same_numbers(
+    tmp_path, monkeypatch, work, number
+):
     whole = scored(tmp_path / "whole").array("scores")[:]
     fitted(tmp_path / "killed")
     with monkeypatch.context() as patch:
-        die_at(patch, Store, "write", write)
+        die_at(patch, *work, number)
         with pytest.raises(Killed):
             scored(tmp_path / "killed")
-    assert np.isnan(Store(tmp_path / "killed").array("scores")[:]).any()
+    assert not Store(tmp_path / "killed").has("scores", (range(len(QUERIES)), range(len(LENGTHS))))
     np.testing.assert_array_equal(scored(tmp_path / "killed").array("scores")[:], whole)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from support.job.errors import StepMissing
+from support.job.errors import StepMissing, StoreDamaged
 from support.job.examples import Examples
 from support.job.store import Store
 from support.job.top import strongest
@@ -27,11 +27,15 @@ def stored(folder, scores=SCORES, chunks=(2, 4), own=None):
     store = Store(folder)
     store.begin()
     store.make_array("scores", scores.shape, chunks, "float64")
-    store.results["scores"][:] = scores
+    store.write("scores", tuple(map(range, scores.shape)), scores)
     if own is not None:
         store.make_array("self_influences", own.shape, chunks[1:], "float64")
-        store.results["self_influences"][:] = own
+        store.write("self_influences", (range(len(own)),), own)
     return store
+
+
+def lose(store, chunk):
+    (store.folder / "results.zarr" / chunk).unlink()
 
 
 def dense(scores, query, sign, count):
@@ -101,10 +105,19 @@ def test_relative_scores_are_divided_by_the_root_of_self_influence_if_there_is_a
     assert TRAINED_ON.rows[3] not in top.by_query["training_row"].tolist()
 
 
-def test_one_score_that_is_missing_is_an_error(tmp_path):
+def test_one_chunk_that_is_missing_is_an_error(tmp_path):
     store = stored(tmp_path)
-    store.results["scores"][1, 8] = np.nan
+    lose(store, "scores/c/0/2")
     with pytest.raises(StepMissing, match=r"^Not all scores are there yet\. Run: score"):
+        strongest(store, TRAINED_ON, ASKED, 2)
+
+
+def test_scores_of_another_shape_than_the_examples_are_refused_before_any_is_read(tmp_path):
+    store = stored(tmp_path)
+    store.make_array("scores", (QUERIES, 10**15), (2, 4), "float64")
+    with pytest.raises(
+        StoreDamaged, match=r"said to be \(3, 1000000000000000\), but .* \(3, 11\)\. Run: score"
+    ):
         strongest(store, TRAINED_ON, ASKED, 2)
 
 
@@ -112,9 +125,8 @@ def test_relative_scores_need_every_self_influence(tmp_path):
     store = stored(tmp_path)
     with pytest.raises(StepMissing, match=r"has no self_influences yet\. Run: self$"):
         strongest(store, TRAINED_ON, ASKED, 2, relative=True)
-    own = OWN.copy()
-    own[-1] = np.nan
-    store = stored(tmp_path / "other", own=own)
+    store = stored(tmp_path / "other", own=OWN)
+    lose(store, "self_influences/c/2")
     with pytest.raises(StepMissing, match=r"^Not all self_influences are there yet\. Run: self\."):
         strongest(store, TRAINED_ON, ASKED, 2, relative=True)
 
