@@ -27,6 +27,7 @@ from support.imdb import ImdbDataset
 
 HUB_MODEL = "assemblyai/distilbert-base-uncased-sst2"
 ADAPTER_FOLDER = Path(__file__).parent / "adapter"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 TRACKED_LAYERS = ("ffn", "pre_classifier", "classifier")
 """Parts of the names of the linear layers the collection looks at."""
 
@@ -66,6 +67,7 @@ def load_model(
     """
     assets.check_source(source)
     if source == "packaged":
+        _refuse_changed_adapter(ADAPTER_FOLDER / snapshot)
         return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
     if snapshot != "final":
         raise ValueError(f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".')
@@ -116,6 +118,25 @@ def training_record() -> dict:
     return json.loads((ADAPTER_FOLDER / "record.json").read_text())
 
 
+def adapter_sha256(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of an adapter, by name, as a training record keeps it. Raises `AssetMissing`."""
+    _require_adapter(folder)
+    return {name: assets.sha256(folder / name) for name in ADAPTER_FILES}
+
+
+def _refuse_changed_adapter(folder: Path) -> None:
+    """Raise `AssetChanged` unless the committed adapter has the bytes that its training recorded."""
+    found = adapter_sha256(folder)
+    recorded = training_record().get("adapters_sha256", {}).get(folder.name, {})
+    for name in ADAPTER_FILES:
+        if found[name] != recorded.get(name):
+            differs = f"has SHA-256 {found[name]}, expected {recorded.get(name)}"
+            raise assets.AssetChanged(
+                f"{name} of the adapter {folder.name!r} {differs}. "
+                "Take it from the repository again: git checkout -- support/adapter"
+            )
+
+
 def merge_adapter(
     model: DistilBertForSequenceClassification, folder: Path
 ) -> DistilBertForSequenceClassification:
@@ -149,16 +170,20 @@ def with_adapter(model: nn.Module, config: peft.LoraConfig) -> peft.PeftModel:
         return peft.get_peft_model(model, config)
 
 
-def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
-    for needed in ("adapter_config.json", "adapter_model.safetensors"):
+def _require_adapter(folder: Path) -> None:
+    for needed in ADAPTER_FILES:
         if not (folder / needed).is_file():
             known = sorted(path.parent.name for path in folder.parent.glob("*/adapter_model.safetensors"))
             raise assets.AssetMissing(
                 f"No adapter named {folder.name!r}: {needed} is missing there. "
                 f"Adapters found: {known or 'none'}. Train one: python -m experiments.finetune"
             )
+
+
+def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
+    _require_adapter(folder)
     try:
-        config, weights = peft.LoraConfig.from_pretrained(str(folder)), load_file(folder / needed)
+        config, weights = peft.LoraConfig.from_pretrained(str(folder)), load_file(folder / ADAPTER_FILES[1])
         return config, {name: tensor.float() for name, tensor in weights.items()}
     except (ValueError, TypeError, SafetensorError) as error:
         raise AdapterDamaged(

@@ -21,7 +21,7 @@ from experiments.finetune import (
     train,
 )
 from support.imdb import ImdbDataset
-from support.model import merge_adapter
+from support.model import adapter_sha256, merge_adapter
 from tests.stand_in_hub import tiny_distilbert
 
 RECIPE = Recipe(epochs=4, max_tokens=12, batch_size=4, snapshots={"a-quarter": 0.25, "a-half": 0.5})
@@ -230,6 +230,8 @@ def test_the_command_leaves_adapters_a_record_and_predictions_and_nothing_else(c
         "held_out.csv",
     }
     assert [path.name for path in command_output.parent.iterdir()] == ["adapter"]
+    adapters = {name: adapter_sha256(command_output / name) for name in [*record["snapshots"], "final"]}
+    assert record["adapters_sha256"] == adapters
     assert record["train_reviews"] == 12
     assert record["steps"] == len(record["loss"]) == 20
 

@@ -1,5 +1,6 @@
 import importlib.metadata
 import re
+import shutil
 
 import pytest
 import torch
@@ -187,6 +188,18 @@ def test_a_missing_adapter_is_an_error_that_lists_those_that_are_there(adapter, 
     )
     with pytest.raises(assets.AssetMissing, match=f"^{re.escape(expected)}$"):
         load_model(snapshot="90-percent")
+
+
+@pytest.mark.parametrize("file", model.ADAPTER_FILES)
+def test_a_committed_adapter_of_other_bytes_than_its_record_says_is_refused(file, tmp_path, monkeypatch):
+    committed = shutil.copytree(model.ADAPTER_FOLDER / "final", tmp_path / "final")
+    shutil.copy(model.ADAPTER_FOLDER / "record.json", tmp_path)
+    (committed / file).write_bytes((committed / file).read_bytes() + b" ")
+    monkeypatch.setattr(model, "ADAPTER_FOLDER", tmp_path)
+    recorded = model.training_record()["adapters_sha256"]["final"][file]
+    told = rf"^{file} of the adapter 'final' has SHA-256 .*, expected {recorded}\. .* git checkout -- "
+    with pytest.raises(assets.AssetChanged, match=told):
+        load_model()
 
 
 @pytest.mark.parametrize("load", [load_model, load_tokenizer, load_imdb])
