@@ -6,7 +6,7 @@ six-layer BERT of width 384, whose weights fit a DistilBERT exactly, with our Lo
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -192,18 +192,29 @@ def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
         ) from error
 
 
-def require_gradients_only(model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS) -> list[str]:
+def require_gradients_only(
+    model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS, without: Mapping[str, str] | None = None
+) -> list[str]:
     """Freeze everything but the linear layers with one of `parts` in their dotted names; their names.
 
-    No parts mean all linear layers. Raises `ValueError`, naming the parts there are, when none matches.
+    No parts mean all linear layers. `without` are layers that stay frozen, each with the reason in words, as
+    `support.ekfac.layers.uncovered` gives them. Raises `ValueError`, naming the parts there are, for each
+    part that matches no layer, and when there is no layer at all.
     """
+    without = without or {}
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    linear = [name for name in linear if name not in without]
+    there = {part for name in linear for part in name.split(".")}
+    for part in parts:
+        if part not in there:
+            why = next(
+                (f", but for those {why}" for name, why in without.items() if part in name.split(".")), ""
+            )
+            known = ", ".join(sorted(one for one in there if one and not one.isdigit())) or "none"
+            raise ValueError(f"No linear layer has {part!r} in its name{why}. There are: {known}.")
+    if not linear:
+        raise ValueError("The model has no linear layer that EK-FAC covers.")
     chosen = [name for name in linear if not parts or set(parts) & set(name.split("."))]
-    if not chosen:
-        known = sorted({part for name in linear for part in name.split(".") if not part.isdigit()})
-        raise ValueError(
-            f"No linear layer has one of {', '.join(parts)} in its name. There are: {', '.join(known)}."
-        )
     model.requires_grad_(False)
     for name in chosen:
         model.get_submodule(name).requires_grad_(True)

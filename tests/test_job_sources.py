@@ -8,12 +8,19 @@ import torch
 from datasets import ClassLabel, Dataset, DatasetDict
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AlbertConfig,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
+    DebertaConfig,
+    DebertaV2Config,
+    EsmConfig,
+    FNetConfig,
     GPT2Config,
-    GPT2ForSequenceClassification,
+    LongformerConfig,
+    OPTConfig,
     RobertaConfig,
-    RobertaForSequenceClassification,
+    XLNetConfig,
 )
 
 from support.ekfac import EkfacInfluence
@@ -39,11 +46,37 @@ BERT = SIZES | {
     "pad_token_id": 0,
 }
 GPT2 = SIZES | {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 101, "eos_token_id": 102}
+OPT = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_hidden_layers": 2}
+RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
+FED = "that are not fed with (batch, tokens, features) "
 FAMILIES = {
-    "bert": (BertForSequenceClassification, BertConfig, BERT),
-    "roberta": (RobertaForSequenceClassification, RobertaConfig, BERT),
-    "gpt2": (GPT2ForSequenceClassification, GPT2Config, GPT2),
+    "bert": (BertConfig, BERT, ""),
+    "roberta": (RobertaConfig, BERT, ""),
+    "gpt2": (GPT2Config, GPT2, ""),
+    "deberta": (DebertaConfig, BERT | RELATIVE, f"4 {FED}(deberta.encoder.layer.0.attention.self.pos_proj)"),
+    "deberta-v2": (
+        DebertaV2Config,
+        BERT | RELATIVE | {"share_att_key": True},
+        "4 called more than once (deberta.encoder.layer.0.attention.self.query_proj)",
+    ),
+    "albert": (
+        AlbertConfig,
+        BERT | {"embedding_size": 8},
+        "6 called more than once (albert.encoder.albert_layer_groups.0.albert_layers.0.attention.query)",
+    ),
+    "opt": (
+        OPTConfig,
+        OPT | {"num_attention_heads": 2, "pad_token_id": 0},
+        f"4 {FED}(model.decoder.layers.0.fc1)",
+    ),
+    "esm": (EsmConfig, BERT | {"mask_token_id": 103}, "1 not called (esm.contact_head.regression)"),
+    "longformer": (
+        LongformerConfig,
+        BERT | {"attention_window": 4, "max_position_embeddings": 66},
+        f"18 {FED}(longformer.encoder.layer.0.attention.self.query)",
+    ),
 }
+"""Configuration, its sizes, and what is left out of the model's linear layers."""
 
 
 def reviews(labels=NUMBERS):
@@ -189,9 +222,13 @@ def test_without_a_choice_every_linear_layer_gets_gradients_and_nothing_else(tin
     assert found == wanted
 
 
-def test_layers_that_match_nothing_are_refused_with_the_names_there_are(tiny):
-    subject = Subject(model=str(tiny), layers="mlp")
-    with pytest.raises(ModelNotUsable, match=r"--layers mlp: .* classifier, .*ffn, .*lin1, lin2"):
+@pytest.mark.parametrize(("layers", "part"), [("mlp", "mlp"), ("ffn,clasifier", "clasifier"), (",", ",")])
+def test_each_part_that_matches_no_layer_is_refused_with_the_names_there_are(tiny, layers, part):
+    subject = Subject(model=str(tiny), layers=layers)
+    told = (
+        rf"^--layers {layers}: No linear layer has '{part}' in its name\. There are: .* classifier, .*ffn, "
+    )
+    with pytest.raises(ModelNotUsable, match=told):
         load_classifier(subject, CPU)
 
 
@@ -209,19 +246,22 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path, tokenizer, tiny):
         load_classifier(Subject(model=str(tmp_path)), CPU)
 
 
+def random_model(folder, tokenizer, configure, sizes):
+    torch.manual_seed(0)
+    config = configure(vocab_size=len(tokenizer), **sizes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def family(request, tmp_path_factory, tokenizer):
-    make, configure, sizes = FAMILIES[request.param]
-    folder = tmp_path_factory.mktemp(request.param)
-    torch.manual_seed(0)
-    make(configure(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return request.param, folder
+    configure, sizes, left_out = FAMILIES[request.param]
+    return random_model(tmp_path_factory.mktemp(request.param), tokenizer, configure, sizes), left_out
 
 
 def test_every_family_of_models_has_influences_that_padding_does_not_change(family, tokenizer):
-    _, folder = family
-    model = load_classifier(Subject(model=str(folder)), CPU).model
+    model = load_classifier(Subject(model=family[0]), CPU).model
     inputs = tokenizer(["a warm and dull film", "great"], padding=True, return_tensors="pt")
     x, y = inputs["input_ids"], torch.tensor([0, 1])
     engine = EkfacInfluence(model, hessian_regularization=0.1).fit([(x, y)])
@@ -230,6 +270,36 @@ def test_every_family_of_models_has_influences_that_padding_does_not_change(fami
     assert both.isfinite().all()
     assert (both.diagonal() > 0).all()
     torch.testing.assert_close(engine.influences(short, y[1:]), both[1:, 1:], rtol=1e-3, atol=1e-5)
+
+
+def test_layers_that_can_not_be_tracked_are_left_out_and_told_of_when_they_were_asked_for(family):
+    folder, left_out = family
+    told = f"Linear layers that EK-FAC can't cover are left out: {left_out}." if left_out else ""
+    assert load_classifier(Subject(model=folder), CPU).left_out == told
+    head = "score" if "opt" in folder or "gpt2" in folder else "classifier"
+    assert load_classifier(Subject(model=folder, layers=head), CPU).left_out == ""
+
+
+def test_layers_of_which_none_can_be_tracked_are_refused_with_the_reason_and_what_there_is(
+    tmp_path, tokenizer
+):
+    configure, sizes, _ = FAMILIES["deberta-v2"]
+    subject = Subject(model=random_model(tmp_path, tokenizer, configure, sizes), layers="dense,query_proj")
+    told = "layer has 'query_proj' in its name, but for those called more than once. There are: attention, "
+    refused(subject, told)
+
+
+@pytest.mark.parametrize(
+    ("configure", "sizes"),
+    [
+        (XLNetConfig, {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 24, "pad_token_id": 0}),
+        (FNetConfig, {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}),
+    ],
+    ids=["xlnet", "fnet"],
+)
+def test_a_model_that_padding_changes_is_refused_by_name(tmp_path, tokenizer, configure, sizes):
+    subject = Subject(model=random_model(tmp_path, tokenizer, configure, sizes))
+    refused(subject, r"^'.*' says \[.* beside a longer one: padding, .* Name a model that masks padding\.$")
 
 
 # Rows
@@ -330,12 +400,8 @@ def test_code_of_a_model_s_folder_is_not_run(tmp_path, tokenizer):
 
 
 def test_texts_are_cut_where_the_model_reads_no_further(tmp_path, tokenizer):
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=len(tokenizer), **BERT | {"pad_token_id": 1}, max_position_embeddings=66
-    )
-    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    sizes = BERT | {"pad_token_id": 1, "max_position_embeddings": 66}
+    random_model(tmp_path, tokenizer, RobertaConfig, sizes)
     assert load_classifier(Subject(model=str(tmp_path)), CPU).max_tokens == 64
     assert load_classifier(Subject(model=str(tmp_path), max_tokens=9), CPU).max_tokens == 9
 

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from experiments.finetune import Finetuning, Recipe
 from support import assets, model
+from support.ekfac.layers import uncovered
 from support.imdb import ImdbDataset, load_imdb
 from support.model import (
     AdapterDamaged,
@@ -130,10 +131,55 @@ def test_a_second_choice_replaces_the_first():
     ]
 
 
-def test_a_choice_that_matches_no_linear_layer_is_refused_with_the_parts_there_are():
-    expected = r"^No linear layer has one of LayerNorm in its name\. There are: attention, .*v_lin\.$"
-    with pytest.raises(ValueError, match=expected):
-        require_gradients_only(tiny_distilbert(seed=0), ["LayerNorm"])
+def test_a_part_that_matches_no_linear_layer_is_refused_with_the_parts_there_are():
+    expected = r"^No linear layer has 'LayerNorm' in its name\. There are: attention, .*v_lin\.$"
+    for parts in (["LayerNorm"], ["ffn", "LayerNorm"]):
+        with pytest.raises(ValueError, match=expected):
+            require_gradients_only(tiny_distilbert(seed=0), parts)
+
+
+def test_a_model_without_a_linear_layer_is_refused():
+    with pytest.raises(ValueError, match=r"^The model has no linear layer that EK-FAC covers\.$"):
+        require_gradients_only(nn.ModuleDict({"norm": nn.LayerNorm(2)}), [])
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Odd(nn.Module):
+    """Each layer is named after what is wrong with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+        self.right, self.turned, self.twice, self.unused = (nn.Linear(4, 4) for _ in range(4))
+        self.right_too, self.doubled = Conv1D(4, 4), Doubled(4, 4)
+        self.tied = nn.Linear(4, 9, bias=False)
+        self.tied.weight = self.embedding.weight
+        self.parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+    def forward(self, input_ids, attention_mask):
+        x = self.right_too(self.right(self.embedding(input_ids)))
+        x = self.turned(x.transpose(0, 1)).transpose(0, 1)
+        x = self.parametrised(self.doubled(self.twice(self.twice(x))))
+        return self.tied((x * attention_mask.unsqueeze(2)).sum(dim=1))
+
+
+def test_of_every_layer_that_can_not_be_covered_the_reason_is_told():
+    inputs = {"input_ids": torch.arange(6).view(2, 3), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    odd = Odd().eval()
+    why = uncovered(odd, inputs)
+    assert why == {
+        "turned": "that are not fed with (batch, tokens, features)",
+        "twice": "called more than once",
+        "unused": "not called",
+        "doubled": "that compute something else than a linear layer does",
+        "tied": "that share a weight with another",
+        "parametrised": "with other parameters than weight and bias",
+    }
+    assert require_gradients_only(odd, [], why) == ["right", "right_too"]
 
 
 def test_without_a_choice_every_linear_layer_gets_gradients_those_of_gpt2_too():

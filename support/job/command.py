@@ -130,6 +130,7 @@ def _steps(*steps: Callable[[Job], str | None]) -> Command:
         refuse_below(vars(chosen))
         job = Job(Store(chosen.store), vars(chosen), team)
         with job.store.claimed(team):
+            yield job.classifier.left_out
             for step in steps:
                 yield step(job)
 

@@ -9,9 +9,12 @@ import datasets
 import torch
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from support.ekfac.layers import uncovered
+from support.ekfac.verification import TOLERANCE
 from support.imdb import load_imdb
 from support.job.errors import DatasetNotUsable, ModelNotUsable
 from support.job.settings import PACKAGED, Subject
@@ -29,13 +32,15 @@ INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "
 @dataclass(frozen=True)
 class Classifier:
     """A model in the engine's shape, its tokenizer, the numbers of its classes by their names, its
-    configuration as far as it decides what the model computes, and how many tokens of a text it gets."""
+    configuration as far as it decides what the model computes, how many tokens of a text it gets, and which
+    layers are left out because the engine can't cover them, in a line to be told."""
 
     model: ModelLogitsWrapper
     tokenizer: PreTrainedTokenizerBase
     class_names: dict[str, int]
     config: dict[str, object]
     max_tokens: int
+    left_out: str
 
 
 def load_classifier(subject: Subject, device: torch.device) -> Classifier:
@@ -43,17 +48,19 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     model, tokenizer = _model_and_tokenizer(subject.model)
     _refuse_what_does_not_fit(model, tokenizer, subject.model)
     model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
-    parts = [part.strip() for part in subject.layers.split(",") if part.strip()]
+    wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
+    without = _not_covered(wrapped, tokenizer, subject.model, device)
+    parts = [part.strip() for part in subject.layers.split(",") if part.strip()] or subject.layers.split()
     try:
-        require_gradients_only(model, parts)
+        require_gradients_only(model, parts, without)
     except ValueError as error:
         raise ModelNotUsable(f"--layers {subject.layers}: {error}") from error
-    wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
+    asked = {name: why for name, why in without.items() if not parts or set(parts) & set(name.split("."))}
     class_names = {name: number for number, name in model.config.id2label.items()}
     config = json.loads(model.config.to_json_string(use_diff=False))
     config = {key: value for key, value in config.items() if key not in INCIDENTAL}
     longest = min(subject.max_tokens, tokenizer.model_max_length, _positions(model))
-    return Classifier(wrapped, tokenizer, class_names, config, longest)
+    return Classifier(wrapped, tokenizer, class_names, config, longest, _told(asked))
 
 
 def _refuse_what_does_not_fit(model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -68,7 +75,7 @@ def _refuse_what_does_not_fit(model: nn.Module, tokenizer: PreTrainedTokenizerBa
     if tokenizer.pad_token_id is None:
         told = f"The tokenizer of {name!r} has no padding token, so padding could not be told from text"
         raise ModelNotUsable(f"{told}. Give it one that no text has, save both to a folder, and name that.")
-    words = model.get_input_embeddings().num_embeddings
+    words = len(model.get_input_embeddings().weight)
     largest = max(tokenizer.get_vocab().values())
     if largest >= words:
         raise ModelNotUsable(
@@ -76,6 +83,42 @@ def _refuse_what_does_not_fit(model: nn.Module, tokenizer: PreTrainedTokenizerBa
             f"{largest}, but the model knows {words} tokens. Use the model's own tokenizer, or give it room: "
             "model.resize_token_embeddings(len(tokenizer)), then save both to a folder."
         )
+
+
+def _not_covered(
+    model: ModelLogitsWrapper, tokenizer: PreTrainedTokenizerBase, name: str, device: torch.device
+) -> dict[str, str]:
+    """Layers that the engine can't cover, each with the reason, as two short texts show them.
+
+    Raises `ModelNotUsable` when the model can't read them, or reads one otherwise beside the other.
+    """
+    short, long = (torch.tensor(tokenizer(text)["input_ids"]) for text in ("a", "a b c d e f g h i j k"))
+    ids = pad_sequence([short, long], batch_first=True, padding_value=tokenizer.pad_token_id).to(device)
+    try:
+        with torch.no_grad():
+            beside, alone = model(ids)[0], model(ids[:1, : len(short)])[0]
+        found = uncovered(model.model, {"input_ids": ids, "attention_mask": model.token_mask(ids).long()})
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model of another kind may fail in any way
+        told = f"{name!r} can't read texts as token ids with an attention mask ({_first_line(error)})"
+        raise ModelNotUsable(f"{told}. Name a model that reads them so.") from error
+    if (beside - alone).norm() > TOLERANCE[torch.float32] * alone.norm():
+        raise ModelNotUsable(
+            f"{name!r} says {alone.tolist()} of a text alone and {beside.tolist()} of the same text beside a "
+            "longer one: padding, or other texts, change what it says, and so would every influence. Name a "
+            "model that masks padding."
+        )
+    return found
+
+
+def _told(left_out: dict[str, str]) -> str:
+    """Layers that are left out, by the reasons, with an example of each."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in left_out.items():
+        by_reason.setdefault(why, []).append(name)
+    parts = [f"{len(names)} {why} ({names[0]})" for why, names in by_reason.items()]
+    return f"Linear layers that EK-FAC can't cover are left out: {', '.join(parts)}." if parts else ""
 
 
 def _positions(model: nn.Module) -> int:
