@@ -1,6 +1,8 @@
 """However texts, labels and models are kept, a job sees the same; and it says what it can't use."""
 
+import gc
 import json
+import os
 
 import numpy as np
 import pytest
@@ -15,15 +17,13 @@ from transformers import (
     DebertaConfig,
     DebertaV2Config,
     EsmConfig,
-    FNetConfig,
     GPT2Config,
     LongformerConfig,
     OPTConfig,
     RobertaConfig,
-    XLNetConfig,
 )
 
-from support.ekfac import EkfacInfluence
+from support.ekfac import Bernoulli, EkfacInfluence, Gaussian
 from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
 from support.job.examples import chosen_rows, tokenised
 from support.job.settings import Subject
@@ -48,32 +48,41 @@ BERT = SIZES | {
 GPT2 = SIZES | {"n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 101, "eos_token_id": 102}
 OPT = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24, "num_hidden_layers": 2}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
-FED = "that are not fed with (batch, tokens, features) "
+FED = "that are not fed with (batch, tokens, features)"
 FAMILIES = {
     "bert": (BertConfig, BERT, ""),
     "roberta": (RobertaConfig, BERT, ""),
     "gpt2": (GPT2Config, GPT2, ""),
-    "deberta": (DebertaConfig, BERT | RELATIVE, f"4 {FED}(deberta.encoder.layer.0.attention.self.pos_proj)"),
+    "deberta": (
+        DebertaConfig,
+        BERT | RELATIVE,
+        f"4 {FED}; the first is 'deberta.encoder.layer.0.attention.self.pos_proj'",
+    ),
     "deberta-v2": (
         DebertaV2Config,
         BERT | RELATIVE | {"share_att_key": True},
-        "4 called more than once (deberta.encoder.layer.0.attention.self.query_proj)",
+        "4 called more than once; the first is 'deberta.encoder.layer.0.attention.self.query_proj'",
     ),
     "albert": (
         AlbertConfig,
         BERT | {"embedding_size": 8},
-        "6 called more than once (albert.encoder.albert_layer_groups.0.albert_layers.0.attention.query)",
+        "6 called more than once; the first is "
+        "'albert.encoder.albert_layer_groups.0.albert_layers.0.attention.query'",
     ),
     "opt": (
         OPTConfig,
         OPT | {"num_attention_heads": 2, "pad_token_id": 0},
-        f"4 {FED}(model.decoder.layers.0.fc1)",
+        f"4 {FED}; the first is 'model.decoder.layers.0.fc1'",
     ),
-    "esm": (EsmConfig, BERT | {"mask_token_id": 103}, "1 not called (esm.contact_head.regression)"),
+    "esm": (
+        EsmConfig,
+        BERT | {"mask_token_id": 103},
+        "1 not called; the first is 'esm.contact_head.regression'",
+    ),
     "longformer": (
         LongformerConfig,
         BERT | {"attention_window": 4, "max_position_embeddings": 66},
-        f"18 {FED}(longformer.encoder.layer.0.attention.self.query)",
+        f"18 {FED}; the first is 'longformer.encoder.layer.0.attention.self.query'",
     ),
 }
 """Configuration, its sizes, and what is left out of the model's linear layers."""
@@ -136,6 +145,95 @@ def test_a_file_that_is_missing_is_named_with_what_would_do(tmp_path):
         loaded(missing)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("latin.csv", "text,label\ncaf\xe9,1\n", "UnicodeDecodeError: .* A csv file is UTF-8, "),
+        ("empty.csv", "", "it is empty.* names its columns in the first line, "),
+        ("empty.jsonl", "", "it is empty.* A json file is UTF-8 and holds an object for each text"),
+        ("ragged.csv", "text,label\na,1\nb,c,0\n", "Expected 2 fields in line 3, saw 3.* double quotes"),
+        ("open.csv", 'text,label\n"a,1\n', "EOF inside string.* double quotes"),
+        ("big.csv", "text,label\na,99999999999999999999\n", "OverflowError: "),
+        ("ragged.jsonl", '{"text":"a","label":1}\n{"text":\n', "JSON parse error.* one a line"),
+        ("half.parquet", "PAR1", r"ArrowInvalid: .*half a file is none"),
+    ],
+)
+@pytest.mark.parametrize("folder", [False, True], ids=["alone", "in a folder"])
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # the reader leaves the file open
+def test_a_file_that_is_damaged_is_named_with_the_cause_and_what_it_has_to_be(
+    tmp_path, name, content, told, folder
+):
+    path = tmp_path / name
+    if folder:
+        path = tmp_path / f"test{path.suffix}"
+        writer = {".jsonl": "to_json"}.get(path.suffix, f"to_{path.suffix[1:]}")
+        getattr(reviews(), writer)(tmp_path / f"train{path.suffix}")
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(DatasetNotUsable, match=rf"^'{path}' can't be read \(.*{told}"):
+        loaded(tmp_path if folder else path)
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("header", "line", "told"),
+    [
+        (
+            "text;label",
+            "a;1",
+            "has no column 'text'. There are: text;label. A csv file .* has .* commas between",
+        ),
+        (
+            "text,label",
+            "a, or b,1",
+            "has more fields than names of columns. A csv .* quotes around a text with",
+        ),
+        ("review,label", "a,1", "There are: review, label. Say which ones with --text-column"),
+    ],
+    ids=["semicolons", "commas in every text", "another column"],
+)
+def test_a_csv_of_other_columns_is_refused_with_what_there_is_and_a_cure(tmp_path, header, line, told):
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text(f"{header}\n{line}\n{line}\n")
+    for source in (tmp_path, tmp_path / "train.csv"):
+        with pytest.raises(DatasetNotUsable, match=told):
+            loaded(source)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"), [([], "doesn't contain any data files"), (["csv", "json"], "Couldn't infer the same")]
+)
+def test_a_folder_without_data_and_one_of_two_kinds_are_refused_with_what_would_do(tmp_path, kinds, told):
+    for kind, split in zip(kinds, ("train", "test"), strict=False):
+        getattr(reviews(), f"to_{kind}")(tmp_path / f"{split}.{kind}")
+    cure = r"Name a file .* a folder with files called train\.csv or the like, all of one kind"
+    with pytest.raises(DatasetNotUsable, match=rf"can't be read \(.*{told}.*\)\. {cure}"):
+        loaded(tmp_path)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_file_that_changed_within_its_time_and_size_is_read_anew(tmp_path, folder):
+    path = tmp_path / "train.csv"
+    reviews().to_csv(path)
+    name, times = tmp_path if folder else path, path.stat()
+    assert loaded(name) == (TEXTS, NUMBERS)
+    path.write_text(path.read_text().replace("dull", "warm"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert loaded(name) == (["a warm film", *TEXTS[1:]], NUMBERS)
+
+
+def test_the_name_of_a_file_is_no_pattern(tmp_path):
+    reviews().to_csv(tmp_path / "part[1]*.csv")
+    reviews([1, 1, 1]).to_csv(tmp_path / "part1.csv")
+    assert loaded(tmp_path / "part[1]*.csv") == (TEXTS, NUMBERS)
+
+
+def test_one_column_is_not_texts_and_labels_at_once(tmp_path):
+    reviews().to_csv(tmp_path / "train.csv")
+    told = "Texts and labels are both in 'text': see --text-column, --label-column"
+    with pytest.raises(DatasetNotUsable, match=told):
+        loaded(tmp_path / "train.csv", subject=Subject(label_column="text"))
+
+
 def test_what_is_not_there_is_refused_with_what_there_is(tmp_path):
     (tmp_path / "reviews.txt").write_text("great")
     with pytest.raises(DatasetNotUsable, match=r"^reviews\.txt is neither of \.csv, \.parquet,"):
@@ -156,7 +254,11 @@ def test_a_column_that_is_missing_is_refused_with_those_that_are_there(tmp_path,
 @pytest.mark.parametrize(
     ("texts", "labels", "message"),
     [
-        (["good", None, "bad"], NUMBERS, r"^Row 1 of .* has no text but None\.$"),
+        (
+            ["good", None, "bad"],
+            NUMBERS,
+            r"^Row 1 of .* has no text but None\. .*another column: --text-column\.$",
+        ),
         (TEXTS, ["positive", "so-so", "negative"], r"^Row 1 .* label 'so-so', .* negative, positive\."),
         (TEXTS, [0, 2, 1], "^Row 1 of .* has the label 2, "),
         (TEXTS, [0, -1, 1], "^Row 1 of .* has the label -1, "),
@@ -289,19 +391,6 @@ def test_layers_of_which_none_can_be_tracked_are_refused_with_the_reason_and_wha
     refused(subject, told)
 
 
-@pytest.mark.parametrize(
-    ("configure", "sizes"),
-    [
-        (XLNetConfig, {"d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 24, "pad_token_id": 0}),
-        (FNetConfig, {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}),
-    ],
-    ids=["xlnet", "fnet"],
-)
-def test_a_model_that_padding_changes_is_refused_by_name(tmp_path, tokenizer, configure, sizes):
-    subject = Subject(model=random_model(tmp_path, tokenizer, configure, sizes))
-    refused(subject, r"^'.*' says \[.* beside a longer one: padding, .* Name a model that masks padding\.$")
-
-
 # Rows
 
 
@@ -373,9 +462,12 @@ def test_weights_that_would_be_drawn_at_random_are_refused_by_name(tmp_path, tok
     refused(headless, "no weights for classifier.bias, classifier.weight, which would be drawn at random")
 
 
-@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
-def test_a_loss_that_is_no_softmax_over_classes_is_refused_by_name(tmp_path, tokenizer, kind):
-    refused(kept(tmp_path, tokenizer, problem_type=kind), f"is a model for {kind.replace('_', ' ')}")
+@pytest.mark.parametrize(
+    ("kind", "likelihood"), [("multi_label_classification", Bernoulli), ("regression", Gaussian)]
+)
+def test_a_loss_that_is_no_softmax_over_classes_is_refused_by_name(tmp_path, tokenizer, kind, likelihood):
+    told = rf"is a model for {kind.replace('_', ' ')}; .* likelihood={likelihood.__name__}\(\)\) takes it"
+    refused(kept(tmp_path, tokenizer, problem_type=kind), told)
 
 
 def test_a_model_without_its_tokenizer_is_refused(tmp_path, tokenizer):

@@ -1,29 +1,43 @@
 """Where a job's model and texts come from: the package index, the Hugging Face hub, or the disk."""
 
+import glob
+import hashlib
 import json
+import re
 import sys
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
 import torch
 from datasets import ClassLabel, Dataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from support.assets import AssetChanged, AssetMissing, sha256
 from support.ekfac.layers import uncovered
-from support.ekfac.verification import TOLERANCE
 from support.imdb import load_imdb
 from support.job.errors import DatasetNotUsable, ModelNotUsable
 from support.job.settings import PACKAGED, Subject
 from support.model import ModelLogitsWrapper, load_model, load_tokenizer, require_gradients_only
 
 READERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+FORMS = {
+    "csv": "A csv file is UTF-8, names its columns in the first line, has a line for each text, commas "
+    "between the fields and double quotes around a text with commas",
+    "parquet": "A parquet file ends with what describes it, so half a file is none: write or copy it again",
+    "json": "A json file is UTF-8 and holds an object for each text, one a line, all with the same fields",
+}
+"""What a file has to be, for one that can't be read."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model")
 TOKENIZER_FILES += ("tokenizer.model", "sentencepiece.bpe.model")
+
+LIKELIHOODS = {"regression": "Gaussian", "multi_label_classification": "Bernoulli"}
 
 INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 """Entries of a model's configuration that change nothing of what it computes here."""
@@ -45,22 +59,35 @@ class Classifier:
 
 def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     """The model in evaluation mode, gradients for the chosen layers only. Raises `ModelNotUsable`."""
-    model, tokenizer = _model_and_tokenizer(subject.model)
-    _refuse_what_does_not_fit(model, tokenizer, subject.model)
-    model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
-    wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
-    without = _not_covered(wrapped, tokenizer, subject.model, device)
+    try:
+        model, tokenizer = _model_and_tokenizer(subject.model)
+        _refuse_what_does_not_fit(model, tokenizer, subject.model)
+        model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
+        wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
+        texts = tokenizer(["a", "a b c d e f g h i j k"], padding=True, return_tensors="pt").to(device)
+        without = uncovered(model, {name: texts[name] for name in ("input_ids", "attention_mask")})
+    except (ModelNotUsable, AssetChanged, AssetMissing):
+        raise
+    except Exception as error:  # the loaders', the hub's and the models' errors share no narrower class
+        raise ModelNotUsable(
+            f"--model {subject.model} can't be loaded as a sequence classifier with its tokenizer, or can't "
+            f"read texts ({_cause(error)}). Name a folder that holds config.json, model.safetensors and the "
+            f"tokenizer's files, a name on the hub, or {PACKAGED!r}."
+        ) from error
     parts = [part.strip() for part in subject.layers.split(",") if part.strip()] or subject.layers.split()
     try:
         require_gradients_only(model, parts, without)
     except ValueError as error:
         raise ModelNotUsable(f"--layers {subject.layers}: {error}") from error
     asked = {name: why for name, why in without.items() if not parts or set(parts) & set(name.split("."))}
+    reasons = ", ".join(f"{number} {why}" for why, number in Counter(asked.values()).items())
+    first = next(iter(asked), "")
+    left_out = f"Linear layers that EK-FAC can't cover are left out: {reasons}; the first is {first!r}."
     class_names = {name: number for number, name in model.config.id2label.items()}
     config = json.loads(model.config.to_json_string(use_diff=False))
     config = {key: value for key, value in config.items() if key not in INCIDENTAL}
     longest = min(subject.max_tokens, tokenizer.model_max_length, _positions(model))
-    return Classifier(wrapped, tokenizer, class_names, config, longest, _told(asked))
+    return Classifier(wrapped, tokenizer, class_names, config, longest, left_out if asked else "")
 
 
 def _refuse_what_does_not_fit(model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -69,8 +96,8 @@ def _refuse_what_does_not_fit(model: nn.Module, tokenizer: PreTrainedTokenizerBa
     if kind not in (None, "single_label_classification"):
         raise ModelNotUsable(
             f"{name!r} is a model for {kind.replace('_', ' ')}; the job knows classifiers with a softmax "
-            "over two classes or more. In Python, EkfacInfluence(model, likelihood=Gaussian()) takes "
-            "regression."
+            f"over two classes or more. In Python, EkfacInfluence(model, likelihood={LIKELIHOODS[kind]}()) "
+            "takes it; the likelihood is in support.ekfac."
         )
     if tokenizer.pad_token_id is None:
         told = f"The tokenizer of {name!r} has no padding token, so padding could not be told from text"
@@ -85,42 +112,6 @@ def _refuse_what_does_not_fit(model: nn.Module, tokenizer: PreTrainedTokenizerBa
         )
 
 
-def _not_covered(
-    model: ModelLogitsWrapper, tokenizer: PreTrainedTokenizerBase, name: str, device: torch.device
-) -> dict[str, str]:
-    """Layers that the engine can't cover, each with the reason, as two short texts show them.
-
-    Raises `ModelNotUsable` when the model can't read them, or reads one otherwise beside the other.
-    """
-    short, long = (torch.tensor(tokenizer(text)["input_ids"]) for text in ("a", "a b c d e f g h i j k"))
-    ids = pad_sequence([short, long], batch_first=True, padding_value=tokenizer.pad_token_id).to(device)
-    try:
-        with torch.no_grad():
-            beside, alone = model(ids)[0], model(ids[:1, : len(short)])[0]
-        found = uncovered(model.model, {"input_ids": ids, "attention_mask": model.token_mask(ids).long()})
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a model of another kind may fail in any way
-        told = f"{name!r} can't read texts as token ids with an attention mask ({_first_line(error)})"
-        raise ModelNotUsable(f"{told}. Name a model that reads them so.") from error
-    if (beside - alone).norm() > TOLERANCE[torch.float32] * alone.norm():
-        raise ModelNotUsable(
-            f"{name!r} says {alone.tolist()} of a text alone and {beside.tolist()} of the same text beside a "
-            "longer one: padding, or other texts, change what it says, and so would every influence. Name a "
-            "model that masks padding."
-        )
-    return found
-
-
-def _told(left_out: dict[str, str]) -> str:
-    """Layers that are left out, by the reasons, with an example of each."""
-    by_reason: dict[str, list[str]] = {}
-    for name, why in left_out.items():
-        by_reason.setdefault(why, []).append(name)
-    parts = [f"{len(names)} {why} ({names[0]})" for why, names in by_reason.items()]
-    return f"Linear layers that EK-FAC can't cover are left out: {', '.join(parts)}." if parts else ""
-
-
 def _positions(model: nn.Module) -> int:
     """How many tokens the model reads at most; RoBERTa and its kin begin to count behind the padding."""
     for name, module in model.named_modules():
@@ -132,45 +123,45 @@ def _positions(model: nn.Module) -> int:
 
 
 def _model_and_tokenizer(name: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    try:
-        if name == PACKAGED:
-            return load_model(), load_tokenizer()
-        transformers_logging.disable_progress_bar()
-        folder = Path(name)
-        if (folder / "config.json").exists() and not any((folder / one).exists() for one in TOKENIZER_FILES):
-            raise ModelNotUsable(f"--model {name} has no tokenizer: save the model's own beside it.")
-        # No pickled checkpoint and no code of the folder's: either could do anything.
-        how = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-        loaded = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **how)
-        model, missing = loaded[0], sorted(loaded[1]["missing_keys"] | loaded[1]["mismatched_keys"])
-        if missing:
-            raise ModelNotUsable(
-                f"--model {name} has no weights for {', '.join(map(str, missing[:3]))}"
-                f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}, which would be drawn at "
-                "random. Name a sequence classifier that was trained."
-            )
-        return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except ModelNotUsable:
-        raise
-    except Exception as error:  # the loaders' and the hub's errors share no narrower class
+    if name == PACKAGED:
+        return load_model(), load_tokenizer()
+    transformers_logging.disable_progress_bar()
+    folder = Path(name)
+    if (folder / "config.json").exists() and not any((folder / one).exists() for one in TOKENIZER_FILES):
+        raise ModelNotUsable(f"--model {name} has no tokenizer: save the model's own beside it.")
+    # No pickled checkpoint and no code of the folder's: either could do anything.
+    how = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    loaded = AutoModelForSequenceClassification.from_pretrained(name, trust_remote_code=False, **how)
+    model, missing = loaded[0], sorted(loaded[1]["missing_keys"] | loaded[1]["mismatched_keys"])
+    if missing:
         raise ModelNotUsable(
-            f"--model {name} can't be loaded as a sequence classifier with its tokenizer "
-            f"({_first_line(error)}). Name a folder that holds config.json, model.safetensors and the "
-            f"tokenizer's files, a name on the hub, or {PACKAGED!r}."
-        ) from error
+            f"--model {name} has no weights for {', '.join(map(str, missing[:3]))}"
+            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''}, which would be drawn at "
+            "random. Name a sequence classifier that was trained."
+        )
+    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def load_texts(name: str, split: str, subject: Subject, class_names: dict[str, int]) -> Dataset:
     """A split with columns `text` and `label`, the model's numbers. Raises `DatasetNotUsable`."""
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told here
     found, columns = _read(name, split), [subject.text_column, subject.label_column]
     if isinstance(found, dict) and split not in found:
         raise DatasetNotUsable(f"{name!r} has no split {split!r}. There are: {', '.join(found)}.")
     found = found[split] if isinstance(found, dict) else found
+    if subject.text_column == subject.label_column:
+        raise DatasetNotUsable(
+            f"Texts and labels are both in {columns[0]!r}: see --text-column, --label-column."
+        )
+    there = ", ".join(found.column_names)
     for column in columns:
         if column not in found.column_names:
-            told = f"{name!r} has no column {column!r}. There are: {', '.join(found.column_names)}"
-            raise DatasetNotUsable(f"{told}. Say which ones with --text-column and --label-column.")
+            cure = "Say which ones with --text-column and --label-column"
+            cure = FORMS["csv"] if re.search(r"[;\t|]", there) else cure
+            raise DatasetNotUsable(f"{name!r} has no column {column!r}. There are: {there}. {cure}.")
+    if "__index_level_0__" in there and found.info.builder_name == "csv":
+        raise DatasetNotUsable(f"{name!r} has more fields than names of columns. {FORMS['csv']}.")
     found = found.select_columns(columns)
     found = found.rename_columns(dict(zip(columns, ("text", "label"), strict=True)))
     numbers = _numbers(found, class_names, name)
@@ -189,23 +180,48 @@ def refuse_single_split(name: str) -> None:
 
 def _read(name: str, split: str) -> Dataset | dict:
     path = Path(name)
-    if path.is_file() and path.suffix not in READERS:
+    if name == PACKAGED:
+        return load_imdb()
+    found = sorted(file for file in (path, *path.rglob("*")) if file.is_file())
+    files = {file: READERS[file.suffix.lower()] for file in found if file.suffix.lower() in READERS}
+    if path.is_file() and not files:
         raise DatasetNotUsable(f"{path.name} is neither of {', '.join(READERS)}, which can be read.")
     try:
-        if name == PACKAGED:
-            return load_imdb()
-        if path.is_file():
-            # Nothing but an empty field is a missing one: NA may be a class.
-            how = {"keep_default_na": False, "na_values": [""]} if path.suffix == ".csv" else {}
-            return load_dataset(READERS[path.suffix], data_files={split: name}, split=split, **how)
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             return load_from_disk(name)
-        return load_dataset(name)
+        # The library would know a file again by name, time and size.
+        how = {"cache_dir": f"{datasets.config.HF_DATASETS_CACHE}/{_digest(files)}"} if files else {}
+        if {*files.values()} == {"csv"}:  # nothing but an empty field is a missing one: NA may be a class
+            how |= {"keep_default_na": False, "na_values": [""]}
+        if not path.is_file():
+            return load_dataset(name, **how)
+        if not path.stat().st_size:
+            raise ValueError("it is empty")
+        return load_dataset(files[path], data_files=glob.escape(name), split="train", **how)
     except Exception as error:  # the readers' and the hub's errors share no narrower class
-        raise DatasetNotUsable(
-            f"{name!r} can't be read ({_first_line(error)}). Name a file ({', '.join(READERS)}), a "
-            f"folder with files called {split}.csv or the like, a name on the hub, or {PACKAGED!r}."
-        ) from error
+        for file in files if path.is_dir() else ():  # one that can't be read alone is told by its name
+            _read(str(file), split)
+        cure = (
+            f"Name a file ({', '.join(READERS)}), a folder with files called {split}.csv or the like, all of "
+        )
+        cure += f"one kind and with the same columns, a name on the hub, or {PACKAGED!r}"
+        cure = FORMS[files[path]] if path in files else cure
+        raise DatasetNotUsable(f"{name!r} can't be read ({_cause(error)}). {cure}.") from error
+
+
+def _digest(files: Iterable[Path]) -> str:
+    contents = "".join(f"{file} {sha256(file)}" for file in files)
+    return hashlib.sha256(contents.encode(errors="surrogateescape")).hexdigest()
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong, in short: what is behind an error that only says that there is one."""
+    while type(error) is DatasetGenerationError and (behind := error.__cause__ or error.__context__):
+        error = behind
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None):
+        raise error  # neither the file's fault nor the model's
+    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return told if len(told) <= 300 else f"{told[:299]}…"
 
 
 def _numbers(texts: Dataset, class_names: dict[str, int], name: str) -> list[int]:
@@ -216,7 +232,9 @@ def _numbers(texts: Dataset, class_names: dict[str, int], name: str) -> list[int
         for text, label in zip(batch["text"], batch["label"], strict=True):
             row = f"Row {len(numbers)} of {name!r}"
             if not isinstance(text, str):
-                raise DatasetNotUsable(f"{row} has no text but {text!r}.")
+                raise DatasetNotUsable(
+                    f"{row} has no text but {text!r}. Leave it out, or name another column: --text-column."
+                )
             if _spelling(label) not in known:
                 raise DatasetNotUsable(
                     f"{row} has the label {label!r}, but the model's classes are {', '.join(class_names)}. "
@@ -250,7 +268,3 @@ def _spelling(label: object) -> str:
     if isinstance(label, bool | float) and float(label).is_integer():
         label = int(label)
     return str(label).strip().casefold()
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
