@@ -117,7 +117,7 @@ def as_regularization(text: str) -> float | str:
 
 
 def refuse_below(given: Mapping[str, object], least: Mapping[str, int] = LEAST) -> None:
-    """Raise `BadSetting`, by name, for a number below the least that means something."""
+    """Raise `BadSetting`, by name, for a number below the least that means something, or infinite."""
     for name, value in least.items():
-        if given.get(name) is not None and given[name] < value:
+        if given.get(name) is not None and not value <= given[name] < float("inf"):
             raise BadSetting(f"{option(name)} {given[name]}: use {value} or more.")
