@@ -5,7 +5,9 @@ six-layer BERT of width 384, whose weights fit a DistilBERT exactly, with our Lo
 """
 
 import json
+import sys
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -219,6 +221,26 @@ def require_gradients_only(
     for name in chosen:
         model.get_submodule(name).requires_grad_(True)
     return chosen
+
+
+def left_out(without: Mapping[str, str], parts: Sequence[str]) -> str:
+    """A line about the layers among `without` that were asked for with `parts`; empty if there are none."""
+    asked = {name: why for name, why in without.items() if not parts or set(parts) & set(name.split("."))}
+    if not asked:
+        return ""
+    reasons = ", ".join(f"{number} {why}" for why, number in Counter(asked.values()).items())
+    told = f"Linear layers that EK-FAC can't cover are left out: {reasons}"
+    return f"{told}; the first is {next(iter(asked))!r}."
+
+
+def positions(model: nn.Module) -> int:
+    """How many tokens a model reads at most; RoBERTa and its kin begin to count behind the padding."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            kept = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - kept
+    told = getattr(model.config, "max_position_embeddings", None) or 0
+    return told if told > 0 else sys.maxsize
 
 
 class ModelLogitsWrapper(nn.Module):

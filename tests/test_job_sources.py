@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
@@ -28,7 +29,7 @@ from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
 from support.job.examples import chosen_rows, tokenised
 from support.job.settings import Subject
 from support.job.sources import load_classifier, load_texts
-from support.model import LABELS
+from support.model import LABELS, with_adapter
 from tests.tiny_job import make_model
 
 TEXTS = ["a dull film", 'great, "warm" plot', "bad\nbut fine"]
@@ -187,7 +188,7 @@ def test_a_file_that_is_damaged_is_named_with_the_cause_and_what_it_has_to_be(
             "a, or b,1",
             "has more fields than names of columns. A csv .* quotes around a text with",
         ),
-        ("review,label", "a,1", "There are: review, label. Say which ones with --text-column"),
+        ("review,label", "a,1", "There are: review, label. Say which with --text-column"),
     ],
     ids=["semicolons", "commas in every text", "another column"],
 )
@@ -254,11 +255,7 @@ def test_a_column_that_is_missing_is_refused_with_those_that_are_there(tmp_path,
 @pytest.mark.parametrize(
     ("texts", "labels", "message"),
     [
-        (
-            ["good", None, "bad"],
-            NUMBERS,
-            r"^Row 1 of .* has no text but None\. .*another column: --text-column\.$",
-        ),
+        (["good", None, "bad"], NUMBERS, r"^Row 1 of .* has no text but None\. .*or see --text-column\.$"),
         (TEXTS, ["positive", "so-so", "negative"], r"^Row 1 .* label 'so-so', .* negative, positive\."),
         (TEXTS, [0, 2, 1], "^Row 1 of .* has the label 2, "),
         (TEXTS, [0, -1, 1], "^Row 1 of .* has the label -1, "),
@@ -459,22 +456,59 @@ def refused(subject, words):
 
 def test_weights_that_would_be_drawn_at_random_are_refused_by_name(tmp_path, tokenizer):
     headless = kept(tmp_path, tokenizer, lambda w: {k: v for k, v in w.items() if "classifier" not in k})
-    refused(headless, "no weights for classifier.bias, classifier.weight, which would be drawn at random")
+    refused(
+        headless,
+        "no weights that fit classifier.bias, classifier.weight, which would be drawn at random: 2 in all",
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "likelihood"), [("multi_label_classification", Bernoulli), ("regression", Gaussian)]
 )
 def test_a_loss_that_is_no_softmax_over_classes_is_refused_by_name(tmp_path, tokenizer, kind, likelihood):
-    told = rf"is a model for {kind.replace('_', ' ')}; .* likelihood={likelihood.__name__}\(\)\) takes it"
+    told = (
+        rf"is a model for {kind.replace('_', ' ')}; .* In Python, .* {likelihood.__name__}\(\) for {kind[:5]}"
+    )
     refused(kept(tmp_path, tokenizer, problem_type=kind), told)
 
 
-def test_a_model_without_its_tokenizer_is_refused(tmp_path, tokenizer):
+@pytest.mark.parametrize("configured", [False, True])
+def test_a_model_without_its_tokenizer_is_refused(tmp_path, tokenizer, configured):
     subject = kept(tmp_path, tokenizer)
     for path in tmp_path.glob("*token*"):
         path.unlink()
+    if configured:
+        (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     refused(subject, "has no tokenizer: save the model's own beside it")
+
+
+def test_weights_of_other_sizes_are_refused_by_name(tmp_path, tokenizer):
+    refused(
+        kept(tmp_path, tokenizer, vocab_size=99), "no weights that fit bert.embeddings.word_embeddings.weight"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_is_refused_because_its_head_may_be_nowhere(tmp_path, tokenizer):
+    subject = kept(tmp_path / "encoder", tokenizer)
+    model = AutoModelForSequenceClassification.from_pretrained(subject.model)
+    with_adapter(model, LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    refused(Subject(model=str(tmp_path / "adapter")), "is an adapter. Merge it with peft's merge_and_unload")
+
+
+def test_classes_of_one_name_are_refused(tmp_path, tokenizer):
+    names = {"id2label": {"0": "good", "1": "good"}, "label2id": {"good": 0}}
+    refused(
+        kept(tmp_path, tokenizer, **names), "some have the same name: good. Give each its own, in id2label"
+    )
+
+
+def test_a_cut_that_leaves_nothing_of_a_text_is_refused(tiny):
+    refused(
+        Subject(model=str(tiny), max_tokens=2), "--max-tokens 2: 2 are the tokenizer's own. Use 3 or more"
+    )
+    assert load_classifier(Subject(model=str(tiny), max_tokens=3), CPU).max_tokens == 3
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(tmp_path, tokenizer):

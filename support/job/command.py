@@ -13,7 +13,7 @@ from torch.distributed import DistError
 from support.assets import AssetChanged
 from support.ekfac.errors import EkfacError, LayerNotSupported, OutputsNotSupported
 from support.job import fleet
-from support.job.errors import JobError, ToldElsewhere
+from support.job.errors import BadSetting, JobError, ToldElsewhere
 from support.job.fit import fit
 from support.job.plan import planned
 from support.job.score import score, self_influences
@@ -57,9 +57,6 @@ CURES = {
 }
 """What to do on the command line about errors that don't know of it."""
 
-Command = Callable[[Namespace, Team], Iterator[str | None]]
-"""Does the work of a command; gives what there is to say, when there is."""
-
 OPTIONS = (
     ("query-block", "plan run score", int, None, "queries at a time (as many as fit)"),
     ("tell-seconds", "run fit score self", float, 60.0, "between two lines of a log (60)"),
@@ -101,6 +98,8 @@ def _told(error: BaseException, who: str = "") -> int:
         return 1
     if os.environ.get("JOB_TRACEBACK"):
         raise error
+    if "can't allocate memory" in str(error):  # of the CPU, a RuntimeError
+        error = MemoryError(str(error))
     told = f"{type(error).__name__}: {error}"
     if isinstance(error, KeyboardInterrupt):
         told = f"Stopped. {AGAIN}"
@@ -145,12 +144,14 @@ def parser() -> ArgumentParser:
     return whole
 
 
-def _steps(*steps: Callable[[Job], str | None]) -> Command:
-    """A command of steps on a store, which is this team's meanwhile."""
+def _steps(*steps: Callable[[Job], str | None]) -> Callable[[Namespace, Team], Iterator[str | None]]:
+    """A command of steps on a store, which is this team's meanwhile; gives what there is to say."""
 
     def run(chosen: Namespace, team: Team) -> Iterator[str | None]:
         refuse_below(vars(chosen))
         job = Job(Store(chosen.store), vars(chosen), team)
+        if Path(job.subject.dataset).absolute() in job.store.folder.absolute().parents:
+            raise BadSetting(f"--store {chosen.store} lies among the files of --dataset. Name one elsewhere.")
         with job.store.claimed(team):
             yield job.classifier.left_out
             for step in steps:
