@@ -100,7 +100,7 @@ def _told(error: BaseException, who: str = "") -> int:
         raise error
     if "can't allocate memory" in str(error):  # of the CPU, a RuntimeError
         error = MemoryError(str(error))
-    told = f"{type(error).__name__}: {error}"
+    told = f"{type(error).__name__}: {str(error).strip()}"
     if isinstance(error, KeyboardInterrupt):
         told = f"Stopped. {AGAIN}"
     elif who and (isinstance(error, DistError) or "gloo" in told):
@@ -150,7 +150,8 @@ def _steps(*steps: Callable[[Job], str | None]) -> Callable[[Namespace, Team], I
     def run(chosen: Namespace, team: Team) -> Iterator[str | None]:
         refuse_below(vars(chosen))
         job = Job(Store(chosen.store), vars(chosen), team)
-        if Path(job.subject.dataset).absolute() in job.store.folder.absolute().parents:
+        read = Path(job.subject.dataset).absolute()
+        if read in job.store.folder.absolute().parents and job.subject.dataset != Subject.dataset:
             raise BadSetting(f"--store {chosen.store} lies among the files of --dataset. Name one elsewhere.")
         with job.store.claimed(team):
             yield job.classifier.left_out

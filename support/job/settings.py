@@ -120,7 +120,8 @@ def as_regularization(text: str) -> float | str:
 
 
 def refuse_below(given: Mapping[str, object], least: Mapping[str, int] = LEAST) -> None:
-    """Raise `BadSetting`, by name, for a number that is below the least which means something, or endless."""
+    """Raise `BadSetting`, by name, for a number below the least that means something, or too large."""
     for name, value in least.items():
         if given.get(name) is not None and not value <= given[name] < 1e18:
-            raise BadSetting(f"{option(name)} {given[name]}: use {value} or more.")
+            told = "less than 1e18" if given[name] >= 1e18 else f"{value} or more"
+            raise BadSetting(f"{option(name)} {given[name]}: use {told}.")

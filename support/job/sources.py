@@ -60,7 +60,10 @@ class Classifier:
 
 
 def load_classifier(subject: Subject, device: torch.device) -> Classifier:
-    """The model in evaluation mode, gradients for the chosen layers only. Raises `ModelNotUsable`."""
+    """The model in evaluation mode, gradients for the chosen layers only.
+
+    Raises `ModelNotUsable`, and for the packaged one `AssetChanged` and `AssetMissing`.
+    """
     try:
         model, tokenizer = _model_and_tokenizer(subject.model)
         _refuse_what_does_not_fit(model, tokenizer, subject.model)
