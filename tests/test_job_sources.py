@@ -4,10 +4,11 @@ import gc
 import json
 import os
 
+import datasets
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -276,7 +277,6 @@ def test_class_labels_are_numbers_or_the_models_names_in_any_order(tmp_path, nam
 
 @pytest.fixture
 def offline(monkeypatch):
-    import datasets.config
     import huggingface_hub.constants
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -289,6 +289,17 @@ def test_names_of_the_hub_are_errors_offline(offline):
         loaded("nobody/no-reviews")
     with pytest.raises(ModelNotUsable, match=r"^--model nobody/no-model can't be loaded "):
         load_classifier(Subject(model="nobody/no-model"), CPU)
+
+
+def test_a_folder_that_the_library_kept_is_not_taken_for_a_name_of_the_hub(tmp_path, offline, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "mine").mkdir()
+    reviews().to_csv(tmp_path / "mine" / "train.csv")
+    load_dataset(str(tmp_path / "mine"), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(
+        DatasetNotUsable, match="the hub can't be reached, and what is kept here was a folder"
+    ):
+        loaded("mine")
 
 
 # Models
