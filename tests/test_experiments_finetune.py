@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from experiments import finetune
 from experiments.finetune import CHECKPOINT, Finetuning, Recipe, held_out_scores, train
 from support.imdb import ImdbDataset
-from support.model import merge_adapter
+from support.model import adapter_sha256, merge_adapter
 from tests.dense import assert_same
 from tests.stand_in_hub import tiny_distilbert
 
@@ -191,6 +191,8 @@ def test_the_command_leaves_adapters_a_record_and_predictions_and_nothing_else(c
     left = {*record["snapshots"], "final", "record.json", "held_out.csv"}
     assert {path.name for path in command_output.iterdir()} == left
     assert [path.name for path in command_output.parent.iterdir()] == ["adapter"]
+    adapters = {name: adapter_sha256(command_output / name) for name in [*record["snapshots"], "final"]}
+    assert record["adapters_sha256"] == adapters
     assert record["train_reviews"] == 12
     assert record["steps"] == len(record["loss"]) == 20
     assert sum(record["loss"][-3:]) < 0.5 * sum(record["loss"][:3])

@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from transformers import FNetConfig, FNetForSequenceClassification
 
+from support.ekfac.errors import LayerNotSupported, OutputsNotSupported
 from support.job.command import main, parser
 from support.job.fleet import SHAPES
 from support.job.store import Store
+from support.model import LABELS, load_tokenizer
 from tests.tiny_job import QUERIES, TRAINING, attributes, make_model, make_reviews, options
 
 COMMANDS = ["plan", "run", "fit", "score", "self", "top", "show", "fleet"]
@@ -101,8 +105,8 @@ def test_top_that_dies_while_it_writes_leaves_the_old_page_whole(finished, said,
 
     monkeypatch.setattr(type(tmp_path), "write_text", die)
     monkeypatch.setattr(pd.DataFrame, "to_parquet", lambda _, path: die(path))
-    with pytest.raises(RuntimeError, match="killed"):
-        main(["top", "--store", str(finished), "--count", "1", "--output", str(tmp_path)])
+    told = said("top", "--store", finished, "--count", 1, "--output", tmp_path, status=1)
+    assert "RuntimeError: killed" in told
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -149,6 +153,13 @@ def test_a_folder_that_holds_other_things_is_refused_and_left_as_it_is(inputs, s
     err = said(command, *given, status=1)
     assert "holds other things (thesis.tex) and no store. Name a new folder." in err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_store_among_the_texts_is_refused(inputs, said):
+    model, reviews = inputs
+    told = said("run", *options(model, reviews, reviews / "store"), status=1)
+    assert "lies among the files of --dataset. Name one elsewhere." in told
+    assert not (reviews / "store").exists()
 
 
 def test_texts_that_changed_since_they_were_scored_are_refused(inputs, said, tmp_path):
@@ -263,6 +274,89 @@ def test_an_error_of_the_system_is_told_in_one_line(inputs, said, tmp_path):
     told = said("run", *options(*inputs, tmp_path / "file" / "sub"), status=1)
     assert "NotADirectoryError" in told
     assert "Traceback" not in told
+
+
+def fails(error):
+    def run(*_):
+        raise error
+
+    return run
+
+
+def test_an_error_that_nobody_expected_is_told_with_its_kind_its_first_line_and_how_to_see_more(
+    finished, said, monkeypatch
+):
+    monkeypatch.setattr("support.job.command.shown", fails(KeyError("here\nand there")))
+    told = "KeyError: 'here\\nand there' (unexpected: with JOB_TRACEBACK=1 before the command, it says where)"
+    assert said("show", "--store", finished, status=1).strip() == told
+    monkeypatch.setenv("JOB_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        main(["show", "--store", str(finished)])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_told_with_what_needs_less(finished, said, monkeypatch, error):
+    monkeypatch.setattr("support.job.command.shown", fails(error))
+    told = said("show", "--store", finished, status=1).strip()
+    assert told.startswith(("MemoryError: ", "OutOfMemoryError: "))
+    assert told.endswith("Smaller --block, --query-block or --max-tokens need less memory.")
+
+
+@pytest.mark.parametrize(
+    ("error", "option"),
+    [(LayerNotSupported("no"), "--layers"), (OutputsNotSupported("no"), "another --model")],
+)
+def test_the_engine_s_errors_have_a_cure_on_the_command_line(finished, said, monkeypatch, error, option):
+    monkeypatch.setattr("support.job.command.shown", fails(error))
+    told = said("show", "--store", finished, status=1)
+    assert f"{type(error).__name__}: no On the command line: " in told
+    assert option in told
+
+
+def test_a_worker_that_is_lost_is_told_by_the_others(finished, said, monkeypatch):
+    monkeypatch.setattr(
+        "support.job.command.shown", fails(RuntimeError("[gloo/pair.cc:5] Connection closed"))
+    )
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    told = said("show", "--store", finished, status=1)
+    assert "process 0: Another process was lost, see what it said (RuntimeError: [gloo" in told
+    assert "The same command goes on from where it was." in told
+
+
+def test_a_model_that_padding_changes_is_refused_with_what_to_name(inputs, said, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "initializer_range": 0.2}
+    config = FNetConfig(vocab_size=30522, id2label=LABELS, label2id={}, **sizes)
+    FNetForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    load_tokenizer().save_pretrained(tmp_path / "model")
+    given = options(tmp_path / "model", inputs[1], tmp_path / "store")
+    given[given.index("ffn,classifier")] = "classifier"
+    told = said("run", *given, status=1)
+    assert "OutputsNotSupported: The model says " in told
+    assert "name another --model, one that masks padding." in told
+
+
+FOREIGN = "\x1b[31m\u202egreat\x07\r"
+WRITTEN_OUT = r"\x1b[31m\u202egreat\x07"
+
+
+def test_what_a_terminal_would_obey_in_foreign_text_is_written_out(inputs, said, tmp_path):
+    model, own = inputs[0], tmp_path / "reviews"
+    own.mkdir()
+    for split in ("train", "test"):
+        (own / f"{split}.csv").write_text(f'text,label\n"{FOREIGN}",positive\n"{FOREIGN} too",negative\n')
+    said("run", *options(model, own, tmp_path / "store"))
+    table = said("top", "--store", tmp_path / "store")
+    column = said("run", *options(model, own, tmp_path / "2"), "--text-column", FOREIGN, status=1)
+    for text in (table, column, said("show", "--store", tmp_path / FOREIGN, status=1)):
+        assert WRITTEN_OUT in text
+        assert not {"\x1b", "\u202e", "\x07", "\r"} & set(text)
 
 
 def test_a_job_that_is_stopped_from_the_keyboard_says_how_to_go_on(inputs, said, tmp_path, monkeypatch):

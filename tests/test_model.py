@@ -1,5 +1,6 @@
 import importlib.metadata
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from experiments.finetune import Finetuning, Recipe
 from support import assets, model
+from support.ekfac.layers import uncovered
 from support.imdb import ImdbDataset, load_imdb
 from support.model import (
     ModelLogitsWrapper,
@@ -111,10 +113,55 @@ def test_a_second_choice_replaces_the_first():
     assert asked == ["classifier.weight", "classifier.bias"]
 
 
-def test_a_choice_that_matches_no_linear_layer_is_refused_with_the_parts_there_are():
-    expected = r"^No linear layer has one of LayerNorm in its name\. There are: attention, .*v_lin\.$"
-    with pytest.raises(ValueError, match=expected):
-        require_gradients_only(tiny_distilbert(seed=0), ["LayerNorm"])
+def test_a_part_that_matches_no_linear_layer_is_refused_with_the_parts_there_are():
+    expected = r"^No linear layer has 'LayerNorm' in its name\. There are: attention, .*v_lin\.$"
+    for parts in (["LayerNorm"], ["ffn", "LayerNorm"]):
+        with pytest.raises(ValueError, match=expected):
+            require_gradients_only(tiny_distilbert(seed=0), parts)
+
+
+def test_a_model_without_a_linear_layer_is_refused():
+    with pytest.raises(ValueError, match=r"^The model has no linear layer that EK-FAC covers\.$"):
+        require_gradients_only(nn.ModuleDict({"norm": nn.LayerNorm(2)}), [])
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Odd(nn.Module):
+    """Each layer is named after what is wrong with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+        self.right, self.turned, self.twice, self.unused = (nn.Linear(4, 4) for _ in range(4))
+        self.right_too, self.doubled = Conv1D(4, 4), Doubled(4, 4)
+        self.tied = nn.Linear(4, 9, bias=False)
+        self.tied.weight = self.embedding.weight
+        self.parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+    def forward(self, input_ids, attention_mask):
+        x = self.right_too(self.right(self.embedding(input_ids)))
+        x = self.turned(x.transpose(0, 1)).transpose(0, 1)
+        x = self.parametrised(self.doubled(self.twice(self.twice(x))))
+        return self.tied((x * attention_mask.unsqueeze(2)).sum(dim=1))
+
+
+def test_of_every_layer_that_can_not_be_covered_the_reason_is_told():
+    inputs = {"input_ids": torch.arange(6).view(2, 3), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    odd = Odd().eval()
+    why = uncovered(odd, inputs)
+    assert why == {
+        "turned": "that are not fed with (batch, tokens, features)",
+        "twice": "called more than once",
+        "unused": "not called",
+        "doubled": "that compute something else than a linear layer does",
+        "tied": "that share a weight with another",
+        "parametrised": "with other parameters than weight and bias",
+    }
+    assert require_gradients_only(odd, [], why) == ["right", "right_too"]
 
 
 def test_without_a_choice_every_linear_layer_gets_gradients_those_of_gpt2_too():
@@ -168,6 +215,18 @@ def test_a_missing_adapter_is_an_error_that_lists_those_that_are_there(adapter, 
     )
     with pytest.raises(assets.AssetMissing, match=f"^{re.escape(expected)}$"):
         load_model(snapshot="90-percent")
+
+
+@pytest.mark.parametrize("file", model.ADAPTER_FILES)
+def test_a_committed_adapter_of_other_bytes_than_its_record_says_is_refused(file, tmp_path, monkeypatch):
+    committed = shutil.copytree(model.ADAPTER_FOLDER / "final", tmp_path / "final")
+    shutil.copy(model.ADAPTER_FOLDER / "record.json", tmp_path)
+    (committed / file).write_bytes((committed / file).read_bytes() + b" ")
+    monkeypatch.setattr(model, "ADAPTER_FOLDER", tmp_path)
+    recorded = model.training_record()["adapters_sha256"]["final"][file]
+    told = rf"^{file} of the adapter 'final' has SHA-256 .*, expected {recorded}\. .* git checkout -- "
+    with pytest.raises(assets.AssetChanged, match=told):
+        load_model()
 
 
 @pytest.mark.parametrize("load", [load_model, model.load_tokenizer, load_imdb])
