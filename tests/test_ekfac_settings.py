@@ -22,7 +22,7 @@ def fitted(model=None, **settings):
 
 
 def test_a_precision_without_passes_is_refused():
-    with pytest.raises(BadSetting, match="'half'.*full, bfloat16"):
+    with pytest.raises(BadSetting, match="'half': there are 'full', 'bfloat16'"):
         EkfacInfluence(token_classifier(), precision="half")
 
 

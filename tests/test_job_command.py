@@ -198,7 +198,7 @@ def test_a_wrong_option_of_score_settles_nothing(inputs, said, tmp_path):
     [
         (("--tell-seconds", "0"), "--tell-seconds 0.0: use 1 or more."),
         (("--query-block", "0"), "--query-block 0: use 1 or more."),
-        (("--precision", "half"), "precision='half': use one of full, bfloat16."),
+        (("--precision", "half"), "precision='half': there are 'full', 'bfloat16'."),
         (("--seed", "-1"), "--seed -1: use 0 or more."),
     ],
 )
