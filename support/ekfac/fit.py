@@ -33,7 +33,6 @@ from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood, fisher_directions
 from support.ekfac.memory import check_budget
 from support.ekfac.passes import Pass, Passes
-from support.ekfac.storage import Probe
 from support.ekfac.verification import refuse_another_model, verify
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
@@ -168,8 +167,7 @@ class EkfacCurvature:
         self.precision, self.covariance_positions = precision, covariance_positions
         self.layers = tracked_layers(model)
         self.curvature: dict[str, LayerCurvature] = {}
-        self.examples = 0
-        self.probe: Probe | None = None
+        self.examples, self.probe = 0, None
 
     @property
     def hessian_regularization(self) -> Regularization:
