@@ -31,11 +31,15 @@ def five(tmp_path, tokenizer):
     return examples(tmp_path, tokenizer)
 
 
-def test_an_example_is_its_text_as_the_tokenizer_reads_it(five, tokenizer):
-    assert len(five) == 5
-    for number, text in enumerate(TEXTS):
-        ids, _ = five.batch([number], CPU)
-        assert ids.tolist() == [tokenizer(text)["input_ids"]]
+@pytest.mark.parametrize("rows", [[0, 1, 2, 3, 4], [1, 3]])
+def test_an_example_is_the_text_of_its_row_as_the_tokenizer_reads_it(tmp_path, tokenizer, rows):
+    chosen = examples(tmp_path, tokenizer, rows=rows)
+    assert (len(chosen), chosen.rows.tolist()) == (len(rows), rows)
+    assert chosen.texts["text"][:] == [TEXTS[row] for row in rows]
+    for number, row in enumerate(rows):
+        ids, labels = chosen.batch([number], CPU)
+        assert ids.tolist() == [tokenizer(TEXTS[row])["input_ids"]]
+        assert labels.tolist() == [LABELS[row]]
 
 
 def test_a_batch_is_padded_to_its_longest_example_and_no_further(five, tokenizer):
@@ -46,13 +50,6 @@ def test_a_batch_is_padded_to_its_longest_example_and_no_further(five, tokenizer
         length = five.lengths[number]
         assert padded[:length] == tokenizer(TEXTS[number])["input_ids"]
         assert set(padded[length:]) <= {tokenizer.pad_token_id}
-
-
-def test_example_n_is_row_n_of_the_chosen_ones(tmp_path, tokenizer):
-    chosen = examples(tmp_path, tokenizer, rows=[1, 3])
-    assert chosen.rows.tolist() == [1, 3]
-    assert chosen.texts["text"][:] == [TEXTS[1], TEXTS[3]]
-    assert chosen.texts["label"][:] == [0, 1]
 
 
 def test_a_long_text_is_cut_at_max_tokens_and_keeps_its_separator(tmp_path, tokenizer):
@@ -78,6 +75,30 @@ def test_other_examples_are_tokenised_beside_the_first(tmp_path, tokenizer, monk
     assert len(list(tmp_path.glob("*.arrow"))) == 2
     silence(tokenizer, monkeypatch)
     assert len(examples(tmp_path, tokenizer)) == 5
+
+
+def a_bit_of_a_token(path, ids):
+    content = bytearray(path.read_bytes())
+    content[content.index(np.array(ids, "<i4").tobytes()) + 4] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file, kept, ids: a_bit_of_a_token(file, ids),
+        lambda file, kept, ids: file.write_bytes(file.read_bytes()[:99]),
+        lambda file, kept, ids: file.unlink(),
+        lambda file, kept, ids: kept.unlink(),
+        lambda file, kept, ids: kept.write_bytes(b"\xff"),
+    ],
+    ids=["a bit", "truncated", "gone", "no seal", "another seal"],
+)
+def test_tokens_that_are_not_as_they_were_written_are_made_anew(tmp_path, tokenizer, damage):
+    before = examples(tmp_path, tokenizer).tokens["input_ids"][:]
+    file = next(tmp_path.glob("*.arrow"))
+    damage(file, file.with_suffix(".arrow.seal"), before[1])
+    assert examples(tmp_path, tokenizer).tokens["input_ids"][:] == before
 
 
 def test_the_digest_does_not_change_with_what_was_tokenised_before(tmp_path, tokenizer, five):
