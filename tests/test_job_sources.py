@@ -583,3 +583,25 @@ def test_na_in_a_csv_is_a_word(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\nfine,NA\ndull,EU\n")
     found = load_texts(str(tmp_path / "train.csv"), "train", Subject(), {"EU": 0, "NA": 1})
     assert found["label"][:] == [1, 0]
+
+
+@pytest.mark.parametrize("labels", [[1, 2, 1], [1.0, 2.0, 1.0]])
+def test_numbers_that_could_be_names_or_places_of_classes_are_refused_and_as_text_are_names(tmp_path, labels):
+    stars = {str(number + 1): number for number in range(3)}
+    reviews(labels).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DatasetNotUsable, match="label 1 could be a name or a place. Write"):
+        load_texts(str(tmp_path / "train.parquet"), "train", Subject(), stars)
+    reviews([str(int(label)) for label in labels]).to_parquet(tmp_path / "train.parquet")
+    assert load_texts(str(tmp_path / "train.parquet"), "train", Subject(), stars)["label"][:] == [0, 1, 0]
+
+
+def test_a_file_behind_a_link_is_read_anew_when_it_changes(tmp_path):
+    (tmp_path / "mine").mkdir()
+    path = tmp_path / "elsewhere.csv"
+    (tmp_path / "mine" / "train.csv").symlink_to(path)
+    reviews().to_csv(path)
+    times = path.stat()
+    assert loaded(tmp_path / "mine") == (TEXTS, NUMBERS)
+    path.write_text(path.read_text().replace("dull", "warm"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert loaded(tmp_path / "mine") == (["a warm film", *TEXTS[1:]], NUMBERS)
