@@ -58,6 +58,15 @@ def exchanged(one, other):
 # Each part is one of this store, at its place
 
 
+@pytest.mark.parametrize("shards", [0, -1, 10**12, "2"])
+def test_a_number_of_shards_that_can_not_be_is_refused_and_not_counted_out(tmp_path, shards):
+    job = new_job(tmp_path)
+    job.begin()
+    job.store.settle({"shards": shards})
+    with pytest.raises(StoreDamaged, match=f"says shards: {shards}, of .* Name another --store"):
+        fit(job)
+
+
 @pytest.mark.parametrize("suffixes", [("",), ("", ".seal")], ids=["alone", "with its seal"])
 def test_chunks_that_changed_places_count_as_missing(tmp_path, suffixes):
     store = filled(tmp_path)

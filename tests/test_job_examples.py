@@ -5,7 +5,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from support.job.examples import tokenised
+from support.job.errors import BadSetting, DatasetNotUsable
+from support.job.examples import chosen_rows, tokenised
 
 TEXTS = ["great", "a dull film of the plot", "", "warm and bad", "x" * 40]
 LABELS = [1, 0, 1, 1, 0]
@@ -127,3 +128,54 @@ def test_the_digest_changes_with_the_tokenizer(tmp_path, tokenizer, five):
     extended = type(tokenizer).from_pretrained(tmp_path / "tokenizer")
     extended.add_tokens(["plot"])
     assert examples(tmp_path, extended).digest != five.digest
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen"),
+    [
+        ("all", [*range(8)]),
+        ("2:5", [2, 3, 4]),
+        ("5,0,2,5", [0, 2, 5]),
+        ("4,", [4]),
+        ("5,0:3,2,6,", [0, 1, 2, 5, 6]),
+    ],
+)
+def test_rows_are_what_they_say_ascending_and_once(rows, chosen):
+    assert chosen_rows(rows, 8, 0, "rows").tolist() == chosen
+
+
+def test_a_sample_ascends_repeats_nothing_and_depends_on_its_seed_alone():
+    sample, again, other = (chosen_rows("20", 100, seed, "rows") for seed in (0, 0, 1))
+    assert len(sample) == 20
+    assert (np.diff(sample) > 0).all()
+    assert sample.tolist() == again.tolist() != other.tolist()
+    assert chosen_rows("100", 100, 3, "rows").tolist() == list(range(100))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("8", r"^--query-rows 8: use all, a number of rows like 50 .from 1 to 7."),
+        ("0", r"from 1 to 7"),
+        ("-2", r"from 1 to 7"),
+        ("5:8", r"from 0 to 6"),
+        ("-1:3", r"from 0 to 6"),
+        ("3:3", r"at least one"),
+        ("2,7", r"from 0 to 6"),
+        (",", r"from 0 to 6, at least one in each"),
+        ("0:99999999999999", r"from 0 to 6"),
+        ("some", r"^--query-rows some: use all, a number of rows like 50"),
+        ("1:2:3", r"or rows and ranges like"),
+        ("1.5", r"use all, a number of rows"),
+        ("", r"use all, a number of rows"),
+    ],
+)
+def test_rows_that_mean_nothing_or_are_not_there_are_refused(rows, message):
+    with pytest.raises(BadSetting, match=message):
+        chosen_rows(rows, 7, 0, "query-rows")
+
+
+def test_a_text_with_the_padding_token_in_it_is_refused_by_its_row(tmp_path, tokenizer):
+    texts = Dataset.from_dict({"text": ["fine", "a [PAD] film"], "label": [0, 1]})
+    with pytest.raises(DatasetNotUsable, match=r"Row 1 has a text with the padding token '\[PAD\]'"):
+        tokenised(texts, np.arange(2), tokenizer, 16, tmp_path)

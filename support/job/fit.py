@@ -14,6 +14,7 @@ from support.ekfac.blocks import Block, blocks_of
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, Sums
 from support.ekfac.verification import verify
+from support.job.errors import StoreDamaged
 from support.job.layout import FITTED
 from support.job.progress import progress
 from support.job.store import disk_full_is_told, in_blocks
@@ -57,6 +58,8 @@ def _shards(job: Job) -> Shards:
     with disk_full_is_told(job.store.folder):
         job.store.partial_fit.mkdir(exist_ok=True)
     shards = job.store.facts()["shards"]
+    if not isinstance(shards, int) or not 1 <= shards <= len(blocks):
+        raise StoreDamaged(f"The store says shards: {shards}, of {len(blocks)} blocks. Name another --store.")
     return [blocks[n::shards] for n in range(shards)]
 
 

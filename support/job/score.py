@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from support.ekfac.blocks import EXAMPLES_AT_A_TIME
-from support.ekfac.errors import DamagedFile
+from support.ekfac.errors import DamagedFile, WrongModel
 from support.job.errors import StepMissing, StoreDamaged
 from support.job.progress import progress
 from support.job.settings import refuse_unless_equal
@@ -69,7 +69,7 @@ def _load(job: Job) -> None:
         raise StepMissing(f"{job.store.folder} has no curvature yet. Run: fit")
     try:
         job.engine.load_curvature(job.store.curvature)
-    except DamagedFile as error:
+    except (DamagedFile, WrongModel) as error:
         raise StoreDamaged(f"{error} {FIT_AGAIN}.") from error
 
 

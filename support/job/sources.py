@@ -189,9 +189,9 @@ def _read(name: str, split: str) -> Dataset | dict:
         if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
             return load_from_disk(name)
         # The library would know a file again by name, time and size.
-        contents = "".join(f"{file} {sha256(file)}" for file in files).encode(errors="surrogateescape")
+        contents = "".join(f"{file} {sha256(file)}" for file in all_files).encode(errors="surrogateescape")
         cache = f"{datasets.config.HF_DATASETS_CACHE}/by-contents/{hashlib.sha256(contents).hexdigest()}"
-        how = {"cache_dir": cache} if files else {}
+        how = {"cache_dir": cache} if all_files else {}
         if {*files.values()} == {"csv"}:  # nothing but an empty field is a missing one: NA may be a class
             how |= {"keep_default_na": False, "na_values": [""]}
         if not path.is_file():

@@ -23,6 +23,7 @@ from support.job.settings import (
 from support.job.sources import Classifier, load_classifier, load_texts, refuse_single_split
 from support.job.store import Store
 from support.job.team import Team, device
+from support.text import visible
 
 Result = TypeVar("Result")
 
@@ -124,8 +125,8 @@ class Job:
         here = {name: version(name) for name in RECORDED} | {"python": platform.python_version()}
         begun = self.stored.get("versions") or self.team.on_first(lambda: here)
         for name in COUNTING:
-            if begun[name] != here[name] and self.team.rank == 0:
-                told = f"The store was begun with {name} {begun[name]}; here it is {here[name]}"
+            if begun.get(name) != here[name] and self.team.rank == 0:
+                told = visible(f"The store was begun with {name} {begun.get(name)}; here it is {here[name]}")
                 print(f"{told}: last digits of what is added may differ.", file=sys.stderr, flush=True)
         return begun
 
