@@ -208,24 +208,31 @@ def require_gradients_only(
     linear = [name for name in linear if name not in without]
     there = {part for name in linear for part in name.split(".")}
     for part in parts:
-        if part not in there:
+        if not any(_is_part(part, name) for name in linear):
             why = next(
-                (f", but for those {why}" for name, why in without.items() if part in name.split(".")), ""
+                (f", but for those {why}" for name, why in without.items() if _is_part(part, name)), ""
             )
             known = ", ".join(sorted(one for one in there if one and not one.isdigit())) or "none"
             raise ValueError(f"No linear layer has {part!r} in its name{why}. There are: {known}.")
     if not linear:
         raise ValueError("The model has no linear layer that EK-FAC covers.")
-    chosen = [name for name in linear if not parts or set(parts) & set(name.split("."))]
+    chosen = [name for name in linear if not parts or any(_is_part(part, name) for part in parts)]
     model.requires_grad_(False)
     for name in chosen:
         model.get_submodule(name).requires_grad_(True)
     return chosen
 
 
+def _is_part(part: str, name: str) -> bool:
+    """Whether it is one of the words between the dots of a name, or several that follow each other."""
+    return f".{part}." in f".{name}."
+
+
 def left_out(without: Mapping[str, str], parts: Sequence[str]) -> str:
     """A line about the layers among `without` that were asked for with `parts`; empty if there are none."""
-    asked = {name: why for name, why in without.items() if not parts or set(parts) & set(name.split("."))}
+    asked = {
+        name: why for name, why in without.items() if not parts or any(_is_part(part, name) for part in parts)
+    }
     if not asked:
         return ""
     reasons = ", ".join(f"{number} {why}" for why, number in Counter(asked.values()).items())

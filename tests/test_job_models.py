@@ -23,7 +23,7 @@ from transformers import (
 from support.ekfac import Bernoulli, EkfacInfluence, Gaussian
 from support.job.errors import ModelNotUsable
 from support.job.settings import Subject
-from support.job.sources import load_classifier
+from support.job.tasks import load_task
 from support.model import with_adapter
 from tests.tiny_job import make_model
 
@@ -85,12 +85,12 @@ def tiny(tmp_path_factory):
 
 
 def gradients_of(subject):
-    model = load_classifier(subject, CPU).model
+    model = load_task(subject, CPU).model
     return {name for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def test_without_a_choice_every_linear_layer_gets_gradients_and_nothing_else(tiny):
-    classifier = load_classifier(Subject(model=str(tiny)), CPU)
+    classifier = load_task(Subject(model=str(tiny)), CPU)
     linear = [part for part in classifier.model.modules() if isinstance(part, torch.nn.Linear)]
     wanted = {id(weight) for part in linear for weight in part.parameters()}
     found = {id(weight) for weight in classifier.model.parameters() if weight.requires_grad}
@@ -104,12 +104,12 @@ def test_each_part_that_matches_no_layer_is_refused_with_the_names_there_are(tin
         rf"^--layers {layers}: No linear layer has '{part}' in its name\. There are: .* classifier, .*ffn, "
     )
     with pytest.raises(ModelNotUsable, match=told):
-        load_classifier(subject, CPU)
+        load_task(subject, CPU)
 
 
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
     with pytest.raises(ModelNotUsable, match=r"can't be loaded .*Name a folder that holds config"):
-        load_classifier(Subject(model=str(tmp_path)), CPU)
+        load_task(Subject(model=str(tmp_path)), CPU)
 
 
 def test_a_tokenizer_without_padding_is_refused(tmp_path, tokenizer, tiny):
@@ -118,7 +118,7 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path, tokenizer, tiny):
     bare.pad_token = None
     bare.save_pretrained(tmp_path)
     with pytest.raises(ModelNotUsable, match="has no padding token"):
-        load_classifier(Subject(model=str(tmp_path)), CPU)
+        load_task(Subject(model=str(tmp_path)), CPU)
 
 
 def random_model(folder, tokenizer, configure, sizes):
@@ -136,7 +136,7 @@ def family(request, tmp_path_factory, tokenizer):
 
 
 def test_every_family_of_models_has_influences_that_padding_does_not_change(family, tokenizer):
-    model = load_classifier(Subject(model=family[0]), CPU).model
+    model = load_task(Subject(model=family[0]), CPU).model
     inputs = tokenizer(["a warm and dull film", "great"], padding=True, return_tensors="pt")
     x, y = inputs["input_ids"], torch.tensor([0, 1])
     engine = EkfacInfluence(model, hessian_regularization=0.1).fit([(x, y)])
@@ -150,9 +150,9 @@ def test_every_family_of_models_has_influences_that_padding_does_not_change(fami
 def test_layers_that_can_not_be_tracked_are_left_out_and_told_of_when_they_were_asked_for(family):
     folder, left_out = family
     told = f"Linear layers that EK-FAC can't cover are left out: {left_out}." if left_out else ""
-    assert load_classifier(Subject(model=folder), CPU).left_out == told
+    assert load_task(Subject(model=folder), CPU).left_out == told
     head = "score" if "opt" in folder or "gpt2" in folder else "classifier"
-    assert load_classifier(Subject(model=folder, layers=head), CPU).left_out == ""
+    assert load_task(Subject(model=folder, layers=head), CPU).left_out == ""
 
 
 def test_layers_of_which_none_can_be_tracked_are_refused_with_the_reason_and_what_there_is(
@@ -179,7 +179,7 @@ def kept(tmp_path, tokenizer, change=lambda weights: weights, **config):
 
 def refused(subject, words):
     with pytest.raises(ModelNotUsable, match=words):
-        load_classifier(subject, CPU)
+        load_task(subject, CPU)
 
 
 def test_weights_that_would_be_drawn_at_random_are_refused_by_name(tmp_path, tokenizer):
@@ -236,7 +236,7 @@ def test_a_cut_that_leaves_nothing_of_a_text_is_refused(tiny):
     refused(
         Subject(model=str(tiny), max_tokens=2), "--max-tokens 2: 2 are the tokenizer's own. Use 3 or more"
     )
-    assert load_classifier(Subject(model=str(tiny), max_tokens=3), CPU).max_tokens == 3
+    assert load_task(Subject(model=str(tiny), max_tokens=3), CPU).max_tokens == 3
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(tmp_path, tokenizer):
@@ -256,8 +256,8 @@ def test_code_of_a_model_s_folder_is_not_run(tmp_path, tokenizer):
 def test_texts_are_cut_where_the_model_reads_no_further(tmp_path, tokenizer):
     sizes = BERT | {"pad_token_id": 1, "max_position_embeddings": 66}
     random_model(tmp_path, tokenizer, RobertaConfig, sizes)
-    assert load_classifier(Subject(model=str(tmp_path)), CPU).max_tokens == 64
-    assert load_classifier(Subject(model=str(tmp_path), max_tokens=9), CPU).max_tokens == 9
+    assert load_task(Subject(model=str(tmp_path)), CPU).max_tokens == 64
+    assert load_task(Subject(model=str(tmp_path), max_tokens=9), CPU).max_tokens == 9
 
 
 def test_a_name_of_the_hub_is_an_error_offline(offline):

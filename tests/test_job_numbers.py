@@ -55,7 +55,7 @@ def new_job(folder, engine=None, query_group=2, by_layer=False, save_seconds=60)
     training = examples(TRAINING, TRAINING_LABELS)
     vars(job).update(
         engine=engine or new_engine(),
-        classifier=SimpleNamespace(config={}),
+        task=SimpleNamespace(config={}),
         training=training,
         fitted_on=training,
         queries=examples(QUERIES, QUERY_LABELS),

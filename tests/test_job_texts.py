@@ -8,9 +8,10 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
+from support.job.classifier import labelled_texts
 from support.job.errors import DatasetNotUsable
 from support.job.settings import Subject
-from support.job.sources import load_texts
+from support.job.sources import load_split
 from support.model import LABELS
 
 TEXTS = ["a dull film", 'great, "warm" plot', "bad\nbut fine"]
@@ -21,6 +22,10 @@ CLASSES = {name: number for number, name in LABELS.items()}
 
 def reviews(labels=NUMBERS):
     return Dataset.from_dict({"text": TEXTS, "label": list(labels)})
+
+
+def load_texts(name, split, subject, class_names):
+    return labelled_texts(load_split(name, split), name, subject, class_names)
 
 
 def loaded(name, split="train", subject=None):

@@ -154,7 +154,8 @@ def _steps(*steps: Callable[[Job], str | None]) -> Callable[[Namespace, Team], I
         if read in job.store.folder.absolute().parents and job.subject.dataset != Subject.dataset:
             raise BadSetting(f"--store {chosen.store} lies among the files of --dataset. Name one elsewhere.")
         with job.store.claimed(team):
-            yield job.classifier.left_out
+            yield job.task.left_out
+            yield job.training.told
             for step in steps:
                 yield step(job)
 
@@ -178,7 +179,7 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
         return
     found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
     output = chosen.output or job.store.folder
-    found.write(output, page(found, job.queries, job.classifier.class_names, facts))
+    found.write(output, page(found, job.queries, getattr(job.task, "class_names", {}), facts))
     yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"
 
 

@@ -1,5 +1,8 @@
 """What can go wrong with a job, each with a name of its own; each message says what to do."""
 
+import torch
+from datasets.exceptions import DatasetGenerationError
+
 
 class JobError(Exception):
     """Base of every error that a job raises on purpose."""
@@ -39,3 +42,13 @@ class ToldElsewhere(JobError):
 
 class DiskFull(JobError):
     """There is no room left for the next part of the result."""
+
+
+def cause(error: BaseException) -> str:
+    """What went wrong, in short: what is behind an error that only says that there is one."""
+    while type(error) is DatasetGenerationError and (behind := error.__cause__ or error.__context__):
+        error = behind
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None):
+        raise error  # neither the file's fault nor the model's
+    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return told if len(told) <= 300 else f"{told[:299]}…"

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,11 @@ class Examples:
         return len(self.rows)
 
     @property
+    def told(self) -> str:
+        """A line about examples that are of no use; empty if there are none."""
+        return ""
+
+    @property
     def lengths(self) -> np.ndarray:
         """Tokens of each example."""
         return np.asarray(self.tokens["length"])
@@ -40,9 +45,9 @@ class Examples:
         """Some of the examples; all of them are these."""
         if len(numbers) == len(self):
             return self
-        chosen = self.rows[numbers], self.texts.select(numbers), self.tokens.select(numbers)
+        chosen = {name: getattr(self, name).select(numbers) for name in ("texts", "tokens")}
         digest = hashlib.sha256(f"{self.digest} {numbers.tolist()}".encode()).hexdigest()
-        return Examples(*chosen, digest, self.pad_token_id)
+        return replace(self, rows=self.rows[numbers], digest=digest, **chosen)
 
     def batch(self, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """Examples by number: ids `(batch, tokens)`, padded, and labels `(batch,)`."""
@@ -50,34 +55,55 @@ class Examples:
         padded = pad_sequence(list(tokens), batch_first=True, padding_value=self.pad_token_id)
         return padded.to(device), torch.tensor(self.texts[list(numbers)]["label"], device=device)
 
+    def added_up(self, values: Tensor, numbers: Sequence[int]) -> Tensor:
+        """What is known of these examples as they come in a batch, in the last dimension; of each example."""
+        return values
+
+    def described(self, numbers: Sequence[int]) -> dict[str, list]:
+        """What a reader is shown of examples, by column."""
+        chosen = self.texts.select(numbers)
+        # A list of no labels has no type, and would make the others' numbers floats.
+        return {"label": np.array(chosen["label"][:], dtype=np.int64), "text": chosen["text"][:]}
+
     def about(self) -> dict[str, object]:
         """What a store remembers of them."""
         return {"examples": len(self), "tokens": int(self.lengths.sum()), "digest": self.digest}
 
 
-def tokenised(
-    texts: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path
-) -> Examples:
-    """The chosen rows; their tokens are kept in `folder` under a name made from their contents.
+Encode = Callable[[Mapping, list[int]], dict[str, list]]
+"""Columns of tokens, of a batch of columns of texts, whose places among the chosen rows come with them."""
 
-    What is not as it was written is made anew. Raises `DatasetNotUsable` and `DiskFull`.
-    """
+
+def kept_tokens(
+    texts: Dataset, rows: np.ndarray, rules: str, encode: Encode, folder: Path
+) -> tuple[Dataset, Dataset, str]:
+    """The chosen rows, what `encode` makes of them, and a digest of both: of the texts and of the `rules`
+    that say how. Tokens are kept in `folder` under a name made from it; what is not as it was written is
+    made anew. Raises `DiskFull`, and as `encode` does."""
     chosen = texts.select(rows)
-    digest = _digest(chosen, rows, tokenizer, max_tokens)
+    digest = _digest(chosen, rows, rules)
     name = f"{digest[:32]}.arrow"
-
-    def encode(batch: Mapping) -> dict:
-        ids = tokenizer(batch["text"], truncation=True, max_length=max_tokens)["input_ids"]
-        return {"input_ids": ids, "length": [len(one) for one in ids]}
-
     with disk_full_is_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         kept = sealed(folder, name, digest)
         file = {"cache_file_name": str(folder / name), "new_fingerprint": digest[:32]}
-        how = {"load_from_cache_file": kept, "remove_columns": ["text", "label"]}
-        tokens = chosen.map(encode, batched=True, **how, **file)
+        how = {"load_from_cache_file": kept, "remove_columns": chosen.column_names}
+        tokens = chosen.map(encode, batched=True, with_indices=True, **how, **file)
         if not kept:
             seal(folder, name, digest)
+    return chosen, tokens, digest
+
+
+def tokenised(
+    texts: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, max_tokens: int, folder: Path
+) -> Examples:
+    """The chosen rows of texts with labels. Raises `DatasetNotUsable`, and as `kept_tokens` does."""
+
+    def encode(batch: Mapping, places: list[int]) -> dict:
+        ids = tokenizer(batch["text"], truncation=True, max_length=max_tokens)["input_ids"]
+        return {"input_ids": ids, "length": [len(one) for one in ids]}
+
+    chosen, tokens, digest = kept_tokens(texts, rows, f"{max_tokens} {rules_of(tokenizer)}", encode, folder)
     examples = Examples(rows, chosen, tokens, digest, tokenizer.pad_token_id)
     first = 0
     for batch in tokens.iter(batch_size=1000):
@@ -94,17 +120,15 @@ def tokenised(
     return examples
 
 
-def _digest(texts: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> str:
-    digest = hashlib.sha256(f"{max_tokens} {_rules(tokenizer)}".encode())
+def _digest(texts: Dataset, rows: np.ndarray, rules: str) -> str:
+    digest = hashlib.sha256(rules.encode())
     digest.update(np.asarray(rows, dtype=np.int64).tobytes())
     for batch in texts.iter(batch_size=1000):
-        digest.update(repr(batch["label"]).encode())
-        for text in batch["text"]:
-            digest.update(f"{len(text)} {text}".encode())
+        digest.update(repr(batch).encode())
     return digest.hexdigest()
 
 
-def _rules(tokenizer: PreTrainedTokenizerBase) -> str:
+def rules_of(tokenizer: PreTrainedTokenizerBase) -> str:
     """All that decides how a tokenizer cuts a text, but for the length, which each call sets."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

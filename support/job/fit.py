@@ -129,7 +129,8 @@ def _add_shard(job: Job, sums: Sums, shard: list[range], file: str, count: Calla
     for key in list(before):
         sums.tensors[key].copy_(before.pop(key))
     for block in shard[done:]:
-        count(sums.add(_blocks(job, block)))
+        sums.add(_blocks(job, block))
+        count(len(block))
         done += 1
         if done == len(shard) or time.monotonic() - saved >= job.given["save_seconds"]:
             job.store.save_sums(file, sums.tensors, done)
@@ -137,7 +138,8 @@ def _add_shard(job: Job, sums: Sums, shard: list[range], file: str, count: Calla
 
 
 def _blocks(job: Job, numbers: range) -> list[Block]:
-    """Examples that the fit is on, without their labels."""
+    """Examples that the fit is on; with labels only where they say what is asked."""
     passes = job.engine.passes
-    inputs, _ = job.fitted_on.batch(numbers, passes.device)
-    return blocks_of(inputs, None, passes.token_mask)
+    inputs, labels = job.fitted_on.batch(numbers, passes.device)
+    asked = labels if job.engine.likelihood.fits_on_labels else None
+    return blocks_of(inputs, asked, passes.token_mask)

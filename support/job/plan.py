@@ -32,7 +32,7 @@ class Batches:
 def planned(job: Job) -> str:
     """A table: time for as many processes as are here, memory of each, bytes on disk."""
     engine, block, query_group, size = job.engine, job.subject.block, job.query_group(), job.team.size
-    engine.memory_budget = query_group * factor_bytes(engine.layers)
+    engine.memory_budget = query_group * factor_bytes(engine.layers, job.question.query_rank or None)
     training = Batches(job.training, block, device())
     plan = engine.plan(training, Batches(job.queries, query_group, device()))
     if job.fitted_on is not job.training:
@@ -48,11 +48,11 @@ def planned(job: Job) -> str:
         "disk: curvature": plan.curvature_bytes,
         "disk: fit, on the way": (1 + size) * plan.curvature_bytes,
         # Before compression, which gains little on scores.
-        "disk: scores": plan.queries * plan.examples * engine.passes.dtype.itemsize * kept,
+        "disk: scores": plan.queries * len(job.training) * engine.passes.dtype.itemsize * kept,
         "disk: tokens": TOKEN_BYTES * plan.tokens,
         "disk: free": shutil.disk_usage(existing).free,
     }
-    counts = f"{plan.examples:,} training examples, {plan.tokens:,} tokens; {plan.queries:,} queries"
+    counts = f"{len(job.training):,} training examples, {plan.tokens:,} tokens; {plan.queries:,} queries"
     lines = [
         f"{counts}; {size} process{'es' if size > 1 else ''}",
         *(f"{step:24} {_time(each / size):>15}" for step, each in seconds.items()),

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from support.ekfac.blocks import EXAMPLES_AT_A_TIME
 from support.ekfac.errors import DamagedFile, WrongModel
+from support.ekfac.layers import TrackedLayer
+from support.ekfac.low_rank import LowRank
+from support.ekfac.passes import Passes
+from support.ekfac.scores import Factors, kept_share
 from support.job.errors import StepMissing, StoreDamaged
 from support.job.progress import progress
 from support.job.settings import refuse_unless_equal
@@ -26,23 +30,27 @@ def score(job: Job) -> str:
     """
     _load(job)
     job.ask()
+    job.engine.query_rank = job.question.query_rank or None
     training, queries, by_layer = len(job.training), len(job.queries), job.question.by_layer
     names = ["scores", "layer_scores"] if by_layer else ["scores"]
     groups = in_blocks(queries, job.team.on_first(lambda: _make_arrays(job, names, job.query_group())))
     missing = job.team.on_first(lambda: [_missing(job, names, group) for group in groups])
+    kept = 1.0
     with _progress(job, "score", missing) as count:
         for number, (group, blocks) in enumerate(zip(groups, missing, strict=True)):
             factors = _factors(job, group) if blocks else {}
+            kept = min([kept, *_kept(factors)])
             for block in job.team.shared(f"score {number}", blocks):
                 x, y = job.training.batch(block, job.engine.passes.device)
                 by_name = job.engine.influences_by_layer_from_factors(factors, x, y)
-                layers = torch.stack(list(by_name.values()))
+                layers = job.training.added_up(torch.stack(list(by_name.values())), block)
                 if by_layer:
                     job.store.write("layer_scores", (group, block), layers.numpy(force=True))
                 job.store.write("scores", (group, block), layers.sum(dim=0).numpy(force=True))
                 count(len(block))
         job.team.wait()
-    return f"Scored {training:,} training examples on {queries:,} queries."
+    low = f" At rank {job.question.query_rank} of each query {kept:.1%} or more is kept." if kept < 1 else ""
+    return f"Scored {training:,} training examples on {queries:,} queries.{low}"
 
 
 def self_influences(job: Job) -> str:
@@ -55,11 +63,29 @@ def self_influences(job: Job) -> str:
     missing = job.team.on_first(lambda: _missing(job, [name]))
     with _progress(job, "self", [missing]) as count:
         for block in job.team.shared("self", missing):
-            x, y = job.training.batch(block, job.engine.passes.device)
-            job.store.write(name, (block,), job.engine.self_influences(x, y).numpy(force=True))
+            job.store.write(name, (block,), _self_influences(job, block).numpy(force=True))
             count(len(block))
         job.team.wait()
     return f"Self-influence of {training:,} training examples."
+
+
+def _self_influences(job: Job, block: range) -> Tensor:
+    """Of each example. The pieces of one are on each other's, too: its factors are added up before."""
+    engine, device = job.engine, job.engine.passes.device
+    engine.query_rank = None
+    x, y = job.training.batch(block, device)
+    found = engine.self_influences(x, y)
+    counts = job.training.added_up(torch.ones_like(found), block)
+    result = job.training.added_up(found, block)
+    for place in (counts > 1).nonzero()[:, 0].tolist():
+        x, y = job.training.batch([block[place]], device)
+        factors: dict[str, Tensor] = {}
+        for piece in range(len(y)):
+            one = {name: part[piece : piece + 1] for name, part in x.items()}
+            for name, own in engine.influence_factors(one, y[piece : piece + 1]).items():
+                factors[name] = own + factors.get(name, 0)
+        result[place] = engine.influences_from_factors(factors, x, y).sum()
+    return result
 
 
 def _load(job: Job) -> None:
@@ -92,20 +118,40 @@ def _missing(job: Job, names: list[str], *group: range) -> list[range]:
     return [block for block in blocks if not all(job.store.has(name, (*group, block)) for name in names)]
 
 
-def _factors(job: Job, group: range) -> dict[str, Tensor]:
+def _factors(job: Job, group: range) -> Factors:
     """Each process preconditions some of the queries, in the same pieces for any number of processes."""
-    passes = job.engine.passes
-    factors = {
-        name: passes.zeros(len(group), layer.d_out, layer.d_in) for name, layer in passes.layers.items()
-    }
-    pieces = in_blocks(len(group), EXAMPLES_AT_A_TIME)
+    passes, rank = job.engine.passes, job.engine.query_rank
+    room = {name: _room(passes, layer, len(group), rank) for name, layer in passes.layers.items()}
+    # At low rank one by one: what else is decomposed with a query changes its last digits.
+    pieces = in_blocks(len(group), 1 if rank else EXAMPLES_AT_A_TIME)
     for piece in pieces[job.team.rank :: job.team.size]:
         x, y = job.queries.batch(group[piece.start : piece.stop], passes.device)
         for name, own in job.engine.influence_factors(x, y).items():
-            factors[name][piece.start : piece.stop] = own
-    for factor in factors.values():
-        job.team.add_up(factor)
-    return factors
+            for whole, part in zip(_tensors(room[name]), _tensors(own), strict=True):
+                whole[piece.start : piece.stop] = part
+    for factor in room.values():
+        for tensor in _tensors(factor):
+            job.team.add_up(tensor)
+    return room
+
+
+def _room(passes: Passes, layer: TrackedLayer, queries: int, rank: int | None) -> Tensor | LowRank:
+    """Factors of so many queries in one layer, all zero."""
+    if rank is None:
+        return passes.zeros(queries, layer.d_out, layer.d_in)
+    rank = min(rank, layer.d_out, layer.d_in)
+    sides = (passes.zeros(queries, width, rank) for width in (layer.d_out, layer.d_in))
+    return LowRank(*sides, passes.zeros(queries))
+
+
+def _tensors(factor: Tensor | LowRank) -> list[Tensor]:
+    return list(vars(factor).values()) if isinstance(factor, LowRank) else [factor]
+
+
+def _kept(factors: Factors) -> list[float]:
+    """The share of each query's squared norm that its low rank keeps."""
+    low = isinstance(next(iter(factors.values()), None), LowRank)
+    return kept_share(factors).tolist() if low else []
 
 
 def _progress(job: Job, stage: str, missing: list[list[range]]) -> AbstractContextManager:

@@ -16,7 +16,7 @@ from support.model import TRACKED_LAYERS
 PACKAGED = "packaged"
 ROWS = "all, a number (so many, drawn with --seed), or rows and ranges with commas, like 3,5,100:200"
 LEAST = {"max_tokens": 1, "block": 1, "seed": 0, "tell_seconds": 1, "save_seconds": 0}
-LEAST |= {"query_block": 1, "count": 1}
+LEAST |= {"query_block": 1, "count": 1, "query_rank": 0, "new_tokens": 1}
 
 Settings = TypeVar("Settings", bound="Subject | Question | Damping")
 
@@ -30,15 +30,26 @@ def setting(default: str | int | bool, meaning: str) -> Field:
 class Subject:
     """Model, training examples, and everything else that decides the curvature."""
 
-    model: str = setting(PACKAGED, "a sequence classifier: a name on the Hugging Face hub or a local folder")
+    model: str = setting(
+        PACKAGED, "a name on the Hugging Face hub, a local folder, or one with a LoRA adapter"
+    )
+    base: str = setting("", "model that the adapter was trained on; the one that it names if empty")
+    task: str = setting("", "classifier or language-model; what the model's class says if empty")
     dataset: str = setting(PACKAGED, "a name on the hub, a local folder, or a csv, parquet or json file")
     training_split: str = setting("train", "split that holds the training examples")
     training_rows: str = setting("all", f"which of them count: {ROWS}")
     fit_rows: str = setting("all", "of these, the ones that the curvature is fitted on: as above")
     text_column: str = setting("text", "column of the texts")
     label_column: str = setting("label", "column of the labels: numbers, or the model's names")
-    layers: str = setting("", "layers that get gradients, by parts of their names; all linear ones if empty")
+    prompt_column: str = setting("", "column of prompts, whose completions a model that writes is asked for")
+    completion_column: str = setting("", "column of these")
+    conversation_column: str = setting("", "column of conversations; what the assistant says is asked for")
+    layers: str = setting(
+        "", "layers that get gradients, by parts of their names; if empty, all linear ones of a classifier, "
+        "the feed-forward ones of a model that writes, an adapter's own"
+    )  # fmt: skip
     max_tokens: int = setting(512, "where texts are cut")
+    pieces: bool = setting(False, "read long texts to their end, cut into pieces, whose scores add up")
     precision: str = setting("full", "full, or bfloat16: faster, good to about two digits")
     seed: int = setting(0, "of sampled rows and labels")
     block: int = setting(128, "training examples that are scored, and stored, at a time")
@@ -51,6 +62,8 @@ class Question:
     queries: str = setting("", "data set of the queries; that of the training examples if empty")
     query_split: str = setting("test", "split that holds them")
     query_rows: str = setting("10", f"which of them are asked about: {ROWS}")
+    new_tokens: int = setting(32, "how many the model writes at most after a query that is a prompt alone")
+    query_rank: int = setting(0, "rank at which what is known of a query is kept; 0 keeps all of it")
     by_layer: bool = setting(False, "keep each layer's part of every score, too")
 
 
@@ -93,7 +106,10 @@ def settled(settings: type[Settings], given: Mapping, stored: Mapping | None) ->
         for name, value in given.items():
             refuse_unless_equal(option(name), stored[name], value)
         return settings(**stored)
-    if settings is Subject and given.get("model", PACKAGED) == PACKAGED:
+    if settings is Subject and {given.get(name, PACKAGED) for name in ("model", "task")} <= {
+        PACKAGED,
+        "classifier",
+    }:
         given.setdefault("layers", ",".join(TRACKED_LAYERS))
     return settings(**given)
 

@@ -22,6 +22,7 @@ EFFECTS = {"helps": 1, "harms": -1}
 FORMATS = {
     "share": "{:.2%}".format,
     "score": "{:+.4g}".format,
+    "prompt": lambda text: " ".join(text.split())[:30],
     "text": lambda text: " ".join(text.split())[:60],
 }
 
@@ -115,11 +116,8 @@ def _columns(store: Store, relative: bool) -> Iterator[tuple[range, np.ndarray]]
 
 
 def _table(training: Examples, numbers: np.ndarray, about: Mapping, scored: Mapping) -> pd.DataFrame:
-    chosen = training.texts.select(numbers)
-    # A list of no labels has no type, and would make the others' numbers floats.
-    own = {"label": np.array(chosen["label"][:], dtype=np.int64), "text": chosen["text"][:]}
     places = {"place": np.arange(1, len(numbers) + 1), "training_row": training.rows[numbers]}
-    return pd.DataFrame({**about, **places, **scored, **own})
+    return pd.DataFrame({**about, **places, **scored, **training.described(numbers)})
 
 
 def page(top: Top, queries: Examples, class_names: Mapping[str, int], facts: Mapping) -> str:
@@ -127,8 +125,10 @@ def page(top: Top, queries: Examples, class_names: Mapping[str, int], facts: Map
     names = {number: name for name, number in class_names.items()}
 
     def readable(row: Mapping) -> dict:
-        class_name = names.get(row["label"], f"label {row['label']}")
-        return {**row, "text": "\n\n".join(paragraphs(row["text"])), "class_name": class_name}
+        own = {"text": "\n\n".join(paragraphs(row["text"])), "class_name": ""}
+        if "label" in row:
+            own["class_name"] = ", " + names.get(row["label"], f"label {row['label']}")
+        return {**row, **own}
 
     shown = []
     for number, row in enumerate(queries.rows):
@@ -136,7 +136,8 @@ def page(top: Top, queries: Examples, class_names: Mapping[str, int], facts: Map
         query = {"number": number, "row": row, "largest": rows["share"].max()}
         for effect, found in rows.groupby("effect"):
             query[effect] = [readable(one) for one in found.to_dict("records")]
-        shown.append(readable(query | queries.texts[number]))
+        about = {name: column[0] for name, column in queries.described([number]).items()}
+        shown.append(readable(query | about))
     overall = [readable(row) for row in top.overall.to_dict("records")]
     loader = PackageLoader("support.job", "")
     template = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html.jinja")

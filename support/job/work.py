@@ -10,7 +10,8 @@ from typing import TypeVar
 
 from support.ekfac import EkfacInfluence
 from support.ekfac.memory import queries_at_a_time
-from support.job.examples import Examples, chosen_rows, tokenised
+from support.job.examples import Examples, chosen_rows
+from support.job.models import Task
 from support.job.settings import (
     Damping,
     Question,
@@ -20,8 +21,9 @@ from support.job.settings import (
     refuse_unless_equal,
     settled,
 )
-from support.job.sources import Classifier, load_classifier, load_texts, refuse_single_split
+from support.job.sources import load_split, refuse_single_split
 from support.job.store import Store
+from support.job.tasks import load_task
 from support.job.team import Team, device
 from support.text import visible
 
@@ -62,15 +64,15 @@ class Job:
         return self.team.on_first(look)
 
     @cached_property
-    def classifier(self) -> Classifier:
+    def task(self) -> Task:
         subject = self.subject
-        return self._first_alone(lambda: load_classifier(subject, device()))
+        return self._first_alone(lambda: load_task(subject, device()))
 
     @cached_property
     def engine(self) -> EkfacInfluence:
         inverted = {"hessian_regularization": as_regularization(self.damping.regularization)}
         fitted = {"precision": self.subject.precision, "seed": self.subject.seed}
-        return EkfacInfluence(self.classifier.model, **inverted, **fitted)
+        return EkfacInfluence(self.task.model, likelihood=self.task.likelihood, **inverted, **fitted)
 
     @cached_property
     def training(self) -> Examples:
@@ -89,15 +91,17 @@ class Job:
         if not question.queries and question.query_split != subject.training_split:
             self.team.on_first(lambda: refuse_single_split(subject.dataset))
         name = question.queries or subject.dataset
-        return self._examples(name, question.query_split, "query-rows", question.query_rows)
+        return self._examples(name, question.query_split, "query-rows", question.query_rows, question)
 
-    def _examples(self, name: str, split: str, option: str, rows: str) -> Examples:
-        classifier, subject = self.classifier, self.subject
+    def _examples(
+        self, name: str, split: str, option: str, rows: str, question: Question | None = None
+    ) -> Examples:
+        task, subject = self.task, self.subject
 
         def load() -> Examples:
-            texts = load_texts(name, split, subject, classifier.class_names)
+            texts = task.texts(load_split(name, split), name, asked=question is not None)
             numbers = chosen_rows(rows, len(texts), subject.seed, option)
-            return tokenised(texts, numbers, classifier.tokenizer, classifier.max_tokens, self.store.tokens)
+            return task.examples(texts, numbers, self.store.tokens, question)
 
         return self._first_alone(load)
 
@@ -112,7 +116,7 @@ class Job:
         facts = {
             "subject": asdict(self.subject),
             "model": self.engine.identity(),
-            "config": self.classifier.config,
+            "config": self.task.config,
             "training": self.training.about(),
             "fitted_on": self.fitted_on.about(),
             "versions": self.versions,
@@ -150,7 +154,7 @@ class Job:
 
     def query_group(self) -> int:
         """As asked, or as many as there is room for beside the other processes of this machine."""
-        room = queries_at_a_time(self.engine.layers, None)
+        room = queries_at_a_time(self.engine.layers, None, self.question.query_rank or None)
         if device().type == "cpu":
             room //= self.team.neighbours
         return min(len(self.queries), self.given.get("query_block") or max(1, room))

@@ -1,0 +1,113 @@
+"""A classifier as a job takes it: texts with labels, a softmax over two classes or more."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+
+from support.ekfac import Categorical
+from support.job.errors import DatasetNotUsable, ModelNotUsable
+from support.job.examples import Examples, tokenised
+from support.job.models import Task, from_folder_or_hub
+from support.job.settings import PACKAGED, Question, Subject
+from support.job.sources import with_columns
+from support.labels import numbers_by_spelling, spelling
+from support.model import ModelLogitsWrapper, load_model, load_tokenizer
+
+
+class Classifier(Task):
+    """A sequence classifier; its classes' numbers by their names are `class_names`."""
+
+    called = "sequence classifier"
+    architectures = ("ForSequenceClassification",)
+    likelihood = Categorical()
+
+    @staticmethod
+    def load(subject: Subject) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+        name = subject.model
+        if name == PACKAGED:
+            model, tokenizer = load_model(), load_tokenizer()
+        else:
+            model, tokenizer = from_folder_or_hub(name, AutoModelForSequenceClassification, Classifier.called)
+        _refuse_other_losses(model, name)
+        if tokenizer.pad_token_id is None:
+            told = f"The tokenizer of {name!r} has no padding token, so padding could not be told from text"
+            raise ModelNotUsable(
+                f"{told}. Give it one that no text has, save both to a folder, and name that."
+            )
+        if len(model.config.label2id) < model.config.num_labels:
+            named = ", ".join(dict.fromkeys(model.config.id2label.values()))
+            told = f"Of the classes of --model {name}, some have the same name: {named}"
+            raise ModelNotUsable(f"{told}. Give each its own, in id2label of config.json.")
+        model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
+        return model, tokenizer
+
+    @staticmethod
+    def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+        return ModelLogitsWrapper(model, tokenizer.pad_token_id)
+
+    @staticmethod
+    def sample(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+        texts = tokenizer(["a", "a b c d e f g h i j k"], padding=True, return_tensors="pt")
+        return {name: texts[name] for name in ("input_ids", "attention_mask")}
+
+    @staticmethod
+    def layers(model: nn.Module) -> list[str]:
+        return []
+
+    @property
+    def class_names(self) -> dict[str, int]:
+        return {name: number for number, name in self.model.model.config.id2label.items()}
+
+    def texts(self, found: Dataset, name: str, asked: bool) -> Dataset:
+        return labelled_texts(found, name, self.subject, self.class_names)
+
+    def examples(self, texts: Dataset, rows: np.ndarray, folder: Path, question: Question | None) -> Examples:
+        return tokenised(texts, rows, self.tokenizer, self.max_tokens, folder)
+
+
+def _refuse_other_losses(model: nn.Module, name: str) -> None:
+    """Raise `ModelNotUsable` for a loss that is no softmax over classes."""
+    kind = model.config.problem_type or ("regression" if model.config.num_labels == 1 else None)
+    if kind not in (None, "single_label_classification"):
+        raise ModelNotUsable(
+            f"{name!r} is a model for {kind.replace('_', ' ')}; the job knows classifiers with a softmax "
+            "over two classes or more. In Python, EkfacInfluence(model, likelihood=…) takes Gaussian() for "
+            "regression and Bernoulli() for multi-label models, both from support.ekfac."
+        )
+
+
+def labelled_texts(found: Dataset, name: str, subject: Subject, class_names: Mapping[str, int]) -> Dataset:
+    """Columns `text` and `label`, the model's numbers. Raises `DatasetNotUsable`."""
+    columns = {"text": subject.text_column, "label": subject.label_column}
+    if subject.text_column == subject.label_column:
+        raise DatasetNotUsable(
+            f"Texts and labels are both in {subject.text_column!r}: see --text-column, --label-column."
+        )
+    found = with_columns(found, columns, name, "Say which with --text-column and --label-column")
+    numbers = _numbers(found, class_names, name)
+    return found.remove_columns("label").add_column("label", numbers)
+
+
+def _numbers(texts: Dataset, class_names: Mapping[str, int], name: str) -> list[int]:
+    """The labels as the model's numbers; labels by name may stand in another order than the model's."""
+    try:
+        known = numbers_by_spelling(class_names, texts.features["label"])
+    except ValueError as error:
+        raise DatasetNotUsable(f"{name!r} {error}") from error
+    numbers: list[int] = []
+    for batch in texts.iter(batch_size=1000):
+        for text, label in zip(batch["text"], batch["label"], strict=True):
+            row = f"Row {len(numbers)} of {name!r}"
+            if not isinstance(text, str):
+                raise DatasetNotUsable(f"{row} has no text but {text!r}. Leave it out, or see --text-column.")
+            if spelling(label) not in known:
+                raise DatasetNotUsable(
+                    f"{row} has the label {label!r}, but the model's classes are {', '.join(class_names)}. "
+                    f"Use those names, or their numbers, 0 to {len(class_names) - 1}."
+                )
+            numbers.append(known[spelling(label)])
+    return numbers

@@ -1,0 +1,211 @@
+"""A model that writes, as a job takes it: texts, prompts with completions, conversations.
+
+What an example asks is the loss of its targets: all tokens of a text, the completion alone of a prompt, what
+the assistant says in a conversation. A query that is a prompt alone is completed by the model.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from jinja2 import TemplateError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from support.ekfac import NextToken
+from support.ekfac.storage import model_fingerprint
+from support.job.errors import DatasetNotUsable
+from support.job.examples import Examples, kept_tokens, rules_of
+from support.job.models import Task, adapted, adapter_config, base_of, from_folder_or_hub
+from support.job.sequences import Sequences
+from support.job.settings import PACKAGED, Question, Subject
+from support.job.sources import with_columns
+from support.language import FEED_FORWARD, load_language_model
+
+Part = tuple[str, bool]
+"""A piece of text, and whether its tokens are targets."""
+
+
+class LanguageModel(Task):
+    """A model that says each token from those before it."""
+
+    called = "causal language model"
+    architectures = ("ForCausalLM", "LMHeadModel")
+    likelihood = NextToken()
+
+    @staticmethod
+    def load(subject: Subject) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+        name = base_of(subject)
+        if name == PACKAGED:
+            model, tokenizer = load_language_model()
+        else:
+            model, tokenizer = from_folder_or_hub(name, AutoModelForCausalLM, LanguageModel.called)
+        model.config.use_cache = False
+        return adapted(model, subject) if adapter_config(subject) else model, tokenizer
+
+    @staticmethod
+    def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
+        return model
+
+    @staticmethod
+    def sample(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+        ids = torch.tensor(list(tokenizer.get_vocab().values())[:8]).view(2, 4)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    @staticmethod
+    def layers(model: nn.Module) -> list[str]:
+        """An adapter's matrices; or else the feed-forward layers; or all but the head."""
+        head = model.get_output_embeddings()
+        names = [name for name, module in model.named_modules() if module is not head]
+        there = {part for name in names for part in name.split(".")}
+        for parts in (("lora_A", "lora_B"), FEED_FORWARD):
+            if there & set(parts):
+                return [part for part in parts if part in there]
+        return [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+
+    def texts(self, found: Dataset, name: str, asked: bool) -> Dataset:
+        subject, there = self.subject, found.column_names
+        prompts = {
+            "prompt": subject.prompt_column or "prompt",
+            "completion": subject.completion_column or "completion",
+        }
+        conversation = {"messages": subject.conversation_column or "messages"}
+        columns = {"text": subject.text_column}
+        if subject.prompt_column or subject.completion_column:
+            columns = prompts
+        elif subject.conversation_column:
+            columns = conversation
+        if asked:  # a file of queries says itself what it holds
+            given = (one for one in (prompts, conversation) if next(iter(one.values())) in there)
+            columns = next(given, columns)
+        if asked and columns is prompts and prompts["completion"] not in there:
+            columns = {"prompt": prompts["prompt"]}
+        cure = (
+            "Say which with --text-column, --prompt-column and --completion-column, or --conversation-column"
+        )
+        return with_columns(found, columns, name, cure)
+
+    def examples(self, texts: Dataset, rows: np.ndarray, folder: Path, question: Question | None) -> Examples:
+        new_tokens = question.new_tokens if question else 0
+        pieces = self.subject.pieces and not question
+        rules = {"cut": None if pieces else self.max_tokens, "template": self.tokenizer.chat_template}
+        may_complete = question is not None and not {"text", "completion"} & set(texts.column_names)
+        if may_complete:
+            rules |= {"new tokens": new_tokens, "model": model_fingerprint(self.model)}
+
+        def encode(batch: Mapping, places: list[int]) -> dict[str, list]:
+            found = []
+            for number, place in enumerate(places):
+                row = {name: column[number] for name, column in batch.items()}
+                found.append(self._told_by_row(row, rows[place], new_tokens, pieces))
+            ids, targets = map(list, zip(*found, strict=True))
+            counts = [sum(one[1:]) for one in targets]
+            return {"input_ids": ids, "asked": targets, "length": list(map(len, ids)), "targets": counts}
+
+        rules = f"{json.dumps(rules)} {rules_of(self.tokenizer)}"
+        chosen, tokens, digest = kept_tokens(texts, rows, rules, encode, folder)
+        if may_complete:
+            digest = hashlib.sha256(f"{digest} {tokens['input_ids'][:]}".encode()).hexdigest()
+        return Sequences(rows, chosen, tokens, digest, 0, self.max_tokens, self.tokenizer)
+
+    def _told_by_row(self, row: Mapping, number: int, new_tokens: int, pieces: bool) -> tuple[list, list]:
+        """As `encoded`, with errors that name the row. Raises `DatasetNotUsable`."""
+        try:
+            return self.encoded(row, new_tokens, pieces)
+        except (ValueError, TypeError, TemplateError) as error:
+            raise DatasetNotUsable(f"Row {number} {error}") from error
+
+    def encoded(self, row: Mapping, new_tokens: int, pieces: bool) -> tuple[list[int], list[bool]]:
+        """As `examples` keeps them. Raises `ValueError`, in words that follow the row's number."""
+        ids: list[int] = []
+        asked: list[bool] = []
+        special = "messages" not in row and not isinstance(row.get("prompt"), list)
+        for place, (text, wanted) in enumerate(self.parts(row, new_tokens > 0)):
+            own = self.tokenizer(text, add_special_tokens=special and not place, verbose=False)["input_ids"]
+            ids, asked = ids + own, asked + [wanted] * len(own)
+        ids, asked = (ids, asked) if ids else ([self.tokenizer.eos_token_id or 0], [False])
+        before = asked.index(True) if True in asked else len(asked)
+        if new_tokens and before >= self.max_tokens:
+            raise ValueError(
+                f"asks after a prompt of {before} tokens, and {self.max_tokens} are read at most. Shorten "
+                "it, or, if the model reads more, say so with --max-tokens."
+            )
+        if new_tokens and True not in asked:
+            said = self.completed(ids, min(new_tokens, self.max_tokens - len(ids)))
+            ids, asked = ids + said, asked + [True] * len(said)
+        end = None if pieces else self.max_tokens
+        ids, asked = ids[:end], asked[:end]
+        if new_tokens and True not in asked[1:]:
+            raise ValueError("asks about no token: what is asked has to follow something. Leave it out.")
+        return ids, asked
+
+    def parts(self, row: Mapping, is_query: bool) -> list[Part]:
+        """The text of an example, cut where what is asked begins or ends. Raises as `encoded` does."""
+        for name, value in row.items():
+            if not isinstance(value, str) and not (name in ("messages", "prompt", "completion") and value):
+                raise ValueError(f"has no {name} but {value!r}. Leave it out, or see --{_option(name)}.")
+        if "text" in row:
+            return [(row["text"], True)]
+        if "messages" in row:
+            return self._conversation(row["messages"], is_query)
+        prompt, completion = row["prompt"], row.get("completion", "")
+        if isinstance(prompt, str) and isinstance(completion, str):
+            return [(prompt, False), (completion, True)]
+        before = self._rendered(prompt, True) if isinstance(prompt, list) else prompt
+        if isinstance(completion, list):
+            completion = self._rendered(prompt + completion, False).removeprefix(before)
+        return [(before, False), (completion, True)]
+
+    def _conversation(self, messages: list[Mapping], is_query: bool) -> list[Part]:
+        """What the assistant says is asked; of a query that it hasn't answered, nothing is yet."""
+        if is_query and messages[-1]["role"] != "assistant":
+            return [(self._rendered(messages, True), False)]
+        said, parts = "", []
+        for number, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            before, after = (
+                self._rendered(messages[:number], True),
+                self._rendered(messages[: number + 1], False),
+            )
+            if not (before.startswith(said) and after.startswith(before)):
+                raise ValueError(
+                    "is a conversation of which the chat template writes the beginning anew with each turn. "
+                    "Give each answer as a completion, what precedes it as its prompt."
+                )
+            parts += [(before[len(said) :], False), (after[len(before) :], True)]
+            said = after
+        return parts or [(self._rendered(messages, False), False)]
+
+    def _rendered(self, messages: list[Mapping], to_be_answered: bool) -> str:
+        if not self.tokenizer.chat_template:
+            raise ValueError(
+                f"is a conversation, and the tokenizer of --model {self.subject.model} has no chat template. "
+                "Name a model that has one, or write prompts and completions as plain text."
+            )
+        how = {"tokenize": False, "add_generation_prompt": to_be_answered}
+        return self.tokenizer.apply_chat_template(messages, **how)
+
+    @torch.no_grad()
+    def completed(self, ids: list[int], new_tokens: int) -> list[int]:
+        """What the model says next: each time the likeliest token, until it ends or has said so many."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+        device = next(self.model.parameters()).device
+        unread, seen, said = ids, None, []
+        while len(said) < new_tokens and not ends & set(said):
+            out = self.model(
+                input_ids=torch.tensor([unread], device=device), past_key_values=seen, use_cache=True
+            )
+            said.append(int(out.logits[0, -1].argmax()))
+            seen = getattr(out, "past_key_values", None)
+            unread = said[-1:] if seen is not None else ids + said
+        return said
+
+
+def _option(name: str) -> str:
+    return f"{'conversation' if name == 'messages' else name}-column"

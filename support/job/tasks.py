@@ -1,0 +1,68 @@
+"""Which kind of model a job is about, and that model made ready to be asked."""
+
+import torch
+from transformers import AutoConfig
+
+from support.assets import AssetChanged, AssetMissing
+from support.ekfac.layers import uncovered
+from support.job.classifier import Classifier
+from support.job.errors import BadSetting, ModelNotUsable, cause
+from support.job.language_model import LanguageModel
+from support.job.models import Task, adapter_config, base_of, configuration, refuse_other_tokenizer
+from support.job.settings import PACKAGED, Subject
+from support.model import left_out, positions, require_gradients_only
+
+TASKS = {"classifier": Classifier, "language-model": LanguageModel}
+
+
+def load_task(subject: Subject, device: torch.device) -> Task:
+    """The model in evaluation mode, gradients for the chosen layers only.
+
+    Raises `BadSetting`, `ModelNotUsable`, and for packaged ones `AssetChanged` and `AssetMissing`.
+    """
+    name, kind = subject.model, TASKS.get(subject.task)
+    if kind is None and subject.task:
+        raise BadSetting(f"--task {subject.task}: use {' or '.join(TASKS)}.")
+    try:
+        kind = kind or _kind_of(subject)
+        model, tokenizer = kind.load(subject)
+        refuse_other_tokenizer(model, tokenizer, name)
+        model = model.eval().to(device)
+        without = uncovered(model, {key: x.to(device) for key, x in kind.sample(tokenizer).items()})
+    except (ModelNotUsable, AssetChanged, AssetMissing):
+        raise
+    except Exception as error:  # the loaders', the hub's and the models' errors share no narrower class
+        raise ModelNotUsable(
+            f"--model {name} can't be loaded as a {kind.called if kind else 'model'} with its tokenizer, or "
+            f"can't read texts ({cause(error)}). Name a folder that holds config.json, model.safetensors and "
+            f"the tokenizer's files, a name on the hub, or {PACKAGED!r}."
+        ) from error
+    parts = [part.strip() for part in subject.layers.split(",") if part.strip()] or subject.layers.split()
+    parts = parts or kind.layers(model)
+    try:
+        require_gradients_only(model, parts, without)
+    except ValueError as error:
+        raise ModelNotUsable(f"--layers {subject.layers}: {error}") from error
+    longest = min(subject.max_tokens, tokenizer.model_max_length, positions(model))
+    if longest <= (own := tokenizer.num_special_tokens_to_add()):
+        raise ModelNotUsable(f"--max-tokens {longest}: {own} are the tokenizer's own. Use {own + 1} or more.")
+    shaped, config = kind.shaped(model, tokenizer), configuration(model, subject)
+    return kind(subject, shaped, tokenizer, config, longest, left_out(without, parts))
+
+
+def _kind_of(subject: Subject) -> type[Task]:
+    """The kind that the model's class is of. Raises `ModelNotUsable`."""
+    name = base_of(subject)
+    if name == PACKAGED:
+        return LanguageModel if adapter_config(subject) else Classifier
+    architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [
+        "model of none"
+    ]
+    for kind in TASKS.values():
+        if architectures[0].endswith(kind.architectures):
+            return kind
+    raise ModelNotUsable(
+        f"--model {subject.model} is a {architectures[0]}: no classifier of texts, whose class ends in "
+        "ForSequenceClassification, and no model that writes, whose class ends in ForCausalLM. Name such a "
+        "model, or, if its config.json names another class or none, say with --task which it is."
+    )
