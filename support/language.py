@@ -32,7 +32,7 @@ FEED_FORWARD = ("mlp",)
 """Parts of the names of the layers that are looked at, as Grosse et al. 2023 do."""
 
 IGNORED = -100
-Batch = dict[str, Int[Tensor, "batch tokens"]]
+Batch = dict[str, Int[Tensor, "_ _"]]
 
 
 def load_language_model(

@@ -5,6 +5,7 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,10 +14,11 @@ from torch.distributed import DistError
 from support.assets import AssetChanged
 from support.ekfac.errors import EkfacError, LayerNotSupported, OutputsNotSupported
 from support.job import fleet
+from support.job.by_token import by_token
 from support.job.errors import BadSetting, JobError, ToldElsewhere
 from support.job.fit import fit
 from support.job.plan import planned
-from support.job.score import score, self_influences
+from support.job.score import load_curvature, score, self_influences
 from support.job.settings import Damping, Question, Subject, add_options, refuse_below, refuse_unless_equal
 from support.job.store import Store
 from support.job.team import Team, assembled
@@ -63,6 +65,7 @@ OPTIONS = (
     ("save-seconds", "run fit", float, 60.0, "between two savings of the fit on its way (60)"),
     ("count", "top", int, 10, "how many (10)"),
     ("relative", "top", bool, False, "scores over √self-influence; needs self"),
+    ("by-token", "top", bool, False, "what each adds to each token that a query asks about; takes passes"),
     ("output", "top", Path, None, "folder for top.parquet and top.html (the store)"),
     ("shape", "fleet", str, "llama-3-8b", f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"),
     ("examples", "fleet", int, 1_000_000, "training examples (1,000,000)"),
@@ -175,9 +178,13 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
         "regularization": job.damping.regularization,
         "scores": "divided by √self-influence" if chosen.relative else "plain",
     }
+    if chosen.by_token:
+        load_curvature(job)
     if team.rank:  # from here on nothing may be asked of the team
         return
     found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
+    if chosen.by_token:
+        found = replace(found, by_token=by_token(job, found))
     output = chosen.output or job.store.folder
     found.write(output, page(found, job.queries, getattr(job.task, "class_names", {}), facts))
     yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"

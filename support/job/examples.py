@@ -59,7 +59,7 @@ class Examples:
         """What is known of these examples as they come in a batch, in the last dimension; of each example."""
         return values
 
-    def described(self, numbers: Sequence[int]) -> dict[str, list]:
+    def described(self, numbers: Sequence[int]) -> Mapping:
         """What a reader is shown of examples, by column."""
         chosen = self.texts.select(numbers)
         # A list of no labels has no type, and would make the others' numbers floats.

@@ -101,7 +101,7 @@ class LanguageModel(Task):
             found = []
             for number, place in enumerate(places):
                 row = {name: column[number] for name, column in batch.items()}
-                found.append(self._told_by_row(row, rows[place], new_tokens, pieces))
+                found.append(self._told_by_row(row, int(rows[place]), new_tokens, pieces))
             ids, targets = map(list, zip(*found, strict=True))
             counts = [sum(one[1:]) for one in targets]
             return {"input_ids": ids, "asked": targets, "length": list(map(len, ids)), "targets": counts}

@@ -13,7 +13,6 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from support.ekfac.likelihood import Likelihood
 from support.job.errors import ModelNotUsable
@@ -87,7 +86,6 @@ class Task(ABC):
 
 def from_folder_or_hub(name: str, load: type, kind: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """What `load`, one of transformers' automatic classes, finds under a name. Raises `ModelNotUsable`."""
-    transformers_logging.disable_progress_bar()
     # No pickled checkpoint and no code of the folder's: either could do anything.
     how = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}

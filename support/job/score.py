@@ -28,18 +28,19 @@ def score(job: Job) -> str:
     The training examples that are not scored yet pass by once for each group of queries. Raises what the
     engine, `Job.begin` and `Job.ask` raise, `StepMissing` without a fit, `StoreDamaged`, and `DiskFull`.
     """
-    _load(job)
+    job.begin()
+    load_curvature(job)
     job.ask()
     job.engine.query_rank = job.question.query_rank or None
     training, queries, by_layer = len(job.training), len(job.queries), job.question.by_layer
     names = ["scores", "layer_scores"] if by_layer else ["scores"]
     groups = in_blocks(queries, job.team.on_first(lambda: _make_arrays(job, names, job.query_group())))
     missing = job.team.on_first(lambda: [_missing(job, names, group) for group in groups])
-    kept = 1.0
+    kept: list[float] = []
     with _progress(job, "score", missing) as count:
         for number, (group, blocks) in enumerate(zip(groups, missing, strict=True)):
             factors = _factors(job, group) if blocks else {}
-            kept = min([kept, *_kept(factors)])
+            kept += _kept(factors)
             for block in job.team.shared(f"score {number}", blocks):
                 x, y = job.training.batch(block, job.engine.passes.device)
                 by_name = job.engine.influences_by_layer_from_factors(factors, x, y)
@@ -49,13 +50,14 @@ def score(job: Job) -> str:
                 job.store.write("scores", (group, block), layers.sum(dim=0).numpy(force=True))
                 count(len(block))
         job.team.wait()
-    low = f" At rank {job.question.query_rank} of each query {kept:.1%} or more is kept." if kept < 1 else ""
+    low = f" At rank {job.question.query_rank} of each query {min(kept):.1%} or more is kept." if kept else ""
     return f"Scored {training:,} training examples on {queries:,} queries.{low}"
 
 
 def self_influences(job: Job) -> str:
     """⟨(F + λ)⁻¹ ∇loss, ∇loss⟩ of every training example, into `self_influences`. Raises as `score` does."""
-    _load(job)
+    job.begin()
+    load_curvature(job)
     job.settle({"damping": asdict(job.damping)})
     name, training = "self_influences", len(job.training)
     array = (training,), (job.subject.block,), job.engine.passes.dtype
@@ -88,9 +90,8 @@ def _self_influences(job: Job, block: range) -> Tensor:
     return result
 
 
-def _load(job: Job) -> None:
-    """Give the engine the curvature in the store."""
-    job.begin()
+def load_curvature(job: Job) -> None:
+    """Give the engine the curvature in the store. Raises `StepMissing` and `StoreDamaged`."""
     if not job.team.on_first(job.store.fitted):
         raise StepMissing(f"{job.store.folder} has no curvature yet. Run: fit")
     try:

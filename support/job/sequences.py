@@ -4,7 +4,7 @@ A piece begins with the token that the one before it ended with, so that of a lo
 but the first is said once from what precedes it. What is known of pieces is added up per example.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,7 +63,7 @@ class Sequences(Examples):
         owners = torch.tensor([place for place, *_ in self.pieces(numbers)], device=values.device)
         return values.new_zeros(*values.shape[:-1], len(numbers)).index_add_(-1, owners, values)
 
-    def described(self, numbers: Sequence[int]) -> dict[str, list]:
+    def described(self, numbers: Sequence[int]) -> Mapping:
         """The `prompt`, up to the first token that is asked, and the `text` from there, as they were read."""
         rows = self.tokens[list(numbers)]
         prompts, texts = [], []
@@ -72,3 +72,9 @@ class Sequences(Examples):
             prompts.append(self.tokenizer.decode(ids[:first], skip_special_tokens=True))
             texts.append(self.tokenizer.decode(ids[first:], skip_special_tokens=True))
         return {"prompt": prompts, "text": texts}
+
+    def said(self, number: int, places: Sequence[int]) -> list[str]:
+        """Tokens of an example as text, each as it reads after those before it."""
+        ids = self.tokens[number]["input_ids"]
+        read = [self.tokenizer.decode(ids[:end]) for end in range(len(ids) + 1)]
+        return [read[place + 1][len(read[place]) :] for place in places]

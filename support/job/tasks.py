@@ -2,6 +2,7 @@
 
 import torch
 from transformers import AutoConfig
+from transformers.utils import logging as transformers_logging
 
 from support.assets import AssetChanged, AssetMissing
 from support.ekfac.layers import uncovered
@@ -23,6 +24,7 @@ def load_task(subject: Subject, device: torch.device) -> Task:
     name, kind = subject.model, TASKS.get(subject.task)
     if kind is None and subject.task:
         raise BadSetting(f"--task {subject.task}: use {' or '.join(TASKS)}.")
+    transformers_logging.disable_progress_bar()
     try:
         kind = kind or _kind_of(subject)
         model, tokenizer = kind.load(subject)

@@ -4,7 +4,7 @@ Scores are read a column of chunks at a time. Texts are data from strangers: the
 of them; of their markup only line breaks are kept, as line breaks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,17 +33,21 @@ class Top:
 
     `by_query`: `count` helping and as many harming ones for each query; `share` is the size of the score
     over the sum of the sizes of all scores of that query. `overall`: the `count` with the largest mean
-    share over all queries; `helps` says how many of them.
+    share over all queries; `helps` says how many of them. `asked`: what each query asks a model that writes.
+    `by_token`, if wanted: what each adds to each token.
     """
 
     by_query: pd.DataFrame
     overall: pd.DataFrame
+    asked: Sequence[str] = ()
+    by_token: pd.DataFrame | None = None
 
     def __str__(self) -> str:
         """Tables for a terminal: over all queries, then helpful and harmful ones for each."""
         parts = ["Over all queries:", self.overall.to_string(index=False, formatters=FORMATS)]
         for (query, effect), rows in self.by_query.groupby(["query", "effect"], sort=False):
-            parts.append(f"\nQuery {query} (row {rows['query_row'].iloc[0]}), {effect}:")
+            asked = f" {self.asked[query]}" if self.asked else ""
+            parts.append(f"\nQuery {query} (row {rows['query_row'].iloc[0]}), {effect}:{asked}")
             rows = rows.drop(columns=["query", "query_row", "effect"])
             parts.append(rows.to_string(index=False, formatters=FORMATS))
         return "\n".join(parts)
@@ -55,6 +59,8 @@ class Top:
             "top_overall.parquet": self.overall.to_parquet,
             "top.html": lambda path: path.write_text(html, encoding="utf-8"),
         }
+        if self.by_token is not None:
+            writers["top_tokens.parquet"] = self.by_token.to_parquet
         for name, write in writers.items():
             with disk_full_is_told(folder), replacing(folder / name) as fresh:
                 write(fresh)
@@ -91,7 +97,14 @@ def strongest(store: Store, training: Examples, queries: Examples, count: int, r
     numbers = np.argsort(-shares, kind="stable")[:count]
     numbers = numbers[shares[numbers] > 0]
     overall = _table(training, numbers, {}, {"share": shares[numbers], "helps": helps[numbers]})
-    return Top(pd.concat(tables, ignore_index=True), overall)
+    return Top(pd.concat(tables, ignore_index=True), overall, _asked(queries))
+
+
+def _asked(queries: Examples) -> list[str]:
+    """Prompt and completion of each query in short; none of texts that have labels."""
+    about = queries.described(range(len(queries)))
+    both = zip(about.get("prompt", []), about["text"], strict=False)
+    return [" → ".join(" ".join(part.split())[-40:] for part in parts if part) for parts in both]
 
 
 def _largest(
@@ -117,7 +130,7 @@ def _columns(store: Store, relative: bool) -> Iterator[tuple[range, np.ndarray]]
 
 def _table(training: Examples, numbers: np.ndarray, about: Mapping, scored: Mapping) -> pd.DataFrame:
     places = {"place": np.arange(1, len(numbers) + 1), "training_row": training.rows[numbers]}
-    return pd.DataFrame({**about, **places, **scored, **training.described(numbers)})
+    return pd.DataFrame({**about, **places, **scored, **training.described(numbers.tolist())})
 
 
 def page(top: Top, queries: Examples, class_names: Mapping[str, int], facts: Mapping) -> str:
@@ -133,12 +146,28 @@ def page(top: Top, queries: Examples, class_names: Mapping[str, int], facts: Map
     shown = []
     for number, row in enumerate(queries.rows):
         rows = top.by_query[top.by_query["query"] == number]
+        tokens = _coloured(top.by_token, number)
         query = {"number": number, "row": row, "largest": rows["share"].max()}
         for effect, found in rows.groupby("effect"):
-            query[effect] = [readable(one) for one in found.to_dict("records")]
+            found = found.to_dict("records")
+            query[effect] = [readable(one | {"said": tokens.get(one["training_row"])}) for one in found]
         about = {name: column[0] for name, column in queries.described([number]).items()}
         shown.append(readable(query | about))
     overall = [readable(row) for row in top.overall.to_dict("records")]
     loader = PackageLoader("support.job", "")
     template = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html.jinja")
-    return template.render(facts=facts, overall=overall, queries=shown)
+    return template.render(facts=facts, overall=overall, queries=shown, by_token=top.by_token is not None)
+
+
+def _coloured(by_token: pd.DataFrame | None, query: int) -> dict[int, list[dict]]:
+    """For each training row the tokens of a query, with their `weight` beside the strongest of them."""
+    if by_token is None:
+        return {}
+    found = {}
+    for row, tokens in by_token[by_token["query"] == query].groupby("training_row"):
+        largest = tokens["score"].abs().max() or 1
+        tokens = tokens.assign(
+            weight=tokens["score"].abs() / largest, effect=np.where(tokens["score"] > 0, "helps", "harms")
+        )
+        found[row] = tokens.to_dict("records")
+    return found

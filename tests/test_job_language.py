@@ -1,0 +1,149 @@
+"""What holds of a job on a classifier holds of one on a model that writes; its numbers are the engine's."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from support.ekfac import EkfacInfluence, NextToken
+from support.job.command import main
+from support.job.settings import Subject
+from support.job.store import Store
+from support.job.tasks import load_task
+from support.language import encoded, padded
+from tests.page import Page
+from tests.tiny_language import TRAINING, make_model, make_rows, make_texts, options, sentences
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def inputs(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return make_model(folder / "model", request.param), make_texts(folder / "texts")
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    """A store after `run`."""
+    store = tmp_path_factory.mktemp("finished") / "store"
+    assert main(["run", *options(*inputs, store, "--by-layer")]) == 0
+    return store
+
+
+@pytest.fixture
+def said(capsys):
+    """What a command says when it ends well, or why it does not."""
+
+    def run(*arguments, status=0):
+        assert main([str(argument) for argument in arguments]) == status
+        out, err = capsys.readouterr()
+        return err if status else out
+
+    return run
+
+
+def array(store, name):
+    return Store(store).array(name)[:]
+
+
+def assert_same(found, expected):
+    expected = np.asarray(expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def by_hand(model, prompts):
+    """The engine on the same examples without a job: fitted, with training texts and queries."""
+    task = load_task(Subject(model=str(model)), CPU)
+    training = padded([encoded(task.tokenizer, text) for text in sentences(TRAINING)])
+    queries = padded([encoded(task.tokenizer, *prompt) for prompt in prompts])
+    engine = EkfacInfluence(task.model, likelihood=NextToken()).fit([training])
+    return engine, *((batch, batch.pop("labels")) for batch in (training, queries))
+
+
+PROMPTS = [("the film of", "who laughs"), ("dull", "plot fine the")]
+
+
+def test_the_scores_of_a_job_are_the_engines(inputs, finished):
+    engine, training, queries = by_hand(inputs[0], PROMPTS)
+    assert_same(array(finished, "scores"), engine.influences(*queries, *training))
+    assert_same(array(finished, "self_influences"), engine.self_influences(*training))
+    assert_same(array(finished, "layer_scores").sum(axis=0), array(finished, "scores"))
+
+
+def test_feed_forward_layers_are_tracked_and_neither_head_nor_embeddings(inputs):
+    task = load_task(Subject(model=str(inputs[0])), CPU)
+    tracked = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
+    assert tracked
+    assert all(".mlp." in name for name in tracked)
+
+
+def test_the_queries_in_another_order_and_grouping_have_the_same_scores(inputs, finished, said, tmp_path):
+    said("run", *options(*inputs, tmp_path), "--query-block", 1, "--block", 3)
+    assert_same(array(tmp_path, "scores"), array(finished, "scores"))
+
+
+def test_scores_at_full_rank_are_the_full_scores_and_at_a_lower_one_the_loss_is_told(
+    inputs, finished, said, tmp_path
+):
+    told = said("run", *options(*inputs, tmp_path / "full"), "--query-rank", 13)
+    assert_same(array(tmp_path / "full", "scores"), array(finished, "scores"))
+    assert "At rank 13 of each query 100.0% or more is kept." in told
+    told = said("run", *options(*inputs, tmp_path / "low"), "--query-rank", 1)
+    assert "At rank 1 of each query " in told
+    one_by_one = said("run", *options(*inputs, tmp_path / "one"), "--query-rank", 1, "--query-block", 1)
+    assert told.split("rank 1")[1] == one_by_one.split("rank 1")[1]
+    assert_same(array(tmp_path / "low", "scores"), array(tmp_path / "one", "scores"))
+
+
+def test_a_plan_says_what_a_job_will_cost(inputs, said, tmp_path):
+    not_of_plan = ("--regularization", "0.01", "--save-seconds", "0")
+    told = said("plan", *[one for one in options(*inputs, tmp_path) if one not in not_of_plan])
+    assert told.startswith(f"{TRAINING} training examples, ")
+    assert "; 2 queries; 1 process" in told
+
+
+def test_top_says_what_was_asked_and_leaves_data_and_a_page(finished, said, tmp_path):
+    told = said("top", "--store", finished, "--count", 2, "--output", tmp_path)
+    assert "\nQuery 0 (row 0), helps: the film of → who laughs\n" in told
+    table = pd.read_parquet(tmp_path / "top.parquet")
+    assert list(table)[-2:] == ["prompt", "text"]
+    texts = sentences(TRAINING)
+    assert [texts[row].split() for row in table["training_row"]] == [text.split() for text in table["text"]]
+    assert not (tmp_path / "top_tokens.parquet").exists()
+
+
+def test_what_is_added_to_each_token_adds_up_to_the_score_and_colours_the_page(finished, said, tmp_path):
+    said("top", "--store", finished, "--count", 2, "--output", tmp_path, "--by-token")
+    table, tokens = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("top", "top_tokens"))
+    whole = tokens.groupby(["query", "training_row"])["score"].sum()
+    assert_same(whole[list(zip(table["query"], table["training_row"], strict=True))], table["score"])
+    first = tokens[(tokens["query"] == 0) & (tokens["training_row"] == tokens["training_row"][0])]
+    assert [one.strip() for one in first["said"]] == ["who", "laughs"]
+    page = (tmp_path / "top.html").read_text(encoding="utf-8")
+    assert page.count('<p class="said">') == len(table)
+    Page(page)
+
+
+def test_a_prompt_alone_is_completed_by_the_likeliest_tokens_which_the_store_keeps(
+    inputs, said, tmp_path, monkeypatch
+):
+    queries = make_rows(tmp_path / "queries.jsonl", [{"prompt": "the film of"}])
+    given = [*options(*inputs, tmp_path / "store"), "--queries", queries, "--new-tokens", 4]
+    said("run", *given)
+    task = load_task(Subject(model=str(inputs[0])), CPU)
+    ids = task.tokenizer("the film of", return_tensors="pt")["input_ids"]
+    for _ in range(4):
+        ids = torch.cat([ids, task.model(input_ids=ids).logits[:, -1:].argmax(dim=2)], dim=1)
+        if ids[0, -1] == task.tokenizer.eos_token_id:
+            break
+    prompt, completion = (task.tokenizer.decode(part) for part in (ids[0, :3], ids[0, 3:]))
+    engine, training, asked = by_hand(inputs[0], [(prompt, completion)])
+    assert_same(array(tmp_path / "store", "scores"), engine.influences(*asked, *training))
+
+    def refuse(*_):
+        raise AssertionError("Asked again.")
+
+    monkeypatch.setattr("support.job.language_model.LanguageModel.completed", refuse)
+    said("run", *given)
+    said("top", "--store", tmp_path / "store")
