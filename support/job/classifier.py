@@ -55,7 +55,7 @@ class Classifier(Task):
         return {name: texts[name] for name in ("input_ids", "attention_mask")}
 
     @staticmethod
-    def layers(model: nn.Module) -> list[str]:
+    def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
         return []
 
     @property

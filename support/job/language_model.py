@@ -57,7 +57,7 @@ class LanguageModel(Task):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     @staticmethod
-    def layers(model: nn.Module) -> list[str]:
+    def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
         """An adapter's matrices; or else the feed-forward layers; or all but the head."""
         head = model.get_output_embeddings()
         names = [name for name, module in model.named_modules() if module is not head]
@@ -65,7 +65,8 @@ class LanguageModel(Task):
         for parts in (("lora_A", "lora_B"), FEED_FORWARD):
             if there & set(parts):
                 return [part for part in parts if part in there]
-        return [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+        linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
+        return [name for name in linear if name not in without]
 
     def texts(self, found: Dataset, name: str, asked: bool) -> Dataset:
         subject, there = self.subject, found.column_names
@@ -116,7 +117,7 @@ class LanguageModel(Task):
         """As `encoded`, with errors that name the row. Raises `DatasetNotUsable`."""
         try:
             return self.encoded(row, new_tokens, pieces)
-        except (ValueError, TypeError, TemplateError) as error:
+        except (ValueError, TemplateError) as error:
             raise DatasetNotUsable(f"Row {number} {error}") from error
 
     def encoded(self, row: Mapping, new_tokens: int, pieces: bool) -> tuple[list[int], list[bool]]:
@@ -146,17 +147,24 @@ class LanguageModel(Task):
     def parts(self, row: Mapping, is_query: bool) -> list[Part]:
         """The text of an example, cut where what is asked begins or ends. Raises as `encoded` does."""
         for name, value in row.items():
-            if not isinstance(value, str) and not (name in ("messages", "prompt", "completion") and value):
-                raise ValueError(f"has no {name} but {value!r}. Leave it out, or see --{_option(name)}.")
+            talk = name == "messages" or (isinstance(value, list) and name != "text")
+            if not (_is_conversation(value) if talk else isinstance(value, str)):
+                expected = "a list of turns with role and content" if talk else "text"
+                raise ValueError(
+                    f"has {value!r} for {name}, which is to be {expected}. Leave it out, or see "
+                    f"--{'conversation' if name == 'messages' else name}-column."
+                )
         if "text" in row:
             return [(row["text"], True)]
         if "messages" in row:
             return self._conversation(row["messages"], is_query)
         prompt, completion = row["prompt"], row.get("completion", "")
-        if isinstance(prompt, str) and isinstance(completion, str):
-            return [(prompt, False), (completion, True)]
-        before = self._rendered(prompt, True) if isinstance(prompt, list) else prompt
+        before = prompt if isinstance(prompt, str) else self._rendered(prompt, True)
         if isinstance(completion, list):
+            if isinstance(prompt, str):
+                raise ValueError(
+                    "has a text for a prompt and a conversation for its completion: use one form."
+                )
             completion = self._rendered(prompt + completion, False).removeprefix(before)
         return [(before, False), (completion, True)]
 
@@ -207,5 +215,8 @@ class LanguageModel(Task):
         return said
 
 
-def _option(name: str) -> str:
-    return f"{'conversation' if name == 'messages' else name}-column"
+def _is_conversation(value: object) -> bool:
+    """Whether it is a list of turns, one at least, each with a role and what it says."""
+    turns = value if isinstance(value, list) else []
+    told = [isinstance(one, Mapping) and (one.get("role"), one.get("content")) for one in turns]
+    return bool(told) and all(pair and all(isinstance(part, str) for part in pair) for pair in told)

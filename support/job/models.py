@@ -2,6 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -65,8 +66,9 @@ class Task(ABC):
 
     @staticmethod
     @abstractmethod
-    def layers(model: nn.Module) -> list[str]:
-        """Parts of the names of the layers that get gradients unless others are asked for."""
+    def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
+        """Parts of the names of the layers that get gradients unless others are asked for; the engine does
+        `without` some. None are all."""
 
     @property
     @abstractmethod
@@ -132,17 +134,21 @@ def adapted(model: nn.Module, subject: Subject) -> nn.Module:
             f"--model {folder} holds an adapter of kind {about.get('peft_type')}; the job reads LoRA, from "
             f"{weights.name}. Save one with peft's save_pretrained, or merge it and name the whole model."
         )
-    with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
-        whole = with_adapter(model, peft.LoraConfig.from_pretrained(folder))
+    told, cure = f"The adapter {folder} does not fit {base_of(subject)!r}", "Name its model with --base."
+    config = peft.LoraConfig.from_pretrained(folder)
+    config.base_model_name_or_path = None  # where it is here is no other name than peft would warn of
+    try:
+        with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
+            whole = with_adapter(model, config)
+    except ValueError as error:
+        raise ModelNotUsable(f"{told}: {error} {cure}") from error
     state, ours = load_file(weights), peft.get_peft_model_state_dict(whole, save_embedding_layers=False)
     theirs, ours = ({name: tuple(one.shape) for name, one in side.items()} for side in (state, ours))
     for name in sorted(theirs.keys() | ours.keys()):
         found, expected = theirs.get(name, "absent"), ours.get(name, "absent")
         if found != expected:
-            raise ModelNotUsable(
-                f"The adapter {folder} does not fit {base_of(subject)!r}: tensor {name!r} is {found} in the "
-                f"adapter, {expected} in the model. Name the model that it was trained on with --base."
-            )
+            differs = f"tensor {name!r} is {found} in the adapter, {expected} in the model"
+            raise ModelNotUsable(f"{told}: {differs}. {cure}")
     peft.set_peft_model_state_dict(whole, {name: one.float() for name, one in state.items()})
     return whole.get_base_model()
 

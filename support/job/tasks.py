@@ -40,7 +40,7 @@ def load_task(subject: Subject, device: torch.device) -> Task:
             f"the tokenizer's files, a name on the hub, or {PACKAGED!r}."
         ) from error
     parts = [part.strip() for part in subject.layers.split(",") if part.strip()] or subject.layers.split()
-    parts = parts or kind.layers(model)
+    parts = parts or kind.layers(model, without)
     try:
         require_gradients_only(model, parts, without)
     except ValueError as error:
