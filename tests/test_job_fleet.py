@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from support.ekfac import EkfacInfluence
+from support.ekfac import EkfacInfluence, NextToken
 from support.ekfac.memory import curvature_bytes, factor_bytes
 from support.job.errors import BadSetting
 from support.job.fleet import SHAPES, Shape, on_paper, told
+from support.language import FEED_FORWARD, load_language_model
 from support.model import ModelLogitsWrapper, load_model, require_gradients_only
 
 TINY = Shape(((3, 4), (3, 4), (2, 5)), weights=7, weight_bytes=2, attention_blocks=2, width=5)
@@ -18,8 +19,8 @@ ROTATED = 2 * (3 * 16 + 3 * 9 + 3 * 12) + (2 * 25 + 3 * 4 + 3 * 10)
 SQUARES = ROTATED + 34
 
 
-def plan(memory=1e9, shape=TINY, examples=11, tokens=3, queries=5, fit_examples=7):
-    return on_paper(shape, examples, tokens, queries, fit_examples, memory)
+def plan(memory=1e9, shape=TINY, examples=11, tokens=3, queries=5, fit_examples=7, query_rank=0):
+    return on_paper(shape, examples, tokens, queries, fit_examples, memory, query_rank)
 
 
 def room_for(queries, groups=1):
@@ -58,6 +59,16 @@ def test_scores_are_a_pass_of_queries_one_of_examples_factors_and_products():
     assert plan(tokens=1, queries=1)["score"] == TINY.passes(12, 1) + factors + 11 * 34
 
 
+def test_at_low_rank_a_query_is_as_large_as_its_two_sides_and_meets_each_position_with_both():
+    found = plan(query_rank=2)
+    low = 2 * (2 * (3 + 4)) + 2 * (2 + 5)
+    assert found["factors of one query"] == 4 * low
+    assert found["largest on a device"] == WEIGHTS + CURVATURE + FACTOR + 5 * 4 * low
+    factors = ROTATED + 2 * 12 * 7 + 10 * 7 + 6 * (2 + 8) * 34
+    assert found["score"] == TINY.passes(5, 3) + TINY.passes(11, 3) + 5 * factors + 11 * 5 * 3 * low
+    assert plan(query_rank=99)["factors of one query"] == 4 * (2 * 3 * (3 + 4) + 2 * (2 + 5))
+
+
 # The packaged model
 
 
@@ -80,6 +91,17 @@ def test_the_packaged_shape_passes_cost_what_a_counter_counts(packaged, tokens):
     require_gradients_only(model)
     counted = counter.get_total_flops() // 2
     assert SHAPES["packaged"].passes(2, tokens) == pytest.approx(counted, rel=0.15)
+
+
+def test_the_language_models_shape_keeps_what_the_engine_keeps():
+    model, _ = load_language_model()
+    require_gradients_only(model, FEED_FORWARD)
+    layers = EkfacInfluence(model, likelihood=NextToken()).layers
+    shape = SHAPES["smollm2-135m"]
+    assert plan(1e12, shape)["curvature"] == curvature_bytes(layers)
+    assert plan(1e12, shape, query_rank=32)["factors of one query"] == factor_bytes(layers, 32)
+    met = [one for one in model.modules() if isinstance(one, torch.nn.Linear)]  # with the head
+    assert shape.weights == sum(one.weight.numel() for one in met)
 
 
 # How it moves

@@ -4,6 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM
 
 from support.ekfac import EkfacInfluence, NextToken
 from support.job.command import main
@@ -11,6 +13,8 @@ from support.job.settings import Subject
 from support.job.store import Store
 from support.job.tasks import load_task
 from support.language import encoded, padded
+from support.model import with_adapter
+from tests import tiny_job
 from tests.page import Page
 from tests.tiny_language import TRAINING, make_model, make_rows, make_texts, options, sentences
 
@@ -147,3 +151,57 @@ def test_a_prompt_alone_is_completed_by_the_likeliest_tokens_which_the_store_kee
     monkeypatch.setattr("support.job.language_model.LanguageModel.completed", refuse)
     said("run", *given)
     said("top", "--store", tmp_path / "store")
+
+
+def test_scores_and_self_influences_of_a_text_in_pieces_are_those_of_all_its_pieces_together(
+    inputs, said, tmp_path
+):
+    told = said("run", *options(*inputs, tmp_path), "--pieces", "--max-tokens", 5)
+    assert f"Scored {TRAINING} training examples" in told
+    engine, _, queries = by_hand(inputs[0], PROMPTS)
+    engine.load_curvature(Store(tmp_path).curvature)
+    task = load_task(Subject(model=str(inputs[0])), CPU)
+    scores, own = [], []
+    for text in sentences(TRAINING):
+        words = text.split()
+        pieces = [" ".join(words[start : start + 5]) for start in range(0, max(len(words) - 1, 1), 4)]
+        batch = padded([encoded(task.tokenizer, piece) for piece in pieces])
+        document = batch, batch.pop("labels")
+        scores.append(engine.influences(*queries, *document).sum(dim=1))
+        own.append(engine.influences(*document).sum())
+    assert any(len(text.split()) > 5 for text in sentences(TRAINING))
+    assert_same(array(tmp_path, "scores"), torch.stack(scores, dim=1))
+    assert_same(array(tmp_path, "self_influences"), torch.stack(own))
+
+
+def test_an_adapter_has_influences_of_its_own(inputs, said, tmp_path):
+    settings = LoraConfig(r=2, target_modules=["c_fc", "up_proj"], task_type="CAUSAL_LM")
+    settings.fan_in_fan_out = "gpt2" in str(inputs[0])
+    adapted = with_adapter(AutoModelForCausalLM.from_pretrained(inputs[0]), settings)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
+    adapted.save_pretrained(tmp_path / "adapter")
+    said("run", *options(tmp_path / "adapter", inputs[1], tmp_path / "store"))
+    assert (array(tmp_path / "store", "self_influences") > 0).all()
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9'))
+    assert "StoreMismatch: config: adapter: lora_alpha is 9 here, but 8" in said(
+        "run", *options(tmp_path / "adapter", inputs[1], tmp_path / "store"), status=1
+    )
+
+
+def test_texts_that_ask_nothing_are_told_and_have_no_influence(inputs, said, tmp_path):
+    texts = [{"text": text} for text in ("", "film", "the film", "who laughs of the plot")]
+    make_rows(tmp_path / "texts" / "train.jsonl", texts)
+    make_rows(tmp_path / "queries.jsonl", [{"prompt": "the film of", "completion": "who laughs"}])
+    told = said("run", *options(inputs[0], tmp_path / "texts", tmp_path / "store"))
+    assert "Of 4 training examples 2 ask about no token" in told
+    assert (array(tmp_path / "store", "scores")[0] != 0).tolist() == [False, False, True, True]
+
+
+def test_a_classifier_has_no_tokens_to_colour(said, tmp_path):
+    model, reviews = tiny_job.make_model(tmp_path / "model"), tiny_job.make_reviews(tmp_path / "reviews")
+    said("run", *tiny_job.options(model, reviews, tmp_path / "store"))
+    told = said("top", "--store", tmp_path / "store", "--by-token", status=1)
+    assert "BadSetting: --by-token: a classifier says no tokens. Leave it out." in told

@@ -46,6 +46,10 @@ Several processes, or machines, which share the store's disk:
 
   torchrun --nproc-per-node=4 -m support.job score --store results
 
+Why a model that writes says what it says (queries.jsonl: a prompt a line, with its completion or without):
+
+  python -m support.job run --store results --task language-model --queries queries.jsonl
+
 A run that was killed goes on where it was when the same command is given again. What the store knows
 need not be said again; what contradicts it is refused.
 """
@@ -72,6 +76,7 @@ OPTIONS = (
     ("tokens", "fleet", int, 512, "tokens of each (512)"),
     ("fit-examples", "fleet", int, 100_000, "examples that the curvature is fitted on (100,000)"),
     ("queries", "fleet", int, 1000, "queries (1,000)"),
+    ("query-rank", "fleet", int, 0, "rank at which each is kept, 0 for all of it (0)"),
     ("devices", "fleet", int, 64, "devices (64)"),
     ("teraflops", "fleet", float, 400.0, "10¹² operations a second that a device sustains (400)"),
     ("memory", "fleet", float, 80.0, "GB of a device (80)"),
@@ -208,7 +213,7 @@ def _fleet(chosen: Namespace, team: Team) -> Iterator[str]:
     counts = dict.fromkeys(("examples", "tokens", "queries", "fit_examples", "devices"), 1)
     refuse_below(vars(chosen), counts | {"teraflops": 1e-3, "memory": 1e-3})
     sizes = chosen.examples, chosen.tokens, chosen.queries, chosen.fit_examples
-    plan = fleet.on_paper(fleet.SHAPES[chosen.shape], *sizes, chosen.memory * 1e9)
+    plan = fleet.on_paper(fleet.SHAPES[chosen.shape], *sizes, chosen.memory * 1e9, chosen.query_rank)
     yield (
         f"{chosen.shape}: {chosen.examples:,} examples of {chosen.tokens} tokens, {chosen.queries:,} "
         f"queries; {chosen.devices} devices of {chosen.teraflops:g} Tflop/s"

@@ -36,29 +36,43 @@ PACKAGED = 6 * ((1536, 385), (384, 1537)) + ((384, 385), (2, 385))
 # width 1024, 128,256 words. Tracked are the three feed-forward matrices, as in Grosse et al. 2023.
 LLAMA = 32 * ((14336, 4096), (14336, 4096), (4096, 14336))
 LLAMA_WEIGHTS = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
+# SmolLM2-135M: 30 blocks of width 576, feed-forward 1536, keys and values of width 192, 49,152 words.
+SMOLLM2 = 30 * ((1536, 576), (1536, 576), (576, 1536))
+SMOLLM2_WEIGHTS = 30 * (2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536) + 49152 * 576
 SHAPES = {
     "packaged": Shape(PACKAGED, 6 * (4 * 384**2 + 2 * 384 * 1536), 4, 6, 384),
+    "smollm2-135m": Shape(SMOLLM2, SMOLLM2_WEIGHTS, 4, 30, 576),
     "llama-3-8b": Shape(LLAMA, LLAMA_WEIGHTS, 2, 32, 4096),
 }
 
 
 def on_paper(
-    shape: Shape, examples: int, tokens: int, queries: int, fit_examples: int, memory: float | int
+    shape: Shape,
+    examples: int,
+    tokens: int,
+    queries: int,
+    fit_examples: int,
+    memory: float | int,
+    query_rank: int = 0,
 ) -> dict[str, int | float]:
     """Multiply-adds of each step, bytes, and how the work is cut to fit `memory` bytes of a device.
 
     The layers are taken in `groups`, each a job of its own (`--layers`), because influences add up over
     layers; `at_a_time` queries have room beside the curvature of a group, so that the training set
-    passes by `passes` times: as rarely as possible. Raises `BadSetting` when the weights leave no room.
+    passes by `passes` times: as rarely as possible. With a `query_rank` a query is kept at that rank once
+    its whole factors are known. Raises `BadSetting` when the weights leave no room.
     """
     d_out, d_in = np.array(shape.tracked, dtype=np.float64).T
     size, weights = d_out * d_in, shape.weights * shape.weight_bytes
     # In float32: two bases, Λ, and the eigenvalues of the two covariances of each layer.
     curvature = 4 * np.sum(d_in**2 + d_out**2 + size + d_in + d_out)
-    factor = 4 * np.sum(size)
+    rank = np.minimum(query_rank, np.minimum(d_out, d_in))
+    low = rank * (d_out + d_in)
+    factor = 4 * np.sum(low if query_rank else size)
+    whole = 4 * np.sum(size) if query_rank else 0
     cuts = []
     for groups in range(1, len(size) + 1):
-        room = groups * (memory - weights) - curvature
+        room = groups * (memory - weights) - curvature - whole
         at_a_time = min(queries, int(room // factor))
         if at_a_time >= 1:
             cuts.append((groups * math.ceil(queries / at_a_time), groups, at_a_time))
@@ -75,8 +89,14 @@ def on_paper(
     # About 9 d³ operations each, half of them multiplications (Golub & Van Loan, §8.3).
     eigenbases = np.sum(d_in**3 + d_out**3) * 9 / 2
     factors = np.sum(rotated + size * (d_out + d_in))  # into the eigenbasis and back
-    whole, rest = divmod(queries, at_a_time)
-    products = sum(n * np.sum(size) * min(tokens + q, tokens * q) for n, q in ((whole, at_a_time), (1, rest)))
+    rounds, rest = divmod(queries, at_a_time)
+    if query_rank:
+        # A randomised decomposition goes over the factors six times, with eight vectors more than are kept.
+        factors += np.sum(6 * (rank + 8) * size)
+        products = queries * tokens * np.sum(low)
+    else:
+        sizes = (rounds, at_a_time), (1, rest)
+        products = sum(n * np.sum(size) * min(tokens + q, tokens * q) for n, q in sizes)
     pass_by = shape.passes(examples, tokens)
     fit = fit_examples * (covariances + squares) + eigenbases
     score = queries * factors + examples * products
@@ -86,7 +106,7 @@ def on_paper(
         "score": groups * shape.passes(queries, tokens) + passes * pass_by + score,
         "curvature": curvature,
         "factors of one query": factor,
-        "largest on a device": weights + (curvature + at_a_time * factor) / groups,
+        "largest on a device": weights + (curvature + whole + at_a_time * factor) / groups,
         "scores on disk": 4 * queries * examples,
         **{"groups": groups, "at_a_time": at_a_time, "passes": passes},
     }
