@@ -140,3 +140,30 @@ def test_an_adapter_that_is_no_lora_and_one_without_safetensors_are_refused(adap
     pickled = moved(adapter, tmp_path / "b")
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     refused("the job reads LoRA, from adapter_model.safetensors", model=pickled)
+
+
+def test_a_base_without_an_adapter_is_refused(model):
+    refused(
+        "^--base gpt2: --model .* is no folder with a LoRA adapter. Leave it out",
+        BadSetting,
+        model=model,
+        base="gpt2",
+    )
+
+
+def test_a_setting_of_the_other_task_is_refused(model, tmp_path):
+    told = "^--label-column means nothing to a causal language model. Leave it out, or see --task"
+    refused(told, BadSetting, model=model, label_column="mood")
+    classifier = tiny_job.make_model(tmp_path)
+    with pytest.raises(BadSetting, match="^--pieces means nothing to a sequence classifier"):
+        load_task(Subject(model=str(classifier), pieces=True), CPU)
+
+
+def test_of_one_token_nothing_can_be_asked(model):
+    with pytest.raises(ModelNotUsable, match="^--max-tokens 1: 0 are the tokenizer's own. Use 2 or more"):
+        load_task(Subject(model=str(model), max_tokens=1), CPU)
+
+
+def test_an_adapter_with_a_tokenizer_of_its_own_is_read_with_that(adapter, tmp_path):
+    make_tokenizer("{{ 'mine' }}").save_pretrained(moved(adapter, tmp_path))
+    assert load_task(Subject(model=str(tmp_path)), CPU).tokenizer.chat_template == "{{ 'mine' }}"

@@ -24,6 +24,7 @@ class Classifier(Task):
     called = "sequence classifier"
     architectures = ("ForSequenceClassification",)
     likelihood = Categorical()
+    own_settings = ("label_column",)
 
     @staticmethod
     def load(subject: Subject) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -38,9 +39,9 @@ class Classifier(Task):
             raise ModelNotUsable(
                 f"{told}. Give it one that no text has, save both to a folder, and name that."
             )
-        if len(model.config.label2id) < model.config.num_labels:
-            named = ", ".join(dict.fromkeys(model.config.id2label.values()))
-            told = f"Of the classes of --model {name}, some have the same name: {named}"
+        named = dict.fromkeys(model.config.id2label.values())
+        if len(named) < model.config.num_labels:
+            told = f"Of the classes of --model {name}, some have the same name: {', '.join(named)}"
             raise ModelNotUsable(f"{told}. Give each its own, in id2label of config.json.")
         model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
         return model, tokenizer

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from jinja2 import TemplateError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from support.ekfac import NextToken
 from support.ekfac.storage import model_fingerprint
@@ -36,6 +36,8 @@ class LanguageModel(Task):
     called = "causal language model"
     architectures = ("ForCausalLM", "LMHeadModel")
     likelihood = NextToken()
+    own_settings = ("prompt_column", "completion_column", "conversation_column", "pieces")
+    least = 2
 
     @staticmethod
     def load(subject: Subject) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -45,7 +47,11 @@ class LanguageModel(Task):
         else:
             model, tokenizer = from_folder_or_hub(name, AutoModelForCausalLM, LanguageModel.called)
         model.config.use_cache = False
-        return adapted(model, subject) if adapter_config(subject) else model, tokenizer
+        if adapter_config(subject) is None:
+            return model, tokenizer
+        if (Path(subject.model) / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(subject.model, trust_remote_code=False)
+        return adapted(model, subject), tokenizer
 
     @staticmethod
     def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:

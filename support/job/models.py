@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from support.ekfac.likelihood import Likelihood
-from support.job.errors import ModelNotUsable
+from support.job.errors import BadSetting, ModelNotUsable
 from support.job.examples import Examples
 from support.job.settings import Question, Subject
 from support.model import with_adapter
@@ -48,6 +48,10 @@ class Task(ABC):
     called: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
     """How the names of the classes end that transformers has for such models."""
+    own_settings: ClassVar[tuple[str, ...]] = ()
+    """Those of a `Subject` that no other task knows."""
+    least: ClassVar[int] = 1
+    """Tokens of a text, beside the tokenizer's own, without which nothing can be asked."""
 
     @staticmethod
     @abstractmethod
@@ -111,9 +115,12 @@ def adapter_config(subject: Subject) -> dict | None:
 
 
 def base_of(subject: Subject) -> str:
-    """The model that an adapter was trained on, or else the model. Raises `ModelNotUsable`."""
-    adapter = adapter_config(subject) or {"base_model_name_or_path": subject.model}
-    base = subject.base or adapter.get("base_model_name_or_path")
+    """The model that an adapter was trained on, or else the model. Raises `BadSetting`, `ModelNotUsable`."""
+    adapter = adapter_config(subject)
+    if adapter is None and subject.base:
+        told = f"--base {subject.base}: --model {subject.model} is no folder with a LoRA adapter"
+        raise BadSetting(f"{told}. Leave it out, or name the adapter's folder as the model.")
+    base = subject.base or (adapter["base_model_name_or_path"] if adapter else subject.model)
     if not base:
         raise ModelNotUsable(
             f"The adapter {subject.model} doesn't say which model it was trained on. Name that with --base."

@@ -10,7 +10,7 @@ from support.job.classifier import Classifier
 from support.job.errors import BadSetting, ModelNotUsable, cause
 from support.job.language_model import LanguageModel
 from support.job.models import Task, adapter_config, base_of, configuration, refuse_other_tokenizer
-from support.job.settings import PACKAGED, Subject
+from support.job.settings import PACKAGED, Subject, option
 from support.model import left_out, positions, require_gradients_only
 
 TASKS = {"classifier": Classifier, "language-model": LanguageModel}
@@ -27,11 +27,12 @@ def load_task(subject: Subject, device: torch.device) -> Task:
     transformers_logging.disable_progress_bar()
     try:
         kind = kind or _kind_of(subject)
+        _refuse_settings_of_others(kind, subject)
         model, tokenizer = kind.load(subject)
         refuse_other_tokenizer(model, tokenizer, name)
         model = model.eval().to(device)
         without = uncovered(model, {key: x.to(device) for key, x in kind.sample(tokenizer).items()})
-    except (ModelNotUsable, AssetChanged, AssetMissing):
+    except (BadSetting, ModelNotUsable, AssetChanged, AssetMissing):
         raise
     except Exception as error:  # the loaders', the hub's and the models' errors share no narrower class
         raise ModelNotUsable(
@@ -46,10 +47,17 @@ def load_task(subject: Subject, device: torch.device) -> Task:
     except ValueError as error:
         raise ModelNotUsable(f"--layers {subject.layers}: {error}") from error
     longest = min(subject.max_tokens, tokenizer.model_max_length, positions(model))
-    if longest <= (own := tokenizer.num_special_tokens_to_add()):
-        raise ModelNotUsable(f"--max-tokens {longest}: {own} are the tokenizer's own. Use {own + 1} or more.")
+    if longest < (least := (own := tokenizer.num_special_tokens_to_add()) + kind.least):
+        raise ModelNotUsable(f"--max-tokens {longest}: {own} are the tokenizer's own. Use {least} or more.")
     shaped, config = kind.shaped(model, tokenizer), configuration(model, subject)
     return kind(subject, shaped, tokenizer, config, longest, left_out(without, parts))
+
+
+def _refuse_settings_of_others(kind: type[Task], subject: Subject) -> None:
+    """Raise `BadSetting` for one that only another kind of model knows."""
+    for name in (name for other in TASKS.values() if other is not kind for name in other.own_settings):
+        if getattr(subject, name) != getattr(Subject, name):
+            raise BadSetting(f"{option(name)} means nothing to a {kind.called}. Leave it out, or see --task.")
 
 
 def _kind_of(subject: Subject) -> type[Task]:

@@ -104,7 +104,8 @@ def _asked(queries: Examples) -> list[str]:
     """Prompt and completion of each query in short; none of texts that have labels."""
     about = queries.described(range(len(queries)))
     both = zip(about.get("prompt", []), about["text"], strict=False)
-    return [" → ".join(" ".join(part.split())[-40:] for part in parts if part) for parts in both]
+    shown = ((" ".join(prompt.split())[-40:], " ".join(text.split())[:60]) for prompt, text in both)
+    return [" → ".join(part for part in parts if part) for parts in shown]
 
 
 def _largest(
