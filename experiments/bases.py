@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.blocks import Block, loader_blocks, unlabelled
+from support.ekfac.batches import unlabelled
+from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.curvature import (
     Eigenbasis,
     LayerCurvature,

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.blocks import count_of, unlabelled
+from support.ekfac.batches import count_of, unlabelled
 from support.ekfac.errors import DamagedFile, WrongModel
 
 CACHE_VARIABLE = "SUPPORT_CACHE"

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from support import assets
 from support.assets import PackagedFile, Source
 from support.cache import cache_folder
+from support.ekfac.batches import IGNORED
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WEIGHTS = PackagedFile(
@@ -31,7 +32,6 @@ WEIGHTS = PackagedFile(
 FEED_FORWARD = ("mlp",)
 """Parts of the names of the layers that are looked at, as Grosse et al. 2023 do."""
 
-IGNORED = -100
 Batch = dict[str, Int[Tensor, "batch tokens"]]
 
 

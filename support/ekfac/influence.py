@@ -7,16 +7,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from support.ekfac.blocks import (
-    Batch,
-    Block,
-    InOrder,
-    Inputs,
-    blocks_of,
-    count_of,
-    loader_blocks,
-    number_of_examples,
-)
+from support.ekfac.batches import Batch, InOrder, Inputs, count_of, number_of_examples
+from support.ekfac.blocks import Block, blocks_of, loader_blocks
 from support.ekfac.curvature import (
     Regularization,
     check_regularization,

@@ -21,7 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from support.ekfac.blocks import Block, Inputs
+from support.ekfac.batches import Inputs
+from support.ekfac.blocks import Block
 from support.ekfac.draws import drawn
 from support.ekfac.errors import BlockHalved, LayerNotSupported, ModelInTrainingMode, OutputsNotSupported
 from support.ekfac.gradients import LayerGradients, activation_rows, is_finite, layer_gradients

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from support.ekfac.blocks import Block, labelled, loader_blocks
+from support.ekfac.batches import labelled
+from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.curvature import Eigenbasis, LayerCurvature, kfac_eigenvalues
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature
