@@ -7,6 +7,7 @@ Results don't depend on how examples are taken together. They can be told apart 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Shaped
@@ -35,10 +36,16 @@ class Block:
     inputs: Inputs
     labels: Shaped[Tensor, "examples ..."] | None
 
-    def halves(self) -> list["Block"]:
-        """The same examples in two blocks."""
-        middle = len(self.rows) // 2
-        return [self.part(slice(middle)), self.part(slice(middle, None))]
+    def parts(self, number: int) -> list["Block"]:
+        """The same examples in so many blocks, as even as can be."""
+        ends = [len(self.rows) * end // number for end in range(number + 1)]
+        return [self.part(slice(*both)) for both in pairwise(ends)]
+
+    def tokens(self, token_mask: TokenMask) -> int:
+        """Of each example, padding included; 1 where neither mask nor labels say so."""
+        said = token_mask(self.inputs)
+        said = self.labels if said is None else said
+        return said.shape[1] if said is not None and said.ndim > 1 and not said.is_floating_point() else 1
 
     def part(self, part: slice) -> "Block":
         """Some of the examples."""

@@ -1,14 +1,15 @@
-"""Which layers EK-FAC covers."""
+"""Which layers EK-FAC covers, and how a model is left as it was found."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
 
-from support.ekfac.errors import LayerHalfFrozen, LayerNotSupported, NothingToTrack
+from support.ekfac.errors import LayerHalfFrozen, LayerNotSupported, ModelInTrainingMode, NothingToTrack
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,37 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
             "model.get_submodule(NAME).requires_grad_(True)"
         )
     return layers
+
+
+def widest_outputs(model: nn.Module) -> int:
+    """How many numbers the widest linear layer gives for a token, tracked or not: of a model that writes,
+    as a rule one for every token that it knows."""
+    shapes = (_weight_shape(module) for module in model.modules())
+    return max(shape[0] for shape in shapes if shape is not None)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """The model's parameters out of autograd inside, everything as it was found afterwards.
+
+    Raises `ModelInTrainingMode`, naming the first module that is.
+    """
+    for name, module in model.named_modules():
+        if module.training:
+            who = repr(name) if name else "The model"
+            raise ModelInTrainingMode(
+                f"{who} is in training mode: dropout would make every pass another one. "
+                "Call model.eval() first."
+            )
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            for parameter in wanted:
+                parameter.requires_grad_(False)
+            yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from torch import Tensor
 from support.ekfac.batches import Batch, Inputs, count_of, of_each
 from support.ekfac.blocks import Block, blocks_of, taken
 from support.ekfac.errors import EmptyLoader, LayerNotSupported, OutputsNotSupported, WrongModel
-from support.ekfac.layers import TrackedLayer
-from support.ekfac.passes import Passes, undisturbed
+from support.ekfac.layers import TrackedLayer, undisturbed
+from support.ekfac.passes import Passes
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Of relative differences, by the dtype of the model's outputs; lower precisions have a tenth."""
