@@ -3,6 +3,9 @@
 Packaged, it is SmolLM2-135M-Instruct (30 Llama blocks of width 576, 49,152 tokens) with weights of four
 bits, dequantised once into the cache. A batch is a mapping `input_ids`, `attention_mask`, `labels`, each
 `(batch, tokens)`, padded on the right; labels are the tokens, −100 where nothing is asked.
+
+A query is a prompt with its completion. What says this completion rather than that one is the difference of
+the influences of the two; with one token each it is the influence on their margin, the difference of logits.
 """
 
 import shutil
@@ -92,6 +95,22 @@ def encoded(
     if completion:
         labels[:, : len(before)] = IGNORED
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def one_token_each(sequence: Batch) -> Batch:
+    """The sequence as often as it has targets, the first time asking for the first alone, and so on: the
+    influences of these, `(targets, …)`, add up to those of the sequence."""
+    targets = (sequence["labels"][0, 1:] != IGNORED).nonzero()[:, 0] + 1
+    copies = {name: part.expand(len(targets), -1).clone() for name, part in sequence.items()}
+    others = torch.ones_like(copies["labels"], dtype=torch.bool)
+    others[torch.arange(len(targets)), targets] = False
+    copies["labels"][others] = IGNORED
+    return copies
+
+
+def inputs_and_labels(batch: Batch) -> tuple[Batch, Int[Tensor, "batch tokens"]]:
+    """A batch apart, as `influences` and its kin take it."""
+    return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
 
 
 def padded(sequences: Sequence[Batch]) -> Batch:

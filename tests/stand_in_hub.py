@@ -1,9 +1,10 @@
 """A Hugging Face hub in miniature on 127.0.0.1.
 
 It holds what `source="hub"` asks for: under the real model's name a tiny random DistilBERT with the
-real tokenizer, under the real dataset's name a few real reviews, in the hub's file layout. Each has
-two commits, `main` and `earlier`, that differ, so that one can see which of them was handed out.
-What the server answers is what `transformers` and `datasets` were seen to ask.
+real tokenizer, under the language model's a tiny Llama with the same, under the real dataset's name a few
+real reviews, in the hub's file layout. Each has two commits, `main` and `earlier`, that differ, so that
+one can see which of them was handed out. What the server answers is what `transformers` and `datasets`
+were seen to ask.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import io
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,8 +20,15 @@ from urllib.parse import unquote, urlsplit
 
 import datasets
 import torch
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
+from support import language
 from support.imdb import HUB_DATASET, load_imdb
 from support.model import HUB_MODEL, load_tokenizer
 
@@ -51,6 +59,13 @@ def tiny_distilbert(seed: int) -> DistilBertForSequenceClassification:
     return DistilBertForSequenceClassification(config).eval()
 
 
+def tiny_llama(seed: int) -> LlamaForCausalLM:
+    """Two blocks of width 8 that read the words of the real classifier's tokenizer, random weights."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=30522, initializer_range=0.2, **sizes)).eval()
+
+
 def first_of_each_class(reviews: datasets.Dataset, rows: int) -> datasets.Dataset:
     """The first `rows` negative reviews, then the first `rows` positive ones."""
     labels = list(reviews["label"])
@@ -58,10 +73,10 @@ def first_of_each_class(reviews: datasets.Dataset, rows: int) -> datasets.Datase
     return reviews.select([start + row for start in starts for row in range(rows)])
 
 
-def model_files(revision: str) -> Files:
-    """The model's repository, as `save_pretrained` lays it out."""
+def model_files(revision: str, tiny: Callable[[int], PreTrainedModel] = tiny_distilbert) -> Files:
+    """A model's repository, as `save_pretrained` lays it out."""
     with tempfile.TemporaryDirectory() as folder:
-        tiny_distilbert(MODEL_SEED[revision]).to(DTYPE[revision]).save_pretrained(folder)
+        tiny(MODEL_SEED[revision]).to(DTYPE[revision]).save_pretrained(folder)
         load_tokenizer().save_pretrained(folder)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
@@ -91,6 +106,7 @@ class StandInHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), RequestHandler)
         self.repositories = {
             f"models/{HUB_MODEL}": {revision: model_files(revision) for revision in COMMITS},
+            f"models/{language.HUB_MODEL}": {one: model_files(one, tiny_llama) for one in COMMITS},
             f"datasets/{HUB_DATASET}": {revision: dataset_files(revision) for revision in COMMITS},
         }
         self.requests: list[str] = []

@@ -51,7 +51,7 @@ class EkfacInfluence(EkfacCurvature):
     means: giving the training example more weight lowers the test loss. It is not divided by the
     number of training examples.
 
-    Construction, `fit`, `save`, `load` and `to` are those of `EkfacCurvature`.
+    Construction is that of `Engine`; `fit`, `save`, `load` and `to` are those of `EkfacCurvature`.
     """
 
     def plan(self, train_loader: Iterable, test_loader: Iterable = ()) -> Plan:

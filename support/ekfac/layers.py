@@ -1,6 +1,6 @@
 """Which layers EK-FAC covers, and how a model is left as it was found."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,11 +47,16 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
     wanted = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
     dtype = reduce(torch.promote_types, wanted, torch.float32)
     layers = {}
-    owners: dict[nn.Parameter, str] = {}
+    owners: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners[parameter].append(name)
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if not any(parameter.requires_grad for parameter in own.values()):
             continue
+        for parameter in own.values():
+            _refuse_tied(owners[parameter])
         shape = _weight_shape(module)
         if shape is None:
             raise LayerNotSupported(
@@ -64,14 +69,6 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
                 f"it parametrised? Freeze all of it: model.get_submodule({name!r}).requires_grad_(False)"
             )
         _refuse_half_frozen(name, own)
-        for parameter in own.values():
-            if parameter in owners:
-                both = f"{owners[parameter]!r} and {name!r}"
-                raise LayerNotSupported(
-                    f"{both} share a parameter. EK-FAC has no form for tied weights. Freeze them: for name "
-                    f"in ({both.replace(' and', ',')}): model.get_submodule(name).requires_grad_(False)"
-                )
-            owners[parameter] = name
         has_bias = module.bias is not None
         d_out, d_in = shape
         layers[name] = TrackedLayer(name, module, d_out, d_in + has_bias, has_bias, dtype)
@@ -117,7 +114,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def uncovered(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
     """Why EK-FAC doesn't cover a linear layer, by the name of each that it doesn't: of "12 layers called more
-    than once", what follows the number and "layers".
+    than once", what follows the number and "layers". A head over a vocabulary is one of them: the covariance
+    of what comes back to it has a row for every token.
 
     `inputs` are what the model is called with, its `attention_mask` `(batch, tokens)` among them, with two
     examples and three tokens at least. Raises what the model's forward pass raises.
@@ -125,16 +123,21 @@ def uncovered(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
     linear = {name: module for name, module in model.named_modules() if _weight_shape(module) is not None}
     owners = Counter(id(weight) for part in model.modules() for weight in part.parameters(recurse=False))
     seen: dict[str, list[str]] = {name: [] for name in linear}
+    outputs: dict[str, Tensor] = {}
+    vocabulary = max(
+        (part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)), default=0
+    )
 
     def look(name: str, module: nn.Module, given: tuple, named: dict, output: Tensor) -> None:
         read = next(iter((*given, *named.values())))
+        outputs[name] = output
         seen[name].append(_misuse(module, read, output, inputs["attention_mask"].shape))
 
     hooks = [
         module.register_forward_hook(partial(look, name), with_kwargs=True) for name, module in linear.items()
     ]
     try:
-        model(**inputs)
+        said = model(**inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -146,6 +149,8 @@ def uncovered(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
             reasons[name] = "called more than once" if seen[name] else "not called"
         elif seen[name][0]:
             reasons[name] = seen[name][0]
+        elif outputs[name] is getattr(said, "logits", said) and _weight_shape(module)[0] == vocabulary:
+            reasons[name] = "as wide as the vocabulary"
     return reasons
 
 
@@ -174,6 +179,15 @@ def _weight_shape(module: nn.Module) -> tuple[int, int] | None:
     if type(module).__name__ == "Conv1D" and module.weight.ndim == 2:
         return tuple(module.weight.shape[::-1])
     return None
+
+
+def _refuse_tied(owners: list[str]) -> None:
+    if len(owners) > 1:
+        raise LayerNotSupported(
+            f"{owners[0]!r} and {owners[1]!r} share a parameter, as a head does that is tied to the words. "
+            f"EK-FAC has no form for tied weights. Freeze them: for name in {tuple(owners)}: "
+            "model.get_submodule(name).requires_grad_(False)"
+        )
 
 
 def _refuse_half_frozen(name: str, parameters: dict[str, nn.Parameter]) -> None:

@@ -23,7 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from support.ekfac.batches import Inputs
 from support.ekfac.blocks import Block
 from support.ekfac.draws import drawn
-from support.ekfac.errors import BlockHalved, LayerNotSupported, OutputsNotSupported
+from support.ekfac.errors import BatchNotSupported, BlockHalved, LayerNotSupported, OutputsNotSupported
 from support.ekfac.gradients import LayerGradients, activation_rows, is_finite, layer_gradients
 from support.ekfac.layers import TrackedLayer, undisturbed, widest_outputs
 from support.ekfac.likelihood import Directions
@@ -164,8 +164,17 @@ class Passes:
         return self.model.token_mask(inputs).bool() if hasattr(self.model, "token_mask") else None
 
     def outputs(self, inputs: Inputs) -> object:
-        """What the model says; of a Hugging Face output the logits."""
-        said = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        """What the model says; of a Hugging Face output the logits. Raises `BatchNotSupported` when it knows
+        no such token or position."""
+        try:
+            said = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        except IndexError as error:
+            ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
+            what = "" if ids is None else f"; the largest is {ids.max().item()}, the shape {tuple(ids.shape)}"
+            raise BatchNotSupported(
+                f"The model can't look up what a batch has ({error}){what}. Is this its own tokenizer, and "
+                "is no text longer than it reads?"
+            ) from error
         return getattr(said, "logits", said)
 
     @property
