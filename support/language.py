@@ -35,7 +35,7 @@ WEIGHTS = PackagedFile(
 FEED_FORWARD = ("mlp",)
 """Parts of the names of the layers that are looked at, as Grosse et al. 2023 do."""
 
-Batch = dict[str, Int[Tensor, "batch tokens"]]
+Batch = dict[str, Int[Tensor, "_batch _tokens"]]
 
 
 def load_language_model(
@@ -108,7 +108,7 @@ def one_token_each(sequence: Batch) -> Batch:
     return copies
 
 
-def inputs_and_labels(batch: Batch) -> tuple[Batch, Int[Tensor, "batch tokens"]]:
+def inputs_and_labels(batch: Batch) -> tuple[Batch, Int[Tensor, "_batch _tokens"]]:
     """A batch apart, as `influences` and its kin take it."""
     return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
 

@@ -13,7 +13,7 @@ from support.ekfac.errors import BatchNotSupported, LayerNotSupported
 from support.ekfac.fit import CovarianceSums, EigenvalueSums
 from support.ekfac.layers import uncovered
 from support.language import inputs_and_labels, loader, one_token_each, padded
-from support.model import left_out, require_gradients_only
+from support.model import left_out, require_gradients_only, with_adapter
 from tests.tiny_writers import VOCABULARY, assert_same, fitted, gpt2, gradients, llama, loss, ready, texts
 
 BATCH, QUERIES = texts(5, 3, 6, 2), texts(4, 5, seed=1)
@@ -64,7 +64,7 @@ def test_lora_s_two_layers_have_autograd_s_gradients(build):
     model, _ = build()
     names = ["down_proj"] if build is llama else ["c_proj"]
     config = peft.LoraConfig(r=2, target_modules=names, fan_in_fan_out=build is gpt2)
-    adapted = peft.get_peft_model(model, config).double().eval()
+    adapted = with_adapter(model, config).double().eval()
     for parameter in adapted.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     require_gradients_only(adapted, ("lora_A", "lora_B"))
@@ -189,12 +189,12 @@ def squares(model, batch, likelihood, seed=0):
 
 @pytest.mark.parametrize("build", [llama, gpt2])
 def test_the_fisher_of_all_texts_is_that_of_each_place_and_the_mean_of_those_drawn(build):
-    model, batch = ready(build), texts(3, 4)
+    model, batch = ready(build), texts(2, 3)
     exact = squares(model, batch, Enumerated())
     assert_same(squares(model, batch, PlaceByPlace()), exact)
-    drawn = squares(model, batch, NextToken(samples=4000))
+    drawn = squares(model, batch, NextToken(samples=200))
     for name, expected in exact.items():
-        assert (drawn[name] - expected).norm() < 0.1 * expected.norm()
+        assert (drawn[name] - expected).norm() < 0.3 * expected.norm()
 
 
 # Batches
