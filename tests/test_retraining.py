@@ -17,7 +17,6 @@ from support.retraining import (
     Reviews,
     accuracy,
     in_parts,
-    joined,
     losses,
     margins,
     read_for_the_tail,
@@ -147,13 +146,12 @@ def test_accuracy_turns_round_with_the_labels():
     assert accuracy(head, data) + accuracy(head, turned) == pytest.approx(1)
 
 
-def test_parts_follow_one_another_and_joined_are_the_whole():
+def test_parts_follow_one_another_and_are_the_whole():
     data = reviews(10)
     parts = in_parts(data, [3, 7])
     assert [part.texts for part in parts] == [data.texts[:3], data.texts[3:]]
-    again = joined(*parts)
-    assert_close(again.vectors, data.vectors)
-    assert_close(again.labels, data.labels)
+    assert_close(torch.cat([part.vectors for part in parts]), data.vectors)
+    assert_close(torch.cat([part.labels for part in parts]), data.labels)
 
 
 @pytest.mark.parametrize("rows", [torch.tensor([7, 2]), torch.arange(10) % 4 == 1], ids=["rows", "mask"])

@@ -1,7 +1,6 @@
 """05: wrong labels, put in on purpose, looked for, taken out.
 
-A ranking of reviews is a score for each, higher for the more suspicious, who are inspected first. Draws
-are trials: each flips other labels.
+A ranking of reviews is a score for each; the highest are inspected first, equal ones in their own order.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,7 +18,7 @@ from tqdm.auto import tqdm
 from support import retraining
 from support.chapters import figures
 from support.ekfac import EkfacInfluence
-from support.retraining import Retraining, Reviews, accuracy
+from support.retraining import Recipe, Retraining, Reviews, accuracy
 
 # Lines are told apart without colour, too.
 COLORS = ("#4c72b0", "#c44e52", "#2f8f5b", "#8172b3", "#8c8c8c", "#000000")
@@ -38,14 +37,10 @@ def flip_labels(
     return torch.where(flipped, 1 - labels, labels), flipped
 
 
-def most_suspicious(suspicion: Shaped[Tensor, " reviews"]) -> Int[Tensor, " reviews"]:
-    """Rows in the order of inspection: highest first, equal ones in their own order."""
-    return suspicion.argsort(descending=True, stable=True)
-
-
 def without_the_worst(suspicion: Shaped[Tensor, " reviews"], share: float) -> Int[Tensor, " kept"]:
     """Rows that are left, in their own order, when the most suspicious share is taken out."""
-    return most_suspicious(suspicion)[round(share * len(suspicion)) :].sort().values
+    inspected = suspicion.argsort(descending=True, stable=True)
+    return inspected[round(share * len(suspicion)) :].sort().values
 
 
 def finding_curve(
@@ -55,8 +50,8 @@ def finding_curve(
     Raises `ValueError` when no label is flipped."""
     if not flipped.any():
         raise ValueError("No label is flipped, so there is nothing to find.")
-    found = flipped[most_suspicious(suspicion)].cumsum(0) / flipped.sum()
-    return torch.cat([torch.zeros(1), found])
+    inspected = suspicion.argsort(descending=True, stable=True)
+    return torch.cat([torch.zeros(1), flipped[inspected].cumsum(0) / flipped.sum()])
 
 
 def area_under(curves: Float[np.ndarray, "*trials inspected"]) -> Float[np.ndarray, "*trials"]:
@@ -94,7 +89,7 @@ def rankings(
 def head_training(reviews: Reviews, epochs: int) -> Retraining:
     """Training of a classification head alone on these reviews, for so many epochs."""
     head = retraining.untrained_head(reviews.vectors.shape[1])
-    return Retraining(head, reviews, retraining.Recipe(epochs, learning_rate=1e-3))
+    return Retraining(head, reviews, Recipe(epochs, learning_rate=1e-3))
 
 
 @dataclass(frozen=True)
@@ -111,10 +106,14 @@ class Trial:
         """Accuracy of heads for which no review was dropped: trained on the flipped labels, on those
         and the trusted reviews, on the right labels."""
         noisy, epochs = self.training.reviews, self.training.recipe.epochs
-        added = retraining.joined(noisy, validation)
+        added = Reviews(
+            torch.cat([noisy.vectors, validation.vectors]),
+            torch.cat([noisy.labels, validation.labels]),
+            noisy.texts + validation.texts,
+        )
         kept = {"all kept": noisy, "all kept, validation added": added, "no label flipped": self.clean}
-        runs = {name: head_training(reviews, epochs) for name, reviews in kept.items()}
-        return {name: accuracy(run.run_on_all(self.seed), held_out) for name, run in runs.items()}
+        heads = {name: head_training(reviews, epochs).run_on_all(self.seed) for name, reviews in kept.items()}
+        return {name: accuracy(head, held_out) for name, head in heads.items()}
 
 
 def search(
@@ -184,13 +183,13 @@ def influences_side_by_side(
         panel.tick_params(labelsize=8)
         plt.setp(panel.texts, fontsize=7.5)
         panel.set(title=title, xlabel="training review")
-        if panel is not panels[0]:
-            panel.set_yticks([])
+    for panel in panels[1:]:
+        panel.set_yticks([])
     panels[0].set_ylabel("test review")
     place = {"ax": list(panels), "location": "bottom", "aspect": 40, "shrink": 0.6}
-    colour_bar = panels[0].figure.colorbar(panels[0].collections[0], label=figures.MEANING, **place)
-    ends = [-limit, 0.0, limit]
-    colour_bar.set_ticks(ends, labels=[short(end) for end in ends])
+    ends = {"ticks": [-limit, 0.0, limit], "format": lambda end, _: short(end)}
+    colours = panels[0].collections[0]
+    colour_bar = panels[0].figure.colorbar(colours, label=figures.MEANING, **ends, **place)
     colour_bar.outline.set_visible(False)
     plt.show()
 
@@ -210,7 +209,7 @@ def finding_curves(
         perfect = [0, 100 * share_flipped, 100]
         axes.plot(perfect, [0, 100, 100], color="black", linewidth=0.7, label="flips known")
         axes.set(xlim=(0, 100), ylim=(0, 102), title=title, xlabel="reviews inspected, %")
-    panels[-1].legend(frameon=False, loc="lower right")
+    panels[-1].legend(loc="lower right")
     figures.show(panels, ylabel="flipped labels found, %")
 
 
@@ -228,7 +227,6 @@ def accuracy_after_dropping(
     for name, value in references.items():
         axes.axhline(100 * value, color=figures.NEUTRAL, linewidth=0.7)
         figures.name_beside(axes, name, 100 * value, fontsize=8)
-    ticks = [100 * share for share in shares]
-    axes.set(title=title, xticks=ticks, xlabel="most suspicious reviews dropped, %")
-    axes.figure.legend(frameon=False, loc="outside lower center", ncols=3)
-    figures.show(axes, ylabel="held-out accuracy, %")
+    axes.set(xticks=[100 * share for share in shares], xlabel="most suspicious reviews dropped, %")
+    axes.figure.legend(loc="outside lower center", ncols=3)
+    figures.show(axes, title=title, ylabel="held-out accuracy, %")

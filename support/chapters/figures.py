@@ -12,8 +12,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 NEGATIVE, POSITIVE, NEUTRAL = "#c44e52", "#4c72b0", "#8c8c8c"
-DIVERGING = "RdBu"
-STYLE = {"figure.dpi": 110, "axes.titleweight": "bold", "axes.titlelocation": "left"}
+STYLE = {"figure.dpi": 110, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False}
 MEANING = "blue helps, red harms"
 
 
@@ -51,10 +50,8 @@ def readable_in_thousands(value: float) -> str:
 def influence_heatmap(
     influences: np.ndarray, test_labels: Iterable, train_labels: Iterable, title: str, marked: tuple[int, int]
 ) -> None:
-    """Influence of each training review (column) on each test review (row), zero in white.
-
-    The colour scale ends at the largest absolute value; `marked` is the entry that is framed.
-    """
+    """Influence of each training review (column) on each test review (row); `marked` is framed. The colour
+    scale ends at the largest absolute value."""
     tests, trains = influences.shape
     axes = new_axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
     limit, colour_bar = np.abs(influences).max(), {"label": MEANING, "format": "{x:,.6g}"}
@@ -74,11 +71,16 @@ def draw_heatmap(
     **colour_bar,
 ) -> None:
     """Influences as text, in colours from −limit to limit; reviews are named."""
-    limit = float(limit) or 1.0
     names = {"yticklabels": names_of(test_labels), "xticklabels": names_of(train_labels)}
-    scale = {"vmin": -limit, "vmax": limit, "cmap": DIVERGING, "annot": np.vectorize(as_text)(influences)}
-    sns.heatmap(influences, ax=axes, fmt="", linewidths=0.5, **scale, **names, **colour_bar)
+    style = {"annot": np.vectorize(as_text)(influences), "fmt": "", "linewidths": 0.5}
+    sns.heatmap(influences, ax=axes, **colours_up_to(limit), **style, **names, **colour_bar)
     axes.tick_params(axis="y", rotation=0)
+
+
+def colours_up_to(limit: float | np.floating) -> dict:
+    """Colours of a heatmap from −limit to limit, zero in white."""
+    limit = float(limit) or 1.0
+    return {"vmin": -limit, "vmax": limit, "cmap": "RdBu"}
 
 
 def names_of(labels: Iterable) -> list[str]:

@@ -33,7 +33,7 @@ def parameter_shares(frozen: dict[str, int], tracked: dict[str, int], title: str
     above = [tracked.get(part, 0) / 1e6 for part in parts]
     axes.bar(parts, below, color=NEUTRAL, label="frozen")
     axes.bar(parts, above, bottom=below, color=POSITIVE, label="with gradients")
-    axes.legend(frameon=False)
+    axes.legend()
     show(axes, title=title, ylabel="million parameters")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, name_beside, new_axes, show
+from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, colours_up_to, name_beside, new_axes, show
 
 
 def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> None:
@@ -15,7 +15,7 @@ def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> No
     panels = np.atleast_1d(new_axes(7.6, 4.6, panels=len(tables)))
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         ends = {"cbar": axes is panels[-1], "yticklabels": axes is panels[0]}
-        sns.heatmap(table, vmin=-1, vmax=1, cmap="RdBu", ax=axes, linewidths=0.3, **ends)
+        sns.heatmap(table, ax=axes, linewidths=0.3, **colours_up_to(1.0), **ends)
         axes.set(title=name.capitalize(), xlabel="a value of λ → the next", ylabel="")
         axes.tick_params(axis="x", rotation=90)
     panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
@@ -31,12 +31,11 @@ def spectra(eigenvalues: Mapping[str, np.ndarray], regularizations: Mapping[str,
         ranked = np.sort(values.ravel())[::-1]
         places = np.unique(np.geomspace(1, len(ranked), 400).astype(int)) - 1
         axes.plot(places + 1, ranked[places], color=color, linewidth=1, label=name)
-    ascending = sorted(regularizations.items(), key=lambda named: named[1])
-    for place, (name, value) in enumerate(ascending):
-        color = (NEGATIVE, NEUTRAL, POSITIVE)[place % 3]
+    for place, name in enumerate(sorted(regularizations, key=regularizations.get)):
+        value, color = regularizations[name], (NEGATIVE, NEUTRAL, POSITIVE)[place % 3]
         axes.axhline(value, color=color, linestyle="--", linewidth=1)
         # The lowest name hangs below its line, so that the next has room above it.
         name_beside(axes, name, value, color=color, fontsize=8, va="bottom" if place else "top")
-    axes.set(xscale="log", yscale="log", ylim=(1e-16, None), title=title)
-    axes.figure.legend(frameon=False, fontsize=7, ncols=5, loc="outside lower center")
-    show(axes, xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ")
+    axes.set(xscale="log", yscale="log", ylim=(1e-16, None))
+    axes.figure.legend(fontsize=7, ncols=5, loc="outside lower center")
+    show(axes, title=title, xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ")

@@ -64,22 +64,20 @@ def concentration(scores: np.ndarray, marked: Sequence[float], title: str) -> No
     bold, the line of equal influences dashed; dots where the median reaches the `marked` shares."""
     axes = new_axes(7, 3.4)
     shares = 100 * cumulative_shares(scores)
-    counts = np.arange(1, scores.shape[1] + 1)
-    for number, line in enumerate(shares):
-        name = None if number else "each query"
-        axes.plot(counts, line, color=NEUTRAL, linewidth=0.7, alpha=0.5, label=name)
-    median = np.median(shares, axis=0)
+    median, counts = np.median(shares, axis=0), np.arange(1, scores.shape[1] + 1)
+    names = ["each query", *[None] * (len(shares) - 1)]
+    axes.plot(counts, shares.T, color=NEUTRAL, linewidth=0.7, alpha=0.5, label=names)
     axes.plot(counts, median, color=POSITIVE, linewidth=2.2, label="median of the queries")
     axes.plot(counts, 100 * counts / len(counts), "--", color=NEGATIVE, label="if all were equal")
     for share in marked:
-        place = int((median < 100 * share).sum())
+        place = (median < 100 * share).sum()
         here = counts[place], median[place]
         axes.plot(*here, "o", color=POSITIVE)
         axes.annotate(f"{share:.0%}: {here[0]:,}", here, (8, -10), textcoords="offset points")
-    axes.set(xscale="log", xlim=(1, len(counts)), ylim=(0, 100), title=title)
+    axes.set(xscale="log", xlim=(1, len(counts)), ylim=(0, 100))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(frameon=False, loc="upper left")
-    show(axes, xlabel="strongest training reviews", ylabel="share of the influence, %")
+    axes.legend(loc="upper left")
+    show(axes, title=title, xlabel="strongest training reviews", ylabel="share of the influence, %")
 
 
 def twins(distance: pd.Series, similarity: pd.Series, title: str) -> None:
