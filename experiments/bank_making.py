@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from support.assets import AssetDamaged
 from support.ekfac.storage import replacing
 from support.imdb import ImdbDataset, load_imdb
-from support.judge import Bank, BankDamaged, Design, load_bank, retrained_margins
+from support.judge import Bank, Design, load_bank, retrained_margins
 from support.model import load_tokenizer
 from support.retraining import Recipe, Retraining, Reviews, read_for_the_tail, untrained_tail
 
@@ -111,7 +112,7 @@ def make_or_load(
     """The bank of this design, from `path` as far as it was made before, and left there when done.
 
     Margins are kept in float16. A run that was killed goes on where it was. Raises `BankMismatch`
-    when `path` holds another bank and `BankDamaged` when it can't be read.
+    when `path` holds another bank and `AssetDamaged` when it can't be read.
     """
     wanted = identity(retraining, queries, design)
     if path.exists():
@@ -152,7 +153,7 @@ def _check(path: Path, wanted: dict[str, str]) -> None:
         with safe_open(path, "pt") as file:
             theirs = file.metadata() or {}
     except SafetensorError as error:
-        raise BankDamaged(f"{path} cannot be read ({error}). Delete it: it is made again.") from error
+        raise AssetDamaged(f"{path} cannot be read ({error}). Delete it: it is made again.") from error
     for name, value in wanted.items():
         if theirs.get(name) != value:
             raise BankMismatch(

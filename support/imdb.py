@@ -26,7 +26,7 @@ def load_imdb(source: Source | str = "packaged", revision: str | None = None) ->
 
     `packaged`: the original training split, cut into 19,979 train and 5,000 test reviews with no text
     in both. `hub`: `stanfordnlp/imdb`, 25,000 each, at `revision` (None is the hub's `main`).
-    Raises `UnknownSource`, `AssetMissing`, `AssetChanged` or `HubUnreachable`.
+    Raises `UnknownSource`, `AssetMissing`, `AssetDamaged` or `HubUnreachable`.
     """
     assets.check_source(source)
     if source == "hub":

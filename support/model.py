@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
+from transformers import DistilBertForSequenceClassification as Classifier
+from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from support import assets
@@ -33,18 +34,10 @@ TRACKED_LAYERS = ("ffn", "pre_classifier", "classifier")
 LABELS = {0: "negative", 1: "positive"}
 
 
-class AdapterMismatch(ValueError):
-    """The adapter's tensors are not those that the model expects."""
-
-
-class AdapterDamaged(ValueError):
-    """A file of the adapter cannot be read."""
-
-
 def load_tokenizer(source: Source | str = "packaged", revision: str | None = None) -> PreTrainedTokenizerBase:
     """The WordPiece tokenizer (uncased, 30,522 pieces) that belongs to `load_model(source)`.
 
-    Raises `UnknownSource`, `AssetMissing`, `AssetChanged` or `HubUnreachable`.
+    Raises `UnknownSource`, `AssetMissing`, `AssetDamaged` or `HubUnreachable`.
     """
     assets.check_source(source)
     if source == "hub":
@@ -56,7 +49,7 @@ def load_tokenizer(source: Source | str = "packaged", revision: str | None = Non
 
 def load_model(
     source: Source | str = "packaged", revision: str | None = None, snapshot: str = "final"
-) -> DistilBertForSequenceClassification:
+) -> Classifier:
     """The classifier in evaluation mode, float32.
 
     `packaged`: the encoder with the adapter `snapshot` merged in; those from the way through training
@@ -73,14 +66,14 @@ def load_model(
     return assets.from_hub(load, HUB_MODEL, revision, **safe).eval()
 
 
-def packaged_encoder(head_seed: int = 0) -> DistilBertForSequenceClassification:
+def packaged_encoder(head_seed: int = 0) -> Classifier:
     """all-MiniLM-L6-v2 as a DistilBERT under an untrained two-class head drawn from `head_seed`."""
     sizes = {"dim": 384, "hidden_dim": 1536, "n_layers": 6, "n_heads": 12, "num_labels": 2}
     numbers = {name: label for label, name in LABELS.items()}
     config = transformers.DistilBertConfig(**sizes, id2label=LABELS, label2id=numbers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
-        model = DistilBertForSequenceClassification(config)
+        model = Classifier(config)
     model.distilbert.load_state_dict(distilbert_state(load_file(assets.find(assets.ENCODER_WEIGHTS))))
     return model
 
@@ -115,13 +108,11 @@ def training_record() -> dict:
     return json.loads((ADAPTER_FOLDER / "record.json").read_text())
 
 
-def merge_adapter(
-    model: DistilBertForSequenceClassification, folder: Path
-) -> DistilBertForSequenceClassification:
+def merge_adapter(model: Classifier, folder: Path) -> Classifier:
     """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again.
 
-    Raises `AssetMissing` when there is none, `AdapterDamaged` when it cannot be read, and
-    `AdapterMismatch`, naming the first tensor, when names or shapes are not those of this model.
+    Raises `AssetMissing` when there is none, and `AssetDamaged` when it cannot be read or the name or
+    shape of a tensor is not that of this model.
     """
     config, state = _read_adapter(folder)
     with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
@@ -130,7 +121,7 @@ def merge_adapter(
     for name in sorted(set().union(*both)):
         found, expected = (tuple(one[name].shape) if name in one else "absent" for one in both)
         if found != expected:
-            raise AdapterMismatch(
+            raise assets.AssetDamaged(
                 f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {found} in the "
                 f"adapter, {expected} in the model. Train it again: python -m experiments.finetune"
             )
@@ -157,7 +148,7 @@ def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
         config, weights = peft.LoraConfig.from_pretrained(str(folder)), load_file(folder / needed)
         return config, {name: tensor.float() for name, tensor in weights.items()}
     except (ValueError, TypeError, SafetensorError) as error:
-        raise AdapterDamaged(
+        raise assets.AssetDamaged(
             f"The adapter {folder.name!r} cannot be read ({type(error).__name__}: {error}). "
             "Take it from the repository again: git checkout -- support/adapter"
         ) from error

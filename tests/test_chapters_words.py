@@ -9,15 +9,7 @@ import pandas as pd
 import pytest
 
 from support.chapters import words
-from support.chapters.words import (
-    Word,
-    loudness,
-    merge,
-    show_words,
-    strongest_words,
-    without,
-    word_influences,
-)
+from support.chapters.words import Word, loudness, show_words, strongest_words, without, word_influences
 
 TEXT = "Unwatchable, and yet I loved it.<br /><br />It isn't for everyone; I LOVED it!"
 HOSTILE = 'a <script>alert("x")</script> & <b onclick=1>bold</b> film'
@@ -198,10 +190,9 @@ def luminance(rgb):
     return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
 
-def test_a_merged_word_has_the_sum_of_its_pieces_and_equal_words_side_by_side_stay_two():
-    pieces, offsets = ["un", "##watch", "##able", "no", "no"], [(0, 2), (2, 7), (7, 11), (12, 14), (15, 17)]
-    spread = merge("Unwatchable no no", pieces, offsets, [1.0, -2.0, 4.0, 8.0, 9.0])
-    assert spread == [Word("Unwatchable", 0, 11, 3.0), Word("no", 12, 14, 8.0), Word("no", 15, 17, 9.0)]
+def test_a_merged_word_has_the_sum_of_its_pieces_and_equal_words_side_by_side_stay_two(tokenizer):
+    _, *spread, _ = word_influences(tokenizer, "isn't no no", np.array([0, 1.0, -2.0, 4.0, 8.0, 9.0, 0]))
+    assert spread == [Word("isn't", 0, 5, 3.0), Word("no", 6, 8, 8.0), Word("no", 9, 11, 9.0)]
 
 
 def test_pieces_contractions_and_line_breaks_are_words_that_stand_where_they_say(review):

@@ -8,8 +8,9 @@ from experiments import scorers
 from experiments.bank_making import BankMismatch, make_or_load
 from experiments.judgement import segment_weights
 from experiments.removal import losses_without, most_helpful, removal_curve
+from support.assets import AssetDamaged
 from support.ekfac import EkfacInfluence
-from support.judge import BankDamaged, Design, load_bank
+from support.judge import Design, load_bank
 from support.retraining import Recipe, Retraining, batches, losses, margins, untrained_tail
 from tests.made_up import reviews
 
@@ -124,7 +125,7 @@ def test_another_bank_in_the_file_is_refused_by_name(retraining, tmp_path):
 def test_a_damaged_bank_is_told(retraining, tmp_path):
     path = tmp_path / "bank.safetensors"
     path.write_bytes(b"not a bank")
-    with pytest.raises(BankDamaged, match="Delete it"):
+    with pytest.raises(AssetDamaged, match="Delete it"):
         make_or_load(retraining, reviews(5, seed=1), DESIGN, path)
 
 

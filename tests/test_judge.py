@@ -5,10 +5,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
+from support.assets import AssetDamaged
 from support.judge import (
     Agreement,
     Bank,
-    BankDamaged,
     Design,
     linear_datamodeling_score,
     load_bank,
@@ -134,7 +134,7 @@ def test_a_bank_holds_what_retraining_says():
 def test_a_damaged_bank_is_told(tmp_path):
     path = tmp_path / "bank.safetensors"
     path.write_bytes(b"not a bank")
-    with pytest.raises(BankDamaged, match="cannot be read .* make it again"):
+    with pytest.raises(AssetDamaged, match="cannot be read .* make it again"):
         load_bank(path)
 
 

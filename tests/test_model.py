@@ -13,8 +13,6 @@ from experiments.finetune import Finetuning, Recipe
 from support import assets, model
 from support.imdb import ImdbDataset, load_imdb
 from support.model import (
-    AdapterDamaged,
-    AdapterMismatch,
     ModelLogitsWrapper,
     distilbert_state,
     load_model,
@@ -200,7 +198,7 @@ def test_a_truncated_file_and_a_missing_one_are_told_with_what_to_do(adapter, fi
     path = adapter / file
     path.write_bytes(path.read_bytes()[:-20])
     expected = r"^The adapter 'final' cannot be read .*git checkout -- support/adapter$"
-    with pytest.raises(AdapterDamaged, match=expected):
+    with pytest.raises(assets.AssetDamaged, match=expected):
         merge_adapter(tiny_distilbert(seed=0), adapter)
     path.unlink()
     with pytest.raises(assets.AssetMissing, match=rf"^No adapter named 'final': {file} is missing"):
@@ -229,7 +227,7 @@ def test_a_tensor_that_does_not_fit_the_model_is_named_with_both_shapes(adapter,
         f"The adapter 'final' does not fit the model: tensor {name!r} is {told[0]} in the adapter, "
         f"{told[1]} in the model. Train it again: python -m experiments.finetune"
     )
-    with pytest.raises(AdapterMismatch, match=f"^{re.escape(expected)}$"):
+    with pytest.raises(assets.AssetDamaged, match=f"^{re.escape(expected)}$"):
         merge_adapter(tiny_distilbert(seed=0), adapter)
 
 
