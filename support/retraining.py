@@ -1,7 +1,5 @@
-"""Frozen vectors, and the small part of a model above them that is trained again and again.
-
-What everything below the part makes of a review is computed once: one vector, that of [CLS]. A training
-is then decided by its recipe, its rows and its seed, which orders the reviews; nothing else is random.
+"""The small part of a model that is trained again and again, above one frozen vector per review: what
+everything below the part makes of [CLS]. Recipe, rows and seed, which orders them, decide a training.
 """
 
 import copy
@@ -41,15 +39,12 @@ def read_vectors(
 ) -> Reviews:
     """What arrives at `place`, a module of `model`, of every review: its vector of [CLS]."""
     seen: list[Tensor] = []
-    hook = place.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     by_length = torch.tensor(dataset.lengths()).argsort(stable=True)
     bar = tqdm(by_length.split(16), "reading reviews", unit="batch", disable=not progress)
-    try:
-        with torch.inference_mode():
-            for rows in bar:
-                model(dataset.batch(rows.tolist())[0])
-    finally:
-        hook.remove()
+    hook = place.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode(), hook:
+        for rows in bar:
+            model(dataset.batch(rows.tolist())[0])
     vectors = torch.cat([arrived[:, 0] if arrived.ndim == 3 else arrived for arrived in seen])
     return Reviews(vectors.float()[by_length.argsort()], dataset.labels, dataset.texts)
 

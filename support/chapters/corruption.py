@@ -54,12 +54,6 @@ def finding_curve(
     return torch.cat([torch.zeros(1), flipped[inspected].cumsum(0) / flipped.sum()])
 
 
-def area_under(curves: Float[np.ndarray, "*trials inspected"]) -> Float[np.ndarray, "*trials"]:
-    """Area under finding curves over the share inspected: 0.5 by chance, 1 − share/2 when every
-    flipped label comes first, share/2 when all come last."""
-    return np.asarray(np.trapezoid(curves.astype(np.float64), dx=1 / (curves.shape[-1] - 1)))
-
-
 def influence_on_all(engine: EkfacInfluence, tests: Reviews, train: Reviews) -> Float[Tensor, " train"]:
     """Σ over `tests` of the influence of each training review, at the price of one test review."""
     # Influence is linear in the test gradient, so the factors may be added up before they are used.
@@ -136,8 +130,11 @@ def curves(trials: Sequence[Trial]) -> dict[str, Float[np.ndarray, "trials inspe
 
 
 def areas(trials: Sequence[Trial]) -> pd.DataFrame:
-    """Area under the finding curve: a row for each trial, a column for each ranking."""
-    return pd.DataFrame({name: area_under(found) for name, found in curves(trials).items()})
+    """Area under the finding curve over the share inspected, a row for each trial, a column for each
+    ranking: 0.5 by chance, 1 − share/2 when every flipped label comes first, share/2 when all come last."""
+    step = 1 / len(trials[0].flipped)
+    found = {name: curve.astype(np.float64) for name, curve in curves(trials).items()}
+    return pd.DataFrame({name: np.trapezoid(curve, dx=step) for name, curve in found.items()})
 
 
 def found_in_first(share: float, trials: Sequence[Trial]) -> pd.DataFrame:
@@ -149,8 +146,8 @@ def found_in_first(share: float, trials: Sequence[Trial]) -> pd.DataFrame:
 def drop_and_train(
     trials: Sequence[Trial], shares: Sequence[float], held_out: Reviews, progress: bool = False
 ) -> dict[float, pd.DataFrame]:
-    """Share → held-out accuracies of heads trained without that share of the reviews, the most
-    suspicious ones: a row for each trial, a column for each ranking and for one who knows the flips."""
+    """Share → held-out accuracies of heads trained without that most suspicious share of the reviews: a
+    row for each trial, a column for each ranking and for one who knows the flips."""
     accuracies = {share: pd.DataFrame(index=range(len(trials))) for share in shares}
     for row, trial in enumerate(tqdm(trials, "training again", unit="draw", disable=not progress)):
         for name, rank in (trial.rankings | {"flips known": trial.flipped}).items():
@@ -166,10 +163,7 @@ def mean_and_spread(draws: pd.DataFrame) -> pd.Series:
 
 
 def influences_side_by_side(
-    influences: Sequence[np.ndarray],
-    test_labels: Iterable,
-    train_labels: Sequence[Iterable],
-    titles: Sequence[str],
+    influences: list[np.ndarray], test_labels: Iterable, train_labels: list[Iterable], titles: list[str]
 ) -> None:
     """Influences of the same reviews under several labellings, one panel each, on one colour scale,
     which ends at the largest absolute value of all; thousands are written as k."""
@@ -178,7 +172,7 @@ def influences_side_by_side(
     panels = figures.new_axes(width, 1.9 + 0.36 * tests, len(influences))
     limit, short = np.abs(influences).max(), figures.readable_in_thousands
     for panel, values, labels, title in zip(panels, influences, train_labels, titles, strict=True):
-        figures.draw_heatmap(panel, values, limit, test_labels, labels, short, cbar=False)
+        figures.draw_heatmap(panel, values, limit, [test_labels, labels], short, cbar=False)
         panel.set_xticklabels([name.replace(" ", "\n") for name in figures.names_of(labels)])
         panel.tick_params(labelsize=8)
         plt.setp(panel.texts, fontsize=7.5)

@@ -1,7 +1,5 @@
-"""What all figures share: sizes in inches, style, colours, influences as a heatmap, and how they are shown.
-
-A figure is one function that knows arrays and strings and returns nothing: it is shown, on a white
-ground of its own, so that it reads the same on light and dark pages.
+"""What all figures share. A figure is a function that knows arrays and strings and returns nothing: it is
+shown, on a white ground of its own, so that it reads the same on light and dark pages.
 """
 
 from collections.abc import Callable, Iterable
@@ -55,25 +53,20 @@ def influence_heatmap(
     tests, trains = influences.shape
     axes = new_axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
     limit, colour_bar = np.abs(influences).max(), {"label": MEANING, "format": "{x:,.6g}"}
-    draw_heatmap(axes, influences, limit, test_labels, train_labels, readable, cbar_kws=colour_bar)
+    draw_heatmap(axes, influences, limit, [test_labels, train_labels], readable, cbar_kws=colour_bar)
     axes.add_patch(plt.Rectangle(marked[::-1], 1, 1, fill=False, edgecolor="black", lw=2))
     axes.set(title=title, xlabel="training review", ylabel="test review")
     plt.show()
 
 
 def draw_heatmap(
-    axes: Axes,
-    influences: np.ndarray,
-    limit: float,
-    test_labels: Iterable,
-    train_labels: Iterable,
-    as_text: Callable[[float], str],
-    **colour_bar,
+    axes: Axes, influences: np.ndarray, limit: float, labels: list[Iterable], as_text: Callable, **colour_bar
 ) -> None:
-    """Influences as text, in colours from −limit to limit; reviews are named."""
-    names = {"yticklabels": names_of(test_labels), "xticklabels": names_of(train_labels)}
-    style = {"annot": np.vectorize(as_text)(influences), "fmt": "", "linewidths": 0.5}
-    sns.heatmap(influences, ax=axes, **colours_up_to(limit), **style, **names, **colour_bar)
+    """Influences as text, in colours from −limit to limit; reviews are named by test and train labels."""
+    rows, columns = map(names_of, labels)
+    style = {"annot": np.vectorize(as_text)(influences), "fmt": "", "linewidths": 0.5, "ax": axes}
+    style |= {"yticklabels": rows, "xticklabels": columns, **colours_up_to(limit)}
+    sns.heatmap(influences, **style, **colour_bar)
     axes.tick_params(axis="y", rotation=0)
 
 
