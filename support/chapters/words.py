@@ -1,9 +1,8 @@
 """07: influence spread over words: word pieces merged, drawn as coloured text, listed in a table.
 
 A word is a run of letters and digits with the apostrophes inside it (isn't), a line break, or a single
-other character. Text is data from strangers: it reaches a page escaped, and of its markup only line
-breaks are kept. Colour is never the only sign: helping words are underlined, harming words dotted, and
-every word carries its number as a title. Colours are veils over whatever ground the page has.
+other character. Text is data from strangers: it reaches a page escaped. Colour, a veil over whatever
+ground the page has, is never the only sign.
 """
 
 import html
@@ -29,8 +28,8 @@ FAINTEST = 0.1  # words below this share of the strongest are left without a mar
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a review, where it stands in the text, and its part of an influence; a special token,
-    which the tokenizer added, stands nowhere: `start` and `end` are 0."""
+    """A word, where it stands in the review, and its part of an influence. A special token, which the
+    tokenizer added, stands nowhere: `start` and `end` are 0."""
 
     text: str
     start: int
@@ -48,8 +47,9 @@ class Word:
     @property
     def name(self) -> str:
         """How a table names it: upper and lower case are one."""
-        lower = "line break" if self.is_line_break else self.text.lower()
-        return self.text if self.is_special else lower
+        if self.is_special:
+            return self.text
+        return "line break" if self.is_line_break else self.text.lower()
 
 
 def word_influences(
@@ -108,8 +108,7 @@ def without(text: str, name: str) -> str:
 def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
     """A review with every word under a veil as deep as its share of the strongest word's influence,
     special tokens named first. What was cut off is not shown."""
-    special = [word for word in words if word.is_special]
-    written = [word for word in words if not word.is_special]
+    special, written = ([word for word in words if word.is_special is told] for told in (True, False))
     largest = max((abs(word.influence) for word in written), default=0.0) or 1.0
     body, end = [], 0
     for word, following in pairwise([*written, None]):
