@@ -1,8 +1,7 @@
 """Fitted curvature kept under a key of its content, so that the next notebook waits seconds.
 
 The key covers the model's weights, the tracked layers, every input row up to its last real token and the
-settings of the fit, and a file knows its model by what it says, so a cached file is never stale. λ, on
-which no curvature depends, is not part of it.
+settings of the fit, so a cached file is never stale. λ, on which no curvature depends, is not part of it.
 """
 
 import hashlib

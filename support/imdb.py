@@ -18,7 +18,7 @@ from support.assets import Source
 HUB_DATASET = "stanfordnlp/imdb"
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
 # The last 2,500 of each class: neighbours are often about one film, and whole blocks keep films apart.
-HELD_OUT_ROWS = [range(10_000, 12_500), range(22_500, 25_000)]
+HELD_OUT_ROWS = [*range(10_000, 12_500), *range(22_500, 25_000)]
 
 
 def load_imdb(source: Source | str = "packaged", revision: str | None = None) -> DatasetDict:
@@ -33,7 +33,7 @@ def load_imdb(source: Source | str = "packaged", revision: str | None = None) ->
         return DatasetDict(train=imdb["train"], test=imdb["test"])
     reviews = pd.read_csv(assets.find(assets.REVIEWS))
     reviews = reviews.loc[reviews["source"] == "imdb", ["text", "label"]].reset_index(drop=True)
-    held_out = reviews.index.isin([row for rows in HELD_OUT_ROWS for row in rows])
+    held_out = reviews.index.isin(HELD_OUT_ROWS)
     repeated = reviews["text"].isin(reviews.loc[held_out, "text"])
     parts = {"train": reviews[~held_out & ~repeated], "test": reviews[held_out]}
     tables = {name: Dataset.from_pandas(part, FEATURES, preserve_index=False) for name, part in parts.items()}

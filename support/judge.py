@@ -1,7 +1,5 @@
-"""Are the influences true? Retraining on many random subsets, and how well scores agree with it.
-
-Scores are `(queries, train)`; positive says that more weight on this training example would lower the
-loss of this query. Any scorer that gives such a matrix can be judged.
+"""Are the influences true? Retraining on many random subsets, and how well scores agree with it. Positive
+scores say that more weight on this training example would lower the loss of this query.
 """
 
 import itertools
@@ -157,11 +155,9 @@ def reliability(bank: Bank) -> Agreement:
 
 
 def noise_ceiling(bank: Bank) -> float:
-    """The score that one who knows the expected outcomes would get, about; 0 where all is noise.
-
-    It is √ of the outcomes' reliability: with r that of half the seeds, k times as many have
-    k r / (1 + (k − 1) r) (Spearman–Brown). Raises as `reliability`.
-    """
+    """The score that one who knows the expected outcomes would get, about: √ of the outcomes' reliability,
+    which is k r / (1 + (k − 1) r) of k times as many seeds as have r (Spearman–Brown). 0 where all is
+    noise. Raises as `reliability`."""
     half, seeds = max(reliability(bank).mean, 0.0), bank.margins.shape[1]
     times = seeds / (seeds // 2)
     return float(np.sqrt(times * half / (1 + (times - 1) * half)))

@@ -157,8 +157,7 @@ def mean_and_spread(draws: pd.DataFrame) -> pd.Series:
 def influences_side_by_side(
     influences: list[np.ndarray], test_labels: Iterable, train_labels: list[Iterable], titles: list[str]
 ) -> None:
-    """Influences of the same reviews under several labellings, one panel each, on one colour scale,
-    which ends at the largest absolute value of all; thousands are written as k."""
+    """Influences of the same reviews under several labellings, a panel for each, on one colour scale."""
     tests, trains = influences[0].shape
     width = min(7.6, 1.2 + 0.5 * trains * len(influences))
     panels = figures.new_axes(width, 1.9 + 0.36 * tests, len(influences))

@@ -48,9 +48,8 @@ def read_table(name: str) -> pd.DataFrame:
 
 def rows_of(table: pd.DataFrame, chosen: Recommendation) -> pd.DataFrame:
     """The rows with these settings, one per experiment."""
-    for setting, value in vars(chosen).items():
-        table = table[table[setting] == value]
-    return table
+    settings = pd.Series(vars(chosen))
+    return table[(table[settings.index] == settings).all(axis=1)]
 
 
 def predicted_and_retrained(

@@ -48,8 +48,7 @@ def readable_in_thousands(value: float) -> str:
 def influence_heatmap(
     influences: np.ndarray, test_labels: Iterable, train_labels: Iterable, title: str, marked: tuple[int, int]
 ) -> None:
-    """Influence of each training review (column) on each test review (row); `marked` is framed. The colour
-    scale ends at the largest absolute value."""
+    """Influence of each training review (column) on each test review (row); `marked` is framed."""
     tests, trains = influences.shape
     axes = new_axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
     limit, colour_bar = np.abs(influences).max(), {"label": MEANING, "format": "{x:,.6g}"}
@@ -63,10 +62,9 @@ def draw_heatmap(
     axes: Axes, influences: np.ndarray, limit: float, labels: list[Iterable], as_text: Callable, **colour_bar
 ) -> None:
     """Influences as text, in colours from −limit to limit; reviews are named by test and train labels."""
-    rows, columns = map(names_of, labels)
+    names = dict(zip(["yticklabels", "xticklabels"], map(names_of, labels), strict=True))
     style = {"annot": np.vectorize(as_text)(influences), "fmt": "", "linewidths": 0.5, "ax": axes}
-    style |= {"yticklabels": rows, "xticklabels": columns, **colours_up_to(limit)}
-    sns.heatmap(influences, **style, **colour_bar)
+    sns.heatmap(influences, **style, **names, **colours_up_to(limit), **colour_bar)
     axes.tick_params(axis="y", rotation=0)
 
 

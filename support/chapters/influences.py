@@ -22,8 +22,7 @@ def words_in_common(one: str, other: str) -> list[str]:
 def influences_by_labels(
     influences: np.ndarray, test_labels: Iterable, train_labels: Iterable, title: str
 ) -> None:
-    """All influences at once, rows and columns sorted by label: each pair of labels is a block. The
-    colour scale ends at the 99th percentile."""
+    """All influences, sorted by label: each pair of labels is a block. Colours end at the 99th percentile."""
     rows, columns = (np.argsort(labels, kind="stable") for labels in (test_labels, train_labels))
     colours = colours_up_to(np.quantile(np.abs(influences), 0.99))
     axes = new_axes(6.5, 5)

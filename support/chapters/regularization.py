@@ -10,8 +10,7 @@ from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, colours_up_to,
 
 
 def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> None:
-    """Correlation of the influences at neighbouring λ: a row per layer, a column per pair of λ, and a
-    panel for each of the `tables`, by kind of correlation."""
+    """A panel for each kind of correlation of the influences at neighbouring λ: layers by pairs of λ."""
     panels = np.atleast_1d(new_axes(7.6, 4.6, panels=len(tables)))
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         ends = {"cbar": axes is panels[-1], "yticklabels": axes is panels[0]}
@@ -23,8 +22,7 @@ def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> No
 
 
 def spectra(eigenvalues: Mapping[str, np.ndarray], regularizations: Mapping[str, float], title: str) -> None:
-    """Corrected eigenvalues of each layer from the largest to the smallest, with λ across them, named
-    beside the axes."""
+    """Corrected eigenvalues of each layer from the largest to the smallest, and named λ across them."""
     axes = new_axes(7.6, 4.4)
     colors = sns.color_palette("viridis", len(eigenvalues))
     for (name, values), color in zip(eigenvalues.items(), colors, strict=True):

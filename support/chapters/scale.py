@@ -38,7 +38,7 @@ def word_similarities(texts: Sequence[str]) -> np.ndarray:
 
 def distances(scores: np.ndarray) -> np.ndarray:
     """`(training, training)`: ‖a − b‖ over the larger of ‖a‖ and ‖b‖, with a and b the influences of two
-    training examples on all queries; 0 where neither has any."""
+    training examples on all queries. 0 means the same on every query, none on any included."""
     columns = scores.T.astype(np.float64)
     norms = np.linalg.norm(columns, axis=1)
     larger = np.maximum.outer(norms, norms)
