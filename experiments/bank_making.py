@@ -6,7 +6,7 @@ others change one thing each, to see whether what holds on `main` holds beyond i
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -90,9 +90,11 @@ def bank_path(name: str) -> Path:
 
 def retraining(experiment: Experiment, progress: bool = False) -> Retraining:
     """What trains the tail on the experiment's reviews by its recipe."""
-    recipe = experiment.recipe
-    reviews = training_reviews(experiment, progress)
-    return Retraining(untrained_tail(recipe.head_seed), reviews, recipe)
+    recipe, reviews = experiment.recipe, training_reviews(experiment, progress)
+    part = untrained_tail(recipe.head_seed)
+    if recipe.trained_for:
+        part = Retraining(part, reviews, replace(recipe, epochs=recipe.trained_for)).run_on_all(seed=0)
+    return Retraining(part, reviews, recipe)
 
 
 def make(name: str, progress: bool = False) -> Bank:

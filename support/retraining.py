@@ -112,8 +112,8 @@ def untrained_head(width: int, seed: int = 0) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with linear warm-up and decay, from a part whose head was drawn from `head_seed` and that was
-    first trained on all the reviews for `trained_for` epochs."""
+    """AdamW with linear warm-up and decay. The last two tell of the part: its head was drawn from
+    `head_seed`, and it was first trained on all the reviews for `trained_for` epochs."""
 
     epochs: int = 3
     learning_rate: float = 3e-4
@@ -145,13 +145,10 @@ class Retraining:
         self.part, self.reviews, self.recipe = part, reviews, recipe
         self.rates: list[float] = []
         self.start = copy.deepcopy(part.state_dict())
-        if recipe.trained_for:
-            *_, trained = self._steps(torch.arange(len(reviews)), 0, recipe.trained_for)
-            self.start = copy.deepcopy(trained.state_dict())
 
     def run(self, rows: Int[Tensor, " rows"], seed: int) -> nn.Module:
         """The part after training on these rows; it is trained over by the next call."""
-        *_, trained = self._steps(rows, seed, self.recipe.epochs)
+        *_, trained = self._steps(rows, seed)
         return trained
 
     def run_on_all(self, seed: int) -> nn.Module:
@@ -164,11 +161,11 @@ class Retraining:
         wanted = {round(share * steps) for share in shares}
         return [
             Checkpoint(f"step {step} of {steps}", step, copy.deepcopy(part))
-            for step, part in enumerate(self._steps(rows, seed, self.recipe.epochs))
+            for step, part in enumerate(self._steps(rows, seed))
             if step in wanted
         ]
 
-    def _steps(self, rows: Tensor, seed: int, epochs: int) -> Iterator[nn.Module]:
+    def _steps(self, rows: Tensor, seed: int) -> Iterator[nn.Module]:
         """One training: the part before its first step, and after each."""
         if not len(rows):
             raise ValueError("There are no rows to train on.")
@@ -176,7 +173,7 @@ class Retraining:
         recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
         trained = [p for p in self.part.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
-        shuffled = (rows[torch.randperm(len(rows), generator=generator)] for _ in range(epochs))
+        shuffled = (rows[torch.randperm(len(rows), generator=generator)] for _ in range(recipe.epochs))
         batches = [batch for epoch in shuffled for batch in epoch.split(recipe.batch_size)]
         warmup = max(1, round(recipe.warmup_share * len(batches)))
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, len(batches))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import scorers
-from experiments.bank_making import BankMismatch, make_or_load
+from experiments import bank_making, scorers
+from experiments.bank_making import BankMismatch, Experiment, make_or_load
 from experiments.judgement import segment_weights
 from experiments.removal import losses_without, most_helpful, removal_curve
 from support.assets import AssetDamaged
@@ -101,6 +101,14 @@ def test_a_bank_that_was_cut_short_goes_on_to_the_same_numbers(retraining, tmp_p
     assert torch.equal(resumed.margins, whole.margins)
     assert len(trained) == 13 + 2  # only the last subset was trained on again
     assert [path.name for path in tmp_path.glob("cut*")] == ["cut.safetensors"]
+
+
+def test_a_recipe_may_begin_at_trained_weights(monkeypatch):
+    monkeypatch.setattr(bank_making, "training_reviews", lambda *_: reviews(24))
+    plain, further = Recipe(epochs=2, batch_size=8), Recipe(epochs=1, batch_size=8, trained_for=2)
+    trained = bank_making.retraining(Experiment("", plain)).run_on_all(seed=0).state_dict()
+    start = bank_making.retraining(Experiment("", further)).start
+    assert all(torch.equal(trained[name], start[name]) for name in trained)
 
 
 def test_a_finished_bank_is_loaded(retraining, tmp_path, monkeypatch):

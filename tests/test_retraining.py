@@ -101,14 +101,6 @@ def test_the_last_checkpoint_of_a_path_is_the_trained_tail(retraining):
     assert all(torch.equal(retraining.start[name], start[name]) for name in start)
 
 
-def test_a_recipe_may_begin_at_trained_weights():
-    data, rows = reviews(24), torch.arange(24)
-    plain = Recipe(epochs=2, batch_size=8)
-    trained = state(Retraining(untrained_tail(), data, plain).run(rows, seed=0))
-    further = Retraining(untrained_tail(), data, Recipe(epochs=1, batch_size=8, trained_for=2))
-    assert all(torch.equal(trained[name], further.start[name]) for name in trained)
-
-
 def test_no_rows_are_refused(retraining):
     with pytest.raises(ValueError, match="no rows"):
         retraining.run(torch.tensor([], dtype=torch.long), seed=0)
