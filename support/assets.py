@@ -7,10 +7,6 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
-
-Source = Literal["packaged", "hub"]
-"""Where reviews and model come from: the package index (default) or the Hugging Face hub."""
 
 
 class UnknownSource(ValueError):
@@ -57,8 +53,8 @@ TOKENIZER = PackagedFile(
 
 
 def is_packaged(source: str) -> bool:
-    """Whether it's the package index, not the hub. Raises `UnknownSource` when it is neither."""
-    if source not in get_args(Source):
+    """Whether reviews and model come as packages or, False, from the hub. Else raises `UnknownSource`."""
+    if source not in ("packaged", "hub"):
         raise UnknownSource(f'source={source!r} is unknown. Use source="packaged" or source="hub".')
     return source == "packaged"
 

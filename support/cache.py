@@ -29,10 +29,8 @@ def cache_folder() -> Path:
 
 
 def fit_or_load(engine: EkfacInfluence, loader: Iterable, folder: Path | None = None) -> EkfacInfluence:
-    """`engine.fit(loader)`, or its result from the cache if the same fit was made before.
-
-    A damaged file is told by a `CacheDamaged` warning and computed again. Raises as `fit` does.
-    """
+    """`engine.fit(loader)`, or its result from the cache if the same fit was made before. A damaged file is
+    told by a `CacheDamaged` warning and computed again. Raises as `fit` does."""
     path = (folder or cache_folder()) / f"{_content_key(engine, loader)}.safetensors"
     try:
         return engine.load_curvature(path)

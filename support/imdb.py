@@ -13,7 +13,6 @@ from torch.utils import data
 from transformers import PreTrainedTokenizerBase
 
 from support import assets
-from support.assets import Source
 
 HUB_DATASET = "stanfordnlp/imdb"
 FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
@@ -21,7 +20,7 @@ FEATURES = Features({"text": Value("string"), "label": ClassLabel(names=["neg", 
 HELD_OUT_ROWS = [*range(10_000, 12_500), *range(22_500, 25_000)]
 
 
-def load_imdb(source: Source | str = "packaged", revision: str | None = None) -> DatasetDict:
+def load_imdb(source: str = "packaged", revision: str | None = None) -> DatasetDict:
     """Splits `train` and `test` with columns `text` and `label`.
 
     `packaged`: the original training split, cut into 19,979 train and 5,000 test reviews with no text

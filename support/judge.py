@@ -28,7 +28,7 @@ PerQuery = Float[np.ndarray, " queries"]
 @dataclass(frozen=True)
 class Design:
     """`subsets` random subsets, drawn from `draw`, each trained on with `seeds` seeds. They hold `share`
-    of the reviews, `balanced` ones of either label."""
+    of the reviews, `balanced` ones that share of either label."""
 
     subsets: int = 100
     seeds: int = 4

@@ -23,7 +23,6 @@ from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from support import assets
-from support.assets import Source
 from support.imdb import ImdbDataset
 
 HUB_MODEL = "assemblyai/distilbert-base-uncased-sst2"
@@ -34,7 +33,7 @@ TRACKED_LAYERS = ("ffn", "pre_classifier", "classifier")
 LABELS = {0: "negative", 1: "positive"}
 
 
-def load_tokenizer(source: Source | str = "packaged", revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str = "packaged", revision: str | None = None) -> PreTrainedTokenizerBase:
     """The uncased WordPiece tokenizer that belongs to `load_model(source)`. Raises `UnknownSource`,
     `AssetMissing`, `AssetDamaged` or `HubUnreachable`."""
     if not assets.is_packaged(source):
@@ -44,9 +43,7 @@ def load_tokenizer(source: Source | str = "packaged", revision: str | None = Non
     return transformers.PreTrainedTokenizerFast(tokenizer_file=path, model_max_length=512, **special)
 
 
-def load_model(
-    source: Source | str = "packaged", revision: str | None = None, snapshot: str = "final"
-) -> Classifier:
+def load_model(source: str = "packaged", revision: str | None = None, snapshot: str = "final") -> Classifier:
     """The classifier in evaluation mode, float32.
 
     `packaged`: the encoder with the adapter `snapshot` merged in; those from the way through training

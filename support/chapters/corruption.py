@@ -1,6 +1,5 @@
-"""05: wrong labels, put in on purpose, looked for, taken out.
-
-A ranking of reviews is a score for each; the highest are inspected first, equal ones in their own order.
+"""05: wrong labels, put in on purpose, looked for, taken out. A ranking of reviews is a score for each; the
+highest are inspected first, equal ones in their own order.
 """
 
 from collections.abc import Iterable, Sequence
