@@ -93,10 +93,8 @@ def load_bank(path: Path) -> Bank:
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise AssetDamaged(
-            f"{path} cannot be read ({error}). Take it from the repository again, or delete it and "
-            "make it again: python -m experiments banks"
-        ) from error
+        cure = "Take it from the repository, or delete it and make it again: python -m experiments banks"
+        raise AssetDamaged(f"{path} cannot be read ({error}). {cure}") from error
     return Bank(tensors["membership"], tensors["margins"].float())
 
 

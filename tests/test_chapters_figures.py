@@ -135,9 +135,8 @@ def test_each_line_is_a_training_review_told_by_name_marker_and_stroke(drawn):
 
 def test_shares_have_one_dot_per_test_review_a_median_and_the_squares(drawn):
     axes = drawn(layers.layer_shares)[0]
-    *dots, medians = axes.collections
-    for layer, of_layer in enumerate(dots):
-        np.testing.assert_allclose(of_layer.get_offsets()[:, 1], 100 * SHARES[:, layer])
+    dots, medians = axes.collections
+    np.testing.assert_allclose(dots.get_offsets()[:, 1], 100 * SHARES.ravel())
     heights = [segment[0, 1] for segment in medians.get_segments()]
     np.testing.assert_allclose(heights, [55, 25, 20])
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [80, 20, 0])

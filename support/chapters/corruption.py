@@ -18,14 +18,14 @@ from support.chapters import figures
 from support.ekfac import EkfacInfluence
 from support.retraining import Recipe, Retraining, Reviews, accuracy, batches, losses, margins, untrained_head
 
+Labels = Int[Tensor, " reviews"]
+Marks = Bool[Tensor, " reviews"]
 # Lines are told apart without colour, too.
 COLORS = ("#4c72b0", "#c44e52", "#2f8f5b", "#8172b3", "#8c8c8c", "#000000")
 LINES = list(zip(COLORS, ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":", "-"), strict=True))
 
 
-def flip_labels(
-    labels: Int[Tensor, " reviews"], share: float, seed: int
-) -> tuple[Int[Tensor, " reviews"], Bool[Tensor, " reviews"]]:
+def flip_labels(labels: Labels, share: float, seed: int) -> tuple[Labels, Marks]:
     """Labels 0 and 1 with this share of them, drawn from `seed`, turned round; and which those are. Raises
     `ValueError` when `share` is not in [0, 1]."""
     if not 0 <= share <= 1:
@@ -35,9 +35,7 @@ def flip_labels(
     return torch.where(flipped, 1 - labels, labels), flipped
 
 
-def finding_curve(
-    suspicion: Shaped[Tensor, " reviews"], flipped: Bool[Tensor, " reviews"]
-) -> Float[Tensor, " inspected"]:
+def finding_curve(suspicion: Shaped[Tensor, " reviews"], flipped: Marks) -> Float[Tensor, " inspected"]:
     """Share of the flipped labels among the first 0, 1, … inspected. `ValueError` when none is flipped."""
     if not flipped.any():
         raise ValueError("No label is flipped, so there is nothing to find.")
@@ -82,7 +80,7 @@ class Trial:
 
     clean: Reviews
     training: Retraining
-    flipped: Bool[Tensor, " reviews"]
+    flipped: Marks
     rankings: dict[str, Float[Tensor, " reviews"]]
     seed: int
 
@@ -178,9 +176,7 @@ def influences_side_by_side(
     plt.show()
 
 
-def finding_curves(
-    curves: Sequence[dict[str, np.ndarray]], share_flipped: float, titles: Sequence[str]
-) -> None:
+def finding_curves(curves: list[dict[str, np.ndarray]], share_flipped: float, titles: list[str]) -> None:
     """Share of the wrong labels found against the share of reviews inspected: for each panel, ranking →
     (draws, inspected + 1); the mean over draws in a band of one standard deviation to either side."""
     panels = np.atleast_1d(figures.new_axes(4.2 * len(curves), 3.8, len(curves)))

@@ -52,9 +52,7 @@ def rows_of(table: pd.DataFrame, chosen: Recommendation) -> pd.DataFrame:
     return table[(table[settings.index] == settings).all(axis=1)]
 
 
-def predicted_and_retrained(
-    predictions: Mapping[str, tuple[np.ndarray, float]], outcomes: np.ndarray, title: str
-) -> None:
+def predicted_and_retrained(predictions: dict[str, tuple], outcomes: np.ndarray, title: str) -> None:
     """For one query, summed influences of the subsets against the loss after training on them; a panel
     for each scorer of `predictions`: name → (sums, LDS)."""
     panels = np.atleast_1d(new_axes(8, 3, len(predictions)))

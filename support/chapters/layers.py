@@ -10,9 +10,7 @@ MARKERS = "osD^vPX*"
 DEPTH = "layer, from input to output"
 
 
-def along_layers(
-    by_layer: np.ndarray, layers: Sequence[str], train_labels: dict[str, int], title: str
-) -> None:
+def along_layers(by_layer: np.ndarray, layers: list[str], train_labels: dict[str, int], title: str) -> None:
     """What every layer (row) adds to the influence of a few training reviews (columns), as lines: positive
     reviews blue and solid, negative ones red and dashed. `train_labels`: name → label, column by column."""
     axes = new_axes(8, 3.8)
@@ -33,10 +31,8 @@ def layer_shares(of_sizes: np.ndarray, of_squares: Iterable, layers: Sequence[st
     axes = new_axes(8, 3.8)
     beside = np.random.default_rng(0).uniform(-0.25, 0.25, size=len(of_sizes))
     places = np.arange(len(layers))
-    dots = {"s": 7, "color": NEUTRAL, "alpha": 0.45, "linewidths": 0}
-    for layer in places:
-        name = None if layer else "one test review"
-        axes.scatter(layer + beside, 100 * of_sizes[:, layer], label=name, **dots)
+    dots = {"s": 7, "color": NEUTRAL, "alpha": 0.45, "linewidths": 0, "label": "one test review"}
+    axes.scatter(places + beside[:, None], 100 * of_sizes, **dots)
     bars = {"color": POSITIVE, "linewidth": 2.5, "label": "median test review"}
     axes.hlines(100 * np.median(of_sizes, axis=0), places - 0.35, places + 0.35, **bars)
     diamonds = {"color": NEGATIVE, "markersize": 4, "fillstyle": "none", "label": "of all squared influences"}

@@ -3,17 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 from support.model import LABELS, ModelLogitsWrapper
 
 
-def print_sentiment_preds(
-    model: ModelLogitsWrapper, model_input: Int[Tensor, "..."], true_label: int | Tensor
-) -> None:
-    """Print the probability of both sentiments and the true label of one review, as one row or without."""
+def print_sentiment_preds(model: ModelLogitsWrapper, model_input: Tensor, true_label: int | Tensor) -> None:
+    """Print both probabilities and the true label of one review, `(tokens,)` or `(1, tokens)`, in words."""
     with torch.inference_mode():
         negative, positive = model(model_input.reshape(1, -1)).softmax(dim=1)[0].tolist()
     print(f"positive {positive:6.1%}   negative {negative:6.1%}   true label: {LABELS[int(true_label)]}")
