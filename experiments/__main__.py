@@ -2,8 +2,9 @@
 
 `banks` retrains, about half an hour on two cores for all; `judge` writes the table of scores against
 the banks; `tables` writes what compares all banks; `remove` retrains without the reviews that scorers
-name. All go on where they were when killed. Adapters have `python -m experiments.finetune`, notebooks
-`python -m experiments.collection`, and Kronfluence's scores `python -m benchmarks.fidelity`.
+name. All go on where they were when killed. Adapters have `python -m experiments.finetune`, the bank of
+whole models `python -m experiments.whole_model` and its judge `python -m experiments.whole_judgement`,
+notebooks `python -m experiments.collection`, and Kronfluence's scores `python -m benchmarks.fidelity`.
 """
 
 import argparse

@@ -36,6 +36,7 @@ from support.ekfac.storage import replacing
 from support.imdb import ImdbDataset, load_imdb
 from support.model import (
     ModelLogitsWrapper,
+    adapter_sha256,
     class_probabilities,
     load_tokenizer,
     merge_adapter,
@@ -307,6 +308,7 @@ def main() -> None:
         "loss": [round(loss, 4) for loss in run.losses],
         "held_out": held_out_scores(held_out),
         "versions": {"torch": torch.__version__},
+        "adapters_sha256": {name: adapter_sha256(unfinished / name) for name in [*snapshots, "final"]},
     }
     (unfinished / "record.json").write_text(json.dumps(record, indent=1) + "\n")
     put_in_place(unfinished, arguments.output)

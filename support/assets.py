@@ -79,8 +79,7 @@ def find(wanted: PackagedFile) -> Path:
     again = f"pip install --force-reinstall --no-deps {wanted.package}"
     try:
         path = Path(importlib.metadata.distribution(name).locate_file(wanted.path))
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = sha256(path)
     except importlib.metadata.PackageNotFoundError:
         told = f"The package {name!r} is not installed. Install it: pip install {wanted.package}"
         raise AssetMissing(told) from None
@@ -91,3 +90,9 @@ def find(wanted: PackagedFile) -> Path:
         differs = f"{wanted.path} has SHA-256 {found}, expected {wanted.sha256}."
         raise AssetDamaged(f"{differs} Install the right file: {again}")
     return path
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

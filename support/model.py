@@ -5,8 +5,10 @@ six-layer BERT of width 384, whose weights fit a DistilBERT exactly, with our Lo
 """
 
 import json
+import sys
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +29,7 @@ from support.imdb import ImdbDataset
 
 HUB_MODEL = "assemblyai/distilbert-base-uncased-sst2"
 ADAPTER_FOLDER = Path(__file__).parent / "adapter"
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 TRACKED_LAYERS = ("ffn", "pre_classifier", "classifier")
 """Parts of the names of the linear layers the collection looks at."""
 
@@ -51,6 +54,7 @@ def load_model(source: str = "packaged", revision: str | None = None, snapshot: 
     snapshots (`ValueError`). Raises as `load_tokenizer` and `merge_adapter`.
     """
     if assets.is_packaged(source):
+        _refuse_changed_adapter(ADAPTER_FOLDER / snapshot)
         return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
     if snapshot != "final":
         raise ValueError(f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".')
@@ -101,6 +105,25 @@ def training_record() -> dict:
     return json.loads((ADAPTER_FOLDER / "record.json").read_text())
 
 
+def adapter_sha256(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of an adapter, by name, as a training record keeps it. Raises `AssetMissing`."""
+    _require_adapter(folder)
+    return {name: assets.sha256(folder / name) for name in ADAPTER_FILES}
+
+
+def _refuse_changed_adapter(folder: Path) -> None:
+    """Raise `AssetDamaged` unless the committed adapter has the bytes that its training recorded."""
+    found = adapter_sha256(folder)
+    recorded = training_record().get("adapters_sha256", {}).get(folder.name, {})
+    for name in ADAPTER_FILES:
+        if found[name] != recorded.get(name):
+            differs = f"has SHA-256 {found[name]}, expected {recorded.get(name)}"
+            raise assets.AssetDamaged(
+                f"{name} of the adapter {folder.name!r} {differs}. "
+                "Take it from the repository again: git checkout -- support/adapter"
+            )
+
+
 def merge_adapter(model: Classifier, folder: Path) -> Classifier:
     """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again. Raises
     `AssetMissing` when there is none, and `AssetDamaged` when it can't be read or is not of this model."""
@@ -126,16 +149,20 @@ def with_adapter(model: nn.Module, config: peft.LoraConfig) -> peft.PeftModel:
         return peft.get_peft_model(model, config)
 
 
-def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
-    for needed in ("adapter_config.json", "adapter_model.safetensors"):
+def _require_adapter(folder: Path) -> None:
+    for needed in ADAPTER_FILES:
         if not (folder / needed).is_file():
             known = sorted(path.parent.name for path in folder.parent.glob("*/adapter_model.safetensors"))
             raise assets.AssetMissing(
                 f"No adapter named {folder.name!r}: {needed} is missing there. "
                 f"Adapters found: {known or 'none'}. Train one: python -m experiments.finetune"
             )
+
+
+def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
+    _require_adapter(folder)
     try:
-        config, weights = peft.LoraConfig.from_pretrained(str(folder)), load_file(folder / needed)
+        config, weights = peft.LoraConfig.from_pretrained(str(folder)), load_file(folder / ADAPTER_FILES[1])
         return config, {name: tensor.float() for name, tensor in weights.items()}
     except (ValueError, TypeError, SafetensorError) as error:
         raise assets.AssetDamaged(
@@ -144,20 +171,51 @@ def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
         ) from error
 
 
-def require_gradients_only(model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS) -> list[str]:
+def require_gradients_only(
+    model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS, without: Mapping[str, str] | None = None
+) -> list[str]:
     """Freeze everything but the linear layers with one of `parts` in their dotted names (no parts: all of
-    them); their names. Raises `ValueError`, naming the parts there are, when none matches."""
+    them); their names. `without` are layers that stay frozen, each with the reason in words, as
+    `support.ekfac.layers.uncovered` gives them. Raises `ValueError`, naming the parts there are, for each
+    part that matches no layer, and when there is no layer at all."""
+    without = without or {}
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    linear = [name for name in linear if name not in without]
+    there = {part for name in linear for part in name.split(".")}
+    for part in parts:
+        if part not in there:
+            why = next(
+                (f", but for those {why}" for name, why in without.items() if part in name.split(".")), ""
+            )
+            known = ", ".join(sorted(one for one in there if one and not one.isdigit())) or "none"
+            raise ValueError(f"No linear layer has {part!r} in its name{why}. There are: {known}.")
+    if not linear:
+        raise ValueError("The model has no linear layer that EK-FAC covers.")
     chosen = [name for name in linear if not parts or set(parts) & set(name.split("."))]
-    if not chosen:
-        known = sorted({part for name in linear for part in name.split(".") if not part.isdigit()})
-        raise ValueError(
-            f"No linear layer has one of {', '.join(parts)} in its name. There are: {', '.join(known)}."
-        )
     model.requires_grad_(False)
     for name in chosen:
         model.get_submodule(name).requires_grad_(True)
     return chosen
+
+
+def left_out(without: Mapping[str, str], parts: Sequence[str]) -> str:
+    """A line about the layers among `without` that were asked for with `parts`; empty if there are none."""
+    asked = {name: why for name, why in without.items() if not parts or set(parts) & set(name.split("."))}
+    if not asked:
+        return ""
+    reasons = ", ".join(f"{number} {why}" for why, number in Counter(asked.values()).items())
+    told = f"Linear layers that EK-FAC can't cover are left out: {reasons}"
+    return f"{told}; the first is {next(iter(asked))!r}."
+
+
+def positions(model: nn.Module) -> int:
+    """How many tokens a model reads at most; RoBERTa and its kin begin to count behind the padding."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            kept = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - kept
+    told = getattr(model.config, "max_position_embeddings", None) or 0
+    return told if told > 0 else sys.maxsize
 
 
 class ModelLogitsWrapper(nn.Module):

@@ -1,12 +1,16 @@
-"""Reviews as something to read. They are data from strangers: nothing of them reaches a page unescaped,
-and of their markup only line breaks are kept.
+"""Reviews as something to read. They are data from strangers: nothing of them reaches a page unescaped, of
+their markup only line breaks are kept, and what a terminal would obey is written out.
 """
 
 import html
 import re
 import sys
+from unicodedata import category
 
 from IPython.display import HTML
+
+INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Categories of characters that a terminal obeys: control, format (bidirectional marks), breaks."""
 
 LINE_BREAK = re.compile(r"(?:<br\s*/?>\s*)+", re.IGNORECASE)
 
@@ -14,6 +18,15 @@ LINE_BREAK = re.compile(r"(?:<br\s*/?>\s*)+", re.IGNORECASE)
 def paragraphs(text: str) -> list[str]:
     """The review cut at its line breaks, as plain text."""
     return [part.strip() for part in LINE_BREAK.split(text) if part.strip()]
+
+
+def visible(text: str) -> str:
+    """Text for a terminal: what it would obey rather than show, but for the end of a line, is written out,
+    such as `\\x1b`, which begins an escape sequence."""
+    return "".join(
+        one.encode("unicode_escape").decode() if category(one) in INVISIBLE and one != "\n" else one
+        for one in text
+    )
 
 
 def show_review(text: str, caption: str = "", longest: int | None = None) -> HTML:

@@ -1,5 +1,8 @@
 """What several test modules need. Imports stay inside the fixtures: the engine's tests need none."""
 
+import shutil
+import subprocess
+
 import pytest
 
 
@@ -45,3 +48,33 @@ def figure(monkeypatch):
 
     yield draw
     plt.close("all")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes a folder that holds so many kilobytes and no more, or more `again`."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+
+    def mounted(kilobytes, again=False):
+        size = f"size={kilobytes}k"
+        options = ["-o", f"remount,{size}"] if again else ["-t", "tmpfs", "-o", size, "tmpfs"]
+        mount = ["mount", *options, str(folder)]
+        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+            pytest.skip("this machine lets no small file system be mounted")
+        return folder
+
+    yield mounted
+    if folder.is_mount():
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No hub is asked."""
+    import datasets
+    import huggingface_hub.constants
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

@@ -2,6 +2,7 @@
 examples, classes and layers, autograd on the parameters themselves, one matrix per Fisher block."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,35 @@ def perceptron(*widths: int, bias: bool = True, nonlinear: bool = True, seed: in
     for d_in, d_out in itertools.pairwise(widths):
         layers += [nn.Linear(d_in, d_out, bias=bias), nn.Tanh() if nonlinear else nn.Identity()]
     return nn.Sequential(*layers[:-1]).double().eval()
+
+
+class Composed(nn.Module):
+    """Linear layers by name and widths, and what is done with them: `compute(model, inputs)`."""
+
+    def __init__(self, compute: Callable, **widths: tuple[int, int]):
+        super().__init__()
+        self.compute = compute
+        for name, (d_in, d_out) in widths.items():
+            self.add_module(name, nn.Linear(d_in, d_out))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.compute(self, inputs)
+
+
+def composed(compute: Callable, **widths: tuple[int, int]) -> Composed:
+    torch.manual_seed(0)
+    return Composed(compute, **widths).double().eval()
+
+
+class Doubled(nn.Linear):
+    """A layer that does more than a linear layer, as some subclasses do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def assert_same(found, expected, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def sentences(*lengths: int, seed: int = 0, padded_to: int | None = None) -> Tensor:
@@ -87,6 +117,14 @@ def loss_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Ten
     ]
 
 
+def gaussian_loss_gradients(model: nn.Module, x: Tensor, y: Tensor) -> list[dict[str, Tensor]]:
+    """As `loss_gradients`, of half the squared residual."""
+    return [
+        gradient_matrices(model, (model(row[None])[0] - target).square().sum() / 2)
+        for row, target in zip(x, y, strict=True)
+    ]
+
+
 def label_gradients(model: nn.Module, x: Tensor) -> list[list[tuple[float, dict[str, Tensor]]]]:
     """For each example, p_c and the gradient of −log p_c, for every class c."""
     result = []
@@ -111,6 +149,26 @@ def fisher_blocks(weighted: list[list[tuple[float, dict[str, Tensor]]]]) -> dict
                 block = weight * torch.outer(vector, vector) / len(weighted)
                 blocks[name] = blocks.get(name, 0) + block
     return blocks
+
+
+def eigenbasis(curvature) -> Tensor:
+    """The axes of an engine's curvature of a layer, as columns over row-flattened G."""
+    basis = curvature.basis
+    return torch.kron(basis.output_gradient.contiguous(), basis.activation.contiguous())
+
+
+def approximate_block(curvature) -> Tensor:
+    """An engine's approximation of a Fisher block, as a dense matrix over row-flattened G."""
+    axes = eigenbasis(curvature)
+    return axes @ torch.diag(curvature.eigenvalues.flatten()) @ axes.T
+
+
+def plain_gradients(engine, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The gradients that an engine takes: its factors when nothing is left of its curvature."""
+    for layer in engine.curvature.values():
+        layer.eigenvalues.zero_()
+    engine.hessian_regularization = 1.0
+    return engine.influence_factors(x, y)
 
 
 def damped_influences(

@@ -1,4 +1,4 @@
-"""A Hugging Face hub in miniature on 127.0.0.1: `python tests/stand_in_hub.py` serves until killed.
+"""A Hugging Face hub in miniature on 127.0.0.1.
 
 It holds what `source="hub"` asks for: under the real model's name a tiny random DistilBERT with the
 real tokenizer, under the real dataset's name a few real reviews, in the hub's file layout. Each has
@@ -184,19 +184,11 @@ def _oid(content: bytes) -> str:
     return hashlib.sha1(content).hexdigest()
 
 
-def _entry(path: str, content: bytes) -> dict[str, object]:
-    return {"type": "file", "path": path, "size": len(content), "oid": _oid(content)}
-
-
 def _tree(files: Files, folder: str) -> list[dict[str, object]]:
     """Files under a folder, and the folders on the way: a listing may always say more than asked."""
     inside = [Path(file) for file in files if Path(folder) in Path(file).parents]
     folders = {parent for file in inside for parent in file.parents if Path(folder) in parent.parents}
     listed = [{"type": "directory", "path": str(path), "size": 0, "oid": ""} for path in folders]
-    return listed + [_entry(str(file), files[str(file)]) for file in inside]
-
-
-if __name__ == "__main__":
-    with StandInHub() as stand_in:
-        print(f"HF_ENDPOINT={stand_in.endpoint}", flush=True)
-        stand_in.serve_forever()
+    for path, content in ((str(file), files[str(file)]) for file in inside):
+        listed.append({"type": "file", "path": path, "size": len(content), "oid": _oid(content)})
+    return listed

@@ -23,14 +23,11 @@ def held_out():
     return pd.read_csv(ADAPTER_FOLDER / "held_out.csv")
 
 
-def test_it_was_trained_on_the_whole_train_split_of_the_packaged_files(record, imdb):
+def test_it_was_trained_as_the_command_does_on_the_whole_train_split_of_the_packaged_files(record, imdb):
     assert record["train_reviews"] == len(imdb["train"])
+    assert Recipe(**record["recipe"]) == Recipe()
     assert record["reviews_sha256"] == assets.REVIEWS.sha256
     assert record["encoder_sha256"] == assets.ENCODER_WEIGHTS.sha256
-
-
-def test_its_recipe_is_the_one_that_the_command_follows(record):
-    assert Recipe(**record["recipe"]) == Recipe()
 
 
 def test_snapshots_were_taken_at_10_20_35_50_and_75_percent_of_the_steps(record):
@@ -45,16 +42,13 @@ def test_every_adapter_loads_and_no_two_are_the_same(record):
     assert len(set(heads)) == len(heads) == 6
 
 
-def test_every_held_out_review_has_a_prediction(held_out, imdb):
+def test_the_recorded_accuracy_is_that_of_all_held_out_reviews_and_at_least_90_percent(
+    record, held_out, imdb
+):
     assert list(held_out["label"]) == list(imdb["test"]["label"])
     assert held_out["positive_probability"].between(0, 1).all()
-
-
-def test_the_recorded_accuracy_is_that_of_the_predictions_and_at_least_90_percent(record, held_out):
-    predicted = held_out["positive_probability"] > 0.5
-    accuracy = accuracy_score(held_out["label"], predicted)
-    assert record["held_out"]["accuracy"] == accuracy
-    assert accuracy >= 0.90
+    accuracy = accuracy_score(held_out["label"], held_out["positive_probability"] > 0.5)
+    assert record["held_out"]["accuracy"] == accuracy >= 0.90
 
 
 def test_the_predictions_are_what_the_model_says_today(held_out, imdb, tokenizer):

@@ -93,14 +93,12 @@ def test_rows_and_columns_are_sorted_by_label(drawn):
     np.testing.assert_array_equal(mesh.get_array().reshape(2, 3), INFLUENCES[[1, 0]][:, [0, 2, 1]])
 
 
-def test_panels_side_by_side_share_one_scale_name_their_labels_and_write_thousands_short(drawn):
+def test_panels_side_by_side_share_one_scale_and_name_their_labels(drawn):
     left, right, *_ = drawn(corruption.influences_side_by_side)
     limits = [panel.collections[0].get_clim() for panel in (left, right)]
     assert limits[0] == limits[1] == (-2 * 20_097.4, 2 * 20_097.4)
     names = [[tick.get_text()[3:6] for tick in panel.get_xticklabels()] for panel in (left, right)]
     assert names == [["neg", "pos", "neg"], ["pos", "neg", "pos"]]
-    assert [text.get_text() for text in left.texts] == ["1", "-2", "0.5", "0.25", "20k", "-0.061"]
-    assert right.texts[4].get_text() == "-40k"
 
 
 def test_a_finding_curve_is_the_mean_over_trials_in_percent(drawn):
@@ -109,12 +107,10 @@ def test_a_finding_curve_is_the_mean_over_trials_in_percent(drawn):
     np.testing.assert_array_equal(perfect.get_xydata(), [[0, 0], [50, 100], [100, 100]])
 
 
-def test_accuracies_after_dropping_are_means_and_references_are_named_beside_the_axes(drawn):
+def test_accuracies_after_dropping_are_means(drawn):
     axes = drawn(corruption.accuracy_after_dropping)[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [85, 90])
-    (name,) = axes.texts
-    assert name.get_text() == "all kept"
-    assert name.get_window_extent().x0 > axes.get_window_extent().x1
+    assert [name.get_text() for name in axes.texts] == ["all kept"]
 
 
 @pytest.mark.parametrize("function", [layers.along_layers, layers.layer_shares])
@@ -157,26 +153,11 @@ def test_every_pair_of_twins_is_a_point(drawn):
     np.testing.assert_allclose(points, [[0, 1], [0.02, 0.1], [0.7, 0.05]])
 
 
-def test_names_at_the_ends_of_lines_keep_their_distance(figure):
-    ends = pd.DataFrame({"scorer": ["a", "b", "c"], "removed": 9, "rise": [0.5, 1.0, 1.0]})
-    names = figure(fidelity.removals, ends, TITLE).axes[0].texts
-    assert [name.xy[1] for name in names] == pytest.approx([0.5, 1.0, 1.055])
-
-
-def test_each_kind_of_correlation_has_a_panel_with_a_row_per_layer(drawn):
-    left, right, *_ = drawn(regularization.neighbour_correlations)
-    assert [axes.get_title(loc="left") for axes in (left, right)] == ["Pearson", "Spearman"]
-    assert [tick.get_text() for tick in left.get_yticklabels()] == ["one", "two"]
-    assert left.collections[0].get_clim() == (-1, 1)
-
-
 def test_spectra_fall_from_the_largest_eigenvalue_and_show_the_regularizations(drawn):
     axes = drawn(regularization.spectra)[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [3.0, 0.5, 0.1, 1e-4])
     assert [line.get_ydata()[0] for line in axes.lines[1:]] == [1e-3, 1.0]
     assert {text.get_text() for text in axes.texts} == {"small", "large"}
-    right = axes.get_window_extent().x1
-    assert all(text.get_window_extent().x0 > right for text in axes.texts)
 
 
 def test_padding_is_counted_per_batch_in_both_orders_and_error_rates_per_length(drawn):

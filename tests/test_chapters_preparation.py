@@ -21,19 +21,12 @@ def dataset(imdb, tokenizer):
     return ImdbDataset(imdb["train"].select(range(11)), tokenizer, max_tokens=200)
 
 
-def test_each_row_is_what_the_model_says_about_that_review_alone(model, dataset):
+@pytest.mark.parametrize("batch_size", [1, 3, 4, 100])
+def test_each_row_is_what_the_model_says_about_that_review_alone(model, dataset, batch_size):
+    found = class_probabilities(model, dataset, batch_size)
     alone = [model(input_ids[None]).softmax(dim=1) for input_ids, _, _ in dataset]
-    assert_close(class_probabilities(model, dataset, batch_size=4), torch.cat(alone))
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_the_batch_size_changes_nothing(model, dataset, batch_size):
-    expected = class_probabilities(model, dataset, batch_size=4)
-    assert_close(class_probabilities(model, dataset, batch_size), expected)
-
-
-def test_probabilities_of_a_review_sum_to_one(model, dataset):
-    assert_close(class_probabilities(model, dataset).sum(dim=1), torch.ones(11))
+    assert_close(found, torch.cat(alone))
+    assert_close(found.sum(dim=1), torch.ones(11))
 
 
 @pytest.mark.parametrize("shape", [(-1,), (1, -1)], ids=["one review", "a batch of one"])

@@ -8,21 +8,18 @@ from support.chapters.scale import cumulative_shares, distances, examples_for, n
 SCORES = np.array([[4.0, -3.0, 2.0, 1.0], [0.0, 0.0, -5.0, 5.0], [1.0, 1.0, 1.0, -1.0]])
 
 
-def test_shares_add_up_the_sizes_from_the_largest_on():
-    np.testing.assert_allclose(
-        cumulative_shares(SCORES), [[0.4, 0.7, 0.9, 1.0], [0.5, 1.0, 1.0, 1.0], [0.25, 0.5, 0.75, 1.0]]
-    )
-
-
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
-def test_shares_don_t_depend_on_sign_scale_or_order(scale):
-    changed = -scale * SCORES[:, [2, 0, 3, 1]]
-    np.testing.assert_allclose(cumulative_shares(changed), cumulative_shares(SCORES))
+def test_shares_add_up_the_sizes_from_the_largest_on_whatever_their_sign_scale_or_order(scale):
+    expected = [[0.4, 0.7, 0.9, 1.0], [0.5, 1.0, 1.0, 1.0], [0.25, 0.5, 0.75, 1.0]]
+    np.testing.assert_allclose(cumulative_shares(SCORES), expected)
+    np.testing.assert_allclose(cumulative_shares(-scale * SCORES[:, [2, 0, 3, 1]]), expected)
 
 
 @pytest.mark.parametrize(("share", "needed"), [(0.3, [1, 1, 2]), (0.6, [2, 2, 3]), (0.95, [4, 2, 4])])
 def test_as_many_are_needed_as_reach_the_share(share, needed):
     assert examples_for(share, SCORES).tolist() == needed
+    scores = np.random.default_rng(0).normal(size=(50, 1000)).astype(np.float32)
+    assert (examples_for(1.0, scores) <= 1000).all()  # whatever the rounding
 
 
 def test_twins_are_nearest_and_a_pair_stands_once():
@@ -31,6 +28,7 @@ def test_twins_are_nearest_and_a_pair_stands_once():
     scores[:, 4] = scores[:, 1]
     pairs = nearest(scores)
     assert pairs.loc[0].tolist() == [1, 4, 0.0]
+    assert nearest(np.array([[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]])).loc[0].tolist() == [0, 2, 0.0]
     assert len(pairs) == len({(a, b) for a, b in zip(pairs["one"], pairs["other"], strict=True)})
     assert (pairs["one"] < pairs["other"]).all()
     assert pairs["distance"].is_monotonic_increasing
@@ -50,16 +48,6 @@ def test_each_has_the_nearest_of_the_others():
     for one, other, distance in pairs.itertuples(index=False):
         assert distance == apart[one, other]
         assert distance in (apart[one].min(), apart[other].min())
-
-
-def test_the_whole_is_reached_with_the_last_example_whatever_the_rounding():
-    scores = np.random.default_rng(0).normal(size=(50, 1000)).astype(np.float32)
-    assert (examples_for(1.0, scores) <= 1000).all()
-
-
-def test_examples_without_any_influence_are_twins():
-    pairs = nearest(np.array([[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]]))
-    assert pairs.loc[0].tolist() == [0, 2, 0.0]
 
 
 def test_texts_are_as_alike_as_their_words():

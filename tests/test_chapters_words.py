@@ -2,14 +2,14 @@
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from support.chapters import words
-from support.chapters.words import Word, loudness, show_words, strongest_words, without, word_influences
+from support.chapters.words import Word, loudness, show_words, strongest_words, word_influences
+from tests.page import Page
 
 TEXT = "Unwatchable, and yet I loved it.<br /><br />It isn't for everyone; I LOVED it!"
 HOSTILE = 'a <script>alert("x")</script> & <b onclick=1>bold</b> film'
@@ -25,25 +25,6 @@ def numbers_for(tokenizer, text, padding=0):
 @pytest.fixture
 def review(tokenizer):
     return word_influences(tokenizer, TEXT, numbers_for(tokenizer, TEXT))
-
-
-class Page(HTMLParser):
-    """The tags, attributes and text of a piece of HTML."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.tags, self.titles, self.styles, self.text = set(), [], [], ""
-        self.feed(source)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        found = dict(attributes)
-        assert not [name for name in found if name.startswith("on")]
-        self.titles += [found["title"]] if "title" in found else []
-        self.styles += [found["style"]] if "style" in found else []
-
-    def handle_data(self, data):
-        self.text += data
 
 
 # Words
@@ -93,13 +74,8 @@ def test_the_table_adds_repetitions_and_starts_with_the_strongest(review):
 
 
 def test_shares_of_all_occurrences_add_up_to_one():
-    spread = [
-        Word("[CLS]", 0, 0, 9.0),
-        Word("no", 0, 2, 1.0),
-        Word(",", 2, 3, 5.0),
-        Word("No", 4, 6, -2.0),
-        Word("way", 7, 10, 1.0),
-    ]
+    spread = [Word("[CLS]", 0, 0, 9.0), Word("no", 0, 2, 1.0), Word(",", 2, 3, 5.0)]
+    spread += [Word("No", 4, 6, -2.0), Word("way", 7, 10, 1.0)]
     assert loudness(spread).to_dict() == {"no": 0.375, "way": 0.25}
 
 
@@ -112,9 +88,9 @@ def test_loudness_has_neither_signs_nor_a_scale(review):
 
 
 def test_every_occurrence_of_a_word_is_taken_out_and_nothing_else():
-    assert without("No, not now. NO<br />no!", "no") == ", not now. <br />!"
-    assert without("one<br />two<BR>three", "line break") == "onetwothree"
-    assert without(TEXT, "absent") == TEXT
+    assert words.without("No, not now. NO<br />no!", "no") == ", not now. <br />!"
+    assert words.without("one<br />two<BR>three", "line break") == "onetwothree"
+    assert words.without(TEXT, "absent") == TEXT
 
 
 # Coloured text
@@ -123,45 +99,36 @@ def test_every_occurrence_of_a_word_is_taken_out_and_nothing_else():
 def test_hostile_text_is_shown_and_not_run(tokenizer):
     spread = word_influences(tokenizer, HOSTILE, numbers_for(tokenizer, HOSTILE))
     page = Page(show_words(spread, HOSTILE, "<script>caption</script>").data)
-    assert page.tags <= {"figure", "figcaption", "strong", "small", "span", "blockquote", "p", "br"}
+    assert page.kinds <= {"figure", "figcaption", "strong", "small", "span", "blockquote", "p", "br"}
     assert HOSTILE in page.text
     assert "<script>caption</script>" in page.text
 
 
 def test_the_text_is_complete_and_its_line_breaks_are_kept(review):
     source = show_words(review, TEXT, "A caption").data
-    shown = Page(source[source.index("<blockquote") :])
-    assert shown.text == TEXT.replace("<br />", "⏎")
+    assert Page(source).texts["blockquote"] == [TEXT.replace("<br />", "⏎")]
     assert source.count("<br>", source.index("<blockquote")) == 1
 
 
-def test_a_legend_says_what_the_marks_mean(review):
-    text = Page(show_words(review, TEXT, "A caption").data).text
+def test_signs_can_be_told_without_colour_and_a_legend_says_what_the_marks_mean(review):
+    source = show_words(review, TEXT, "A caption").data
+    page = Page(source)
     largest = max(abs(word.influence) for word in review if not word.is_special)
-    assert "helps blue, underlined" in text
-    assert "harms red, dotted" in text
-    assert f"deepest colour {largest:.2g} " in text
-
-
-def test_signs_can_be_told_without_colour(review):
-    page = Page(show_words(review, TEXT, "A caption").data)
-    assert {re.search(r"underline (\w+)", style)[1] for style in page.styles if "rgb" in style} == {
-        "solid",
-        "dotted",
-    }
+    for said in ("helps blue, underlined", "harms red, dotted", f"deepest colour {largest:.2g} "):
+        assert said in page.text
     for word in review:
         sign, effect = ("+", "helps") if word.influence > 0 else ("−", "harms")
-        assert f"{word.name}: {sign}{abs(word.influence):.2g}, {effect}" in page.titles
-    assert 'aria-label="A caption' in show_words(review, TEXT, "A caption").data
+        assert f"{word.name}: {sign}{abs(word.influence):.2g}, {effect}" in page.having("title")
+    assert 'aria-label="A caption' in source
 
 
-def test_a_mark_is_solid_where_the_word_helps_and_dotted_where_it_harms():
+def test_a_mark_is_solid_where_the_word_helps_dotted_where_it_harms_and_absent_where_it_does_nothing():
     spread = [Word("good", 0, 4, 2.0), Word("bad", 5, 8, -1.0), Word("so", 9, 11, 0.01)]
     source = show_words(spread, "good bad so", "A caption").data
     good, bad, faint = re.findall(r"<span[^>]*>(?:good|bad|so)</span>", source)
-    assert "solid" in good
-    assert "dotted" in bad
-    assert "style" not in faint
+    assert ("solid" in good, "dotted" in bad, "style" in faint) == (True, True, False)
+    source = show_words([Word("so", 0, 2, 0.0)], "so", "A caption").data
+    assert "rgba" not in source[source.index("<blockquote") :]
 
 
 def test_special_tokens_do_not_pale_the_words():
@@ -169,11 +136,6 @@ def test_special_tokens_do_not_pale_the_words():
     source = show_words(spread, "good", "A caption").data
     alphas = re.findall(r"rgba\(76,114,176,([\d.]+)\)[^>]*>(\[CLS\]|good)<", source)
     assert alphas == [(f"{words.DEEPEST:.2f}", "[CLS]"), (f"{words.DEEPEST:.2f}", "good")]
-
-
-def test_all_zero_influences_are_drawn_without_marks():
-    source = show_words([Word("so", 0, 2, 0.0)], "so", "A caption").data
-    assert "rgba" not in source[source.index("<blockquote") :]
 
 
 @pytest.mark.parametrize("color", [words.HELPS, words.HARMS], ids=["helps", "harms"])

@@ -15,17 +15,11 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="the commands are make's")
 
 
-def make(*arguments: str, path: str | None = None) -> subprocess.CompletedProcess:
+def make(*arguments: str) -> subprocess.CompletedProcess:
     """Run make at the root of the repository, with nothing of a make that runs these tests."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
-    return subprocess.run(
-        [shutil.which("make"), f"PYTHON={sys.executable}", *arguments],
-        cwd=ROOT,
-        env=kept | ({"PATH": path} if path else {}),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    command = [shutil.which("make"), f"PYTHON={sys.executable}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, timeout=60)
 
 
 def test_a_port_that_is_taken_is_told_before_anything_is_built():
@@ -38,12 +32,6 @@ def test_a_port_that_is_taken_is_told_before_anything_is_built():
     assert "pip" not in told.stdout
     assert "Traceback" not in told.stderr
     assert make("port", f"PORT={port}").returncode == 0  # free again
-
-
-def test_a_missing_chromium_is_named_with_what_to_install(tmp_path):
-    told = make("chromium", path=str(tmp_path))  # a machine without any program
-    assert told.returncode != 0
-    assert "Chromium is missing. Install the package chromium" in told.stderr
 
 
 def test_help_lists_every_target_that_has_a_purpose():

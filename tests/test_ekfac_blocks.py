@@ -4,24 +4,31 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 
 from support.ekfac import EkfacInfluence, blocks
 from support.ekfac.blocks import blocks_of, loader_blocks
 from support.ekfac.errors import BlockHalved, LabelsMismatch
-from tests.dense import PAD, labels, sentences, token_classifier, vectors
+from tests.dense import PAD, assert_same, labels, sentences, token_classifier, vectors
 
 X, Y = sentences(2, 5, 3, 1, 4, padded_to=7), labels(5)
 MASK = token_classifier().token_mask
 
 
-def fitted(model=None, batches=((X,),)):
-    engine = EkfacInfluence(model or token_classifier(), hessian_regularization=1e-3)
+def fitted(model=None, batches=((X,),), **settings):
+    engine = EkfacInfluence(model or token_classifier(), hessian_regularization=1e-3, **settings)
     return engine.fit(list(batches))
 
 
-def assert_same(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+def answers(engine):
+    """All that an engine can be asked, about the same examples."""
+    return {
+        "influences": engine.influences(X, Y),
+        "self-influences": engine.self_influences(X, Y),
+        "by token": engine.token_influences(X, Y, X, Y),
+        "by label": engine.influences_by_label(X, Y, X),
+        "scores": engine.score([(X[:2], Y[:2]), (X[2:], Y[2:])], [(X[:4, :5], Y[:4]), (X[4:], Y[4:])]),
+        "relative": engine.score([(X, Y)], [(X, Y)], normalisation="relative"),
+    }
 
 
 @pytest.fixture
@@ -78,58 +85,40 @@ def test_every_example_of_a_loader_is_in_one_block_under_its_own_number(monkeypa
     assert [seen[row] for row in range(5)] == expected
 
 
-def test_batches_of_different_widths_are_not_merged_when_nothing_says_how_to_pad():
-    found = [block.rows for block in loader_blocks([(sentences(3, 3), None), (sentences(5), None)], MASK)]
-    assert found == [[0, 1], [2]]
-
-
-def test_batches_of_different_widths_are_merged_with_the_padding_that_one_of_them_shows():
-    (block,) = loader_blocks([(sentences(3, 2), None), (sentences(5), None)], MASK)
+def test_batches_of_different_widths_are_merged_with_the_padding_that_one_of_them_shows_if_any():
+    whole, padded, wider = ((sentences(*lengths), None) for lengths in ((3, 3), (3, 2), (5,)))
+    assert [block.rows for block in loader_blocks([whole, wider], MASK)] == [[0, 1], [2]]
+    (block,) = loader_blocks([padded, wider], MASK)
     assert block.rows == [2, 0, 1]
     assert block.inputs.shape == (3, 5)
 
 
+@pytest.mark.parametrize("update_diagonal", [True, False], ids=["ekfac", "kfac"])
 @pytest.mark.parametrize("tokens", [1, 8, 1000])
-def test_the_number_of_tokens_at_a_time_changes_nothing(monkeypatch, tokens):
-    engine = fitted()
-    expected = engine.influences(X, Y), engine.self_influences(X, Y)
-    by_token = engine.token_influences(X, Y, X, Y)
-    by_label = engine.influences_by_label(X, Y, X)
+def test_the_number_of_tokens_at_a_time_changes_nothing(monkeypatch, tokens, update_diagonal):
+    expected = answers(fitted(update_diagonal=update_diagonal))
     monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", tokens)
-    engine = fitted(batches=[(X[:3],), (X[3:],)])
-    assert_same((engine.influences(X, Y), engine.self_influences(X, Y)), expected)
-    assert_same(engine.token_influences(X, Y, X, Y), by_token)
-    assert_same(engine.influences_by_label(X, Y, X), by_label)
-    found = engine.score([(X[:2], Y[:2]), (X[2:], Y[2:])], [(X[:4, :5], Y[:4]), (X[4:], Y[4:])])
-    assert_same(found, expected[0])
+    found = answers(fitted(batches=[(X[:3],), (X[3:],)], update_diagonal=update_diagonal))
+    assert_same(found, expected)
+    assert_same(found["scores"], expected["influences"])
 
 
-class NoMemory(nn.Module):
+def without_memory(where, error):
     """A classifier that has no memory for more than two examples: forward, or half way back."""
+    model = token_classifier()
 
-    def __init__(self, where: str, error: RuntimeError):
-        super().__init__()
-        self.inner = token_classifier()
-        self.where = where
-        self.error = error
-        self.inner.outer.register_forward_hook(self.watch_the_way_back)
-        self.eval()
-
-    def token_mask(self, ids):
-        return self.inner.token_mask(ids)
-
-    def forward(self, ids):
-        if self.where == "forward":
-            self.refuse(ids)
-        return self.inner(ids)
-
-    def watch_the_way_back(self, module, inputs, output):
-        if self.where == "backward" and output.requires_grad:
-            output.register_hook(self.refuse)
-
-    def refuse(self, tensor):
+    def refuse(tensor):
         if len(tensor) > 2:
-            raise self.error
+            raise error
+
+    def watch(module, inputs, output):
+        if where == "forward":
+            refuse(output)
+        elif output.requires_grad:
+            output.register_hook(refuse)
+
+    model.outer.register_forward_hook(watch)
+    return model
 
 
 NO_MEMORY = {
@@ -141,16 +130,9 @@ NO_MEMORY = {
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("error", NO_MEMORY.values(), ids=NO_MEMORY)
 def test_a_block_that_does_not_fit_into_memory_is_halved_and_gives_the_same_numbers(where, error):
-    def answers(model):
-        engine = fitted(model)
-        by_token = engine.token_influences(X, Y, X, Y)
-        by_label = engine.influences_by_label(X, Y, X)
-        scores = engine.score([(X, Y)], [(X, Y)], normalisation="relative")
-        return engine.influences(X, Y), engine.self_influences(X, Y), by_token, by_label, scores
-
-    expected = answers(token_classifier())
+    expected = answers(fitted())
     with pytest.warns(BlockHalved, match="examples at a time are too many"):
-        found = answers(NoMemory(where, error))
+        found = answers(fitted(without_memory(where, error)))
     assert_same(found, expected)
 
 

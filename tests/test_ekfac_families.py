@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from support.ekfac import EkfacInfluence
-from tests.dense import VOCABULARY, labels, sentences
+from tests.dense import VOCABULARY, assert_same, labels, plain_gradients, sentences
 
 CLASSES = 3
 
@@ -32,34 +32,20 @@ class Logits(nn.Module):
 SHARED = {"vocab_size": VOCABULARY, "num_labels": CLASSES, "pad_token_id": 0}
 
 
-def distilbert():
-    config = transformers.DistilBertConfig(
-        dim=4, hidden_dim=5, n_layers=2, n_heads=2, max_position_embeddings=12, **SHARED
-    )
-    return transformers.DistilBertForSequenceClassification(config)
+BERT = {"intermediate_size": 5, "num_hidden_layers": 2, "num_attention_heads": 2}
+FAMILIES = {
+    "DistilBert": {"dim": 4, "hidden_dim": 5, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 12},
+    "Bert": {"hidden_size": 4, "max_position_embeddings": 12, **BERT},
+    "GPT2": {"n_embd": 4, "n_inner": 5, "n_layer": 2, "n_head": 2, "n_positions": 12},
+}
 
 
-def bert():
-    config = transformers.BertConfig(
-        hidden_size=4,
-        intermediate_size=5,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        **SHARED,
-    )
-    return transformers.BertForSequenceClassification(config)
-
-
-def gpt2():
-    config = transformers.GPT2Config(n_embd=4, n_inner=5, n_layer=2, n_head=2, n_positions=12, **SHARED)
-    return transformers.GPT2ForSequenceClassification(config)
-
-
-@pytest.fixture(params=[distilbert, bert, gpt2], ids=lambda build: build.__name__)
+@pytest.fixture(params=FAMILIES)
 def model(request):
     torch.manual_seed(0)
-    wrapped = Logits(request.param()).double().eval().requires_grad_(False)
+    config = getattr(transformers, f"{request.param}Config")(**FAMILIES[request.param], **SHARED)
+    made = getattr(transformers, f"{request.param}ForSequenceClassification")(config)
+    wrapped = Logits(made).double().eval().requires_grad_(False)
     with torch.no_grad():
         for parameter in wrapped.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -83,35 +69,20 @@ def gradient_by_autograd(model, name, row, label):
 
 def test_gradients_of_every_linear_layer_are_autograds(model):
     engine = EkfacInfluence(model).fit([(X,)])
-    for layer in engine.curvature.values():
-        layer.eigenvalues.zero_()
-    engine.hessian_regularization = 1.0
+    found = plain_gradients(engine, X, Y)
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)]
     assert engine.layer_names == linear
-    factors = engine.influence_factors(X, Y)
     for name in linear:
         expected = [gradient_by_autograd(model, name, *pair) for pair in zip(X, Y, strict=True)]
-        torch.testing.assert_close(factors[name], torch.stack(expected), rtol=1e-8, atol=1e-10)
+        assert_same(found[name], torch.stack(expected), 1e-8)
 
 
-def test_padding_changes_nothing(model):
+def test_padding_changes_nothing_and_tokens_and_layers_add_up(model):
     engine = EkfacInfluence(model, hessian_regularization=1e-3).fit([(X,)])
     expected = engine.influences(X, Y)
+    assert_same(engine.self_influences(X, Y), expected.diagonal(), 1e-7)
+    assert_same(engine.token_influences(X, Y, X, Y).sum(dim=2), expected, 1e-7)
+    assert_same(sum(engine.influences_by_layer(X, Y).values()), expected, 1e-7)
     longer = nn.functional.pad(X, (0, X.shape[1]))
     engine.fit([(longer,)])
-    torch.testing.assert_close(engine.influences(longer, Y), expected, rtol=1e-7, atol=1e-7)
-
-
-def test_tokens_and_layers_add_up(model):
-    engine = EkfacInfluence(model, hessian_regularization=1e-3).fit([(X,)])
-    expected = engine.influences(X, Y)
-    by_token = engine.token_influences(X, Y, X, Y)
-    torch.testing.assert_close(by_token.sum(dim=2), expected, rtol=1e-8, atol=1e-8)
-    by_layer = engine.influences_by_layer(X, Y)
-    torch.testing.assert_close(sum(by_layer.values()), expected, rtol=1e-8, atol=1e-8)
-
-
-def test_self_influence_is_the_diagonal(model):
-    engine = EkfacInfluence(model, hessian_regularization=1e-3).fit([(X,)])
-    found = engine.self_influences(X, Y)
-    torch.testing.assert_close(found, engine.influences(X, Y).diagonal(), rtol=1e-7, atol=1e-7)
+    assert_same(engine.influences(longer, Y), expected, 1e-7)

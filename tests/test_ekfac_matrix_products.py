@@ -12,10 +12,9 @@ X, Y = sentences(5, 2, 7, 1, 4, seed=1), torch.tensor([0, 1, 1, 0, 1])
 X_TEST, Y_TEST = sentences(3, 6, seed=2), torch.tensor([1, 0])
 
 
-@pytest.fixture
-def always(monkeypatch):
-    """The quick way at any size, on any processor that has it."""
-    monkeypatch.setattr(matrix_products, "LARGE", 1)
+def scores(model):
+    engine = EkfacInfluence(model, hessian_regularization=1e-2).fit([(X, Y)])
+    return engine.score([(X_TEST, Y_TEST)], [(X, Y)])
 
 
 @pytest.fixture
@@ -75,22 +74,15 @@ def test_weights_that_want_gradients_get_them(anywhere):
     assert layer.weight.grad is not None
 
 
-@pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("hidden", [4, 5])
-def test_the_engine_says_the_same_with_quick_products(hidden):
+def test_the_engine_says_the_same_with_quick_products(monkeypatch, hidden):
     model = token_classifier(hidden=hidden)
-    exact = EkfacInfluence(model, hessian_regularization=1e-2).fit([(X, Y)])
-    expected = exact.score([(X_TEST, Y_TEST)], [(X, Y)])
-    quick = EkfacInfluence(model.float(), hessian_regularization=1e-2).fit([(X, Y)])
-    found = quick.score([(X_TEST, Y_TEST)], [(X, Y)])
-    error = (found - expected).norm() / expected.norm()
-    assert error < 1e-4
+    expected = scores(model)
+    monkeypatch.setattr(matrix_products, "LARGE", 1)  # at any size, on any processor that has them
+    assert (scores(model.float()) - expected).norm() < 1e-4 * expected.norm()
 
 
 def test_the_engine_takes_frozen_linears(anywhere, monkeypatch):
-    model = token_classifier()
-    engine = EkfacInfluence(model, hessian_regularization=1e-2).fit([(X, Y)])
-    found = engine.score([(X_TEST, Y_TEST)], [(X, Y)])
+    found = scores(token_classifier())
     monkeypatch.undo()
-    plain = EkfacInfluence(model, hessian_regularization=1e-2).fit([(X, Y)])
-    torch.testing.assert_close(found, plain.score([(X_TEST, Y_TEST)], [(X, Y)]))
+    torch.testing.assert_close(found, scores(token_classifier()))

@@ -53,7 +53,7 @@ def test_groups_hold_all_queries_in_order(size):
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
-@pytest.mark.parametrize("queries", [1, 2, 3])
+@pytest.mark.parametrize("queries", [1, 2.0, 3])
 def test_query_blocks_give_what_one_block_gives(queries, normalisation):
     found = fitted(queries * ONE_QUERY).score(LOADER, [(X, Y)], normalisation)
     expected = fitted().score(LOADER, [(X, Y)], normalisation)

@@ -4,7 +4,6 @@ import weakref
 
 import psutil
 import pytest
-import torch
 
 from support.ekfac import EkfacInfluence
 from support.ekfac import plan as plan_module
@@ -24,8 +23,8 @@ def planned(model=None, queries=((QUERIES, QUERY_LABELS),), batches=1, **setting
 def test_a_plan_counts_examples_real_tokens_and_queries():
     plan = planned()
     assert (plan.examples, plan.tokens, plan.queries, plan.query_groups) == (5, 19, 3, 1)
-    assert planned(queries=()).score_seconds is None
-    assert planned(queries=()).query_groups == 0
+    assert (planned(queries=()).score_seconds, planned(queries=()).query_groups) == (None, 0)
+    assert "score" not in str(planned(queries=()))
 
 
 def test_a_plan_knows_the_bytes_of_curvature_and_factors():
@@ -52,8 +51,7 @@ def test_seconds_grow_with_the_examples_and_with_the_groups_of_queries(monkeypat
     """By a clock that counts the tokens of each block that goes through the model."""
     monkeypatch.setattr(plan_module.time, "perf_counter", Clock(monkeypatch).now)
     one, two = planned(batches=1), planned(batches=2)
-    eigenproblems = 0  # the clock stands still in them
-    assert two.fit_seconds - eigenproblems == pytest.approx(2 * one.fit_seconds)
+    assert two.fit_seconds == pytest.approx(2 * one.fit_seconds)  # the clock stands still in eigenproblems
     assert two.self_seconds == pytest.approx(2 * one.self_seconds)
     small = planned(memory_budget=factor_bytes(EkfacInfluence(token_classifier()).layers))
     assert small.query_groups == 3
@@ -96,23 +94,6 @@ def test_loaders_are_gone_over_lazily_and_not_kept():
     assert max(most) <= 4  # three to be timed, and the one before
 
 
-def test_a_plan_is_a_table_with_a_row_for_each_question():
-    shown = str(planned())
-    for row in ("5 training examples, 19 tokens", "fit", "self-influences", "score, 3", "peak"):
-        assert row in shown
-    assert "score" not in str(planned(queries=()))
-
-
 def test_a_plan_of_no_examples_is_refused():
     with pytest.raises(EmptyLoader, match="training loader gave no batch"):
         EkfacInfluence(token_classifier()).plan([])
-
-
-def test_a_plan_leaves_the_model_as_found():
-    model = token_classifier()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    planned(model)
-    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert [p.requires_grad for p in model.parameters()] == [False] + 6 * [True]
-    assert not any(module._forward_hooks for module in model.modules())

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from support.ekfac.curvature import Eigenbasis, LayerCurvature, add_squares, rotated_one_by_one
+from support.ekfac.exact import inner_products
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.scores import products, products_by_row, squared_norms
-from tests.dense import vectors
+from tests.dense import assert_same, vectors
 
 D_OUT, D_IN = 3, 4
 COUNTS = {
@@ -20,21 +21,21 @@ COUNTS = {
 every_count = pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
 
 
-def layer_gradients(counts: list[int]) -> LayerGradients:
+def layer_gradients(counts: list[int], seed: int = 0) -> LayerGradients:
     places = [(n, t) for n, count in enumerate(counts) for t in range(count)]
     example, token = torch.tensor(places, dtype=torch.long).view(-1, 2).T
     return LayerGradients(
-        vectors(sum(counts), D_IN, seed=1),
-        vectors(sum(counts), D_OUT, seed=2),
+        vectors(sum(counts), D_IN, seed + 1),
+        vectors(sum(counts), D_OUT, seed + 2),
         example,
         token,
         examples=len(counts),
     )
 
 
-def dense(counts: list[int]) -> torch.Tensor:
+def dense(counts: list[int], seed: int = 0) -> torch.Tensor:
     """G_n = Σ_t g_t a_tᵀ, one product at a time."""
-    gradients = layer_gradients(counts)
+    gradients = layer_gradients(counts, seed)
     result = torch.zeros(len(counts), D_OUT, D_IN, dtype=torch.float64)
     for n, a, g in zip(gradients.example, gradients.activations, gradients.output_gradients, strict=True):
         result[n] += torch.outer(g, a)
@@ -51,10 +52,6 @@ def curvature() -> LayerCurvature:
 def rotated(counts: list[int]) -> torch.Tensor:
     basis = curvature().basis
     return basis.output_gradient.T @ dense(counts) @ basis.activation
-
-
-def assert_same(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 @every_count
@@ -97,3 +94,10 @@ def test_products_by_row_add_up_to_those_of_the_example(counts):
     by_row = products_by_row(factors, gradients)
     found = by_row.new_zeros(2, len(counts)).index_add_(1, gradients.example, by_row)
     assert_same(found, products(factors, gradients))
+
+
+@every_count
+@pytest.mark.parametrize("others", COUNTS.values(), ids=COUNTS)
+def test_inner_products_are_those_of_the_dense_gradients(counts, others):
+    left, right = dense(counts).flatten(1), dense(others, seed=7).flatten(1)
+    assert_same(inner_products(layer_gradients(counts), layer_gradients(others, seed=7)), left @ right.T)

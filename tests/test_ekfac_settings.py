@@ -1,55 +1,87 @@
-"""Settings that trade exactness for speed: what each leaves alone, and how far off it may be."""
+"""Settings that trade exactness for speed or safety: what each leaves alone, how far off it may be."""
 
 import pytest
 import torch
+from torch import nn
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.errors import BadSetting, WrongModel
-from tests.dense import labels, sentences, token_classifier
+from support.ekfac.curvature import damped_inverse
+from support.ekfac.errors import BadSetting, NotFinite, WrongModel
+from tests.dense import assert_same, labels, perceptron, sentences, token_classifier, vectors
 
 X, Y = sentences(5, 3, 4, 2, 5), labels(5)
 BATCHES = [(X[:2],), (X[2:],)]
 
 
-def fitted(batches=BATCHES, model=None, **settings):
+def fitted(model=None, **settings):
     engine = EkfacInfluence(model or token_classifier(), hessian_regularization=1e-3, **settings)
-    return engine.fit(batches)
+    return engine.fit(BATCHES)
 
 
-def assert_same(found, expected):
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+# Precision
 
 
 def test_a_precision_without_passes_is_refused():
-    with pytest.raises(BadSetting, match="'half'.*full, bfloat16"):
+    with pytest.raises(BadSetting, match="'half': there are 'full', 'bfloat16'"):
         EkfacInfluence(token_classifier(), precision="half")
 
 
-def test_bfloat16_passes_are_good_to_two_digits():
+def test_bfloat16_passes_are_good_to_two_digits_and_leave_dtypes_alone():
     model = token_classifier().float()
-    full = fitted(model=model)
-    low = fitted(model=model, precision="bfloat16")
+    full, low = fitted(model), fitted(model, precision="bfloat16")
     for call in ("influences", "self_influences"):
         found, expected = getattr(low, call)(X, Y), getattr(full, call)(X, Y)
         assert found.dtype == torch.float32
         assert not torch.equal(found, expected)
         assert (found - expected).norm() <= 0.1 * expected.norm()
-
-
-def test_bfloat16_leaves_the_dtype_of_the_curvature_and_the_model_alone():
-    model = token_classifier().float()
-    engine = fitted(model=model, precision="bfloat16")
-    assert {layer.eigenvalues.dtype for layer in engine.curvature.values()} == {torch.float32}
+    assert {layer.eigenvalues.dtype for layer in low.curvature.values()} == {torch.float32}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not torch.is_autocast_enabled("cpu")
 
 
 def test_curvature_is_loaded_with_the_precision_it_was_fitted_with_and_no_other(tmp_path):
-    settings = {"precision": "bfloat16"}
-    model = token_classifier().float()
-    engine = fitted(model=model, **settings)
+    model, settings = token_classifier().float(), {"precision": "bfloat16"}
+    engine = fitted(model, **settings)
     engine.save(tmp_path / "curvature")
     loaded = EkfacInfluence.load(tmp_path / "curvature", model, hessian_regularization=1e-3, **settings)
-    torch.testing.assert_close(loaded.influences(X, Y), engine.influences(X, Y), rtol=0, atol=0)
+    assert_same(loaded.influences(X, Y), engine.influences(X, Y), 0)
     with pytest.raises(WrongModel, match="precision"):
         EkfacInfluence.load(tmp_path / "curvature", model)
+
+
+# Damping
+
+
+def test_by_default_damping_leaves_no_rounding_noise_of_float32():
+    x, y = vectors(40, 6).float(), labels(40, 3)
+    x[:, 2], x[:, 3] = 0, x[:, 4]
+    model = nn.Sequential(nn.Linear(6, 3)).eval()
+    found = EkfacInfluence(model).fit([(x,)]).influences(x, y)
+    x = x.double()
+    expected = EkfacInfluence(model.double()).fit([(x,)]).influences(x, y)
+    assert_same(found.double(), expected, tolerance=1e-4)
+
+
+def test_directions_that_carry_nothing_are_not_divided_by_something_small():
+    eigenvalues = torch.tensor([[1.0, 1e-3], [1e-9, 0.0]])
+    torch.testing.assert_close(damped_inverse(eigenvalues, 0), torch.tensor([[1.0, 1e3], [0.0, 0.0]]))
+    assert damped_inverse(eigenvalues, 1e-12)[1, 1] == pytest.approx(1e12)
+    assert (damped_inverse(torch.zeros(2, 3), "auto") == 1).all()
+
+
+@pytest.mark.parametrize("regularization", [1e-40, 1e-320])
+def test_results_that_are_not_finite_are_refused_before_they_are_returned(regularization):
+    x, model = vectors(5, 4).float(), perceptron(4, 3, 2).float()
+    engine = EkfacInfluence(model, hessian_regularization=regularization).fit([(x,)])
+    for layer in engine.curvature.values():
+        layer.eigenvalues.zero_()
+    asks = (
+        lambda: engine.influences(x, Y),
+        lambda: engine.self_influences(x, Y),
+        lambda: engine.score([(x, Y)], [(x, Y)], "relative"),
+        lambda: engine.token_influences(x, Y, x, Y),
+        lambda: engine.influences_by_label(x, Y, x),
+    )
+    for ask in asks:
+        with pytest.raises(NotFinite, match="hessian_regularization=.*Use a larger one, 0.01"):
+            ask()

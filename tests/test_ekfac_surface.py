@@ -7,15 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from support.ekfac import Categorical, EkfacInfluence, Gaussian
 from support.ekfac.errors import BadSetting, EmptyLoader, LabelsMismatch
-from tests.dense import (
-    fisher_blocks,
-    label_gradients,
-    labels,
-    perceptron,
-    sentences,
-    token_classifier,
-    vectors,
-)
+from tests import dense
+from tests.dense import assert_same, labels, perceptron, sentences, token_classifier, vectors
 
 DAMPING = 1e-3
 X, Y = sentences(5, 3, 4, 2, 5), labels(5)
@@ -27,26 +20,20 @@ def fitted(model=None, x=X, **settings):
     return EkfacInfluence(model or token_classifier(), **settings).fit([(x,)])
 
 
-def assert_same(found, expected, tolerance=1e-9):
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-
-
 def batches(x, y, size):
     return DataLoader(TensorDataset(x, y), batch_size=size)
 
 
-def test_score_streams_influences_over_two_loaders():
+def test_scores_stream_influences_over_two_loaders_relative_ones_over_the_root_of_self_influence():
     engine = fitted()
-    found = engine.score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4))
-    assert_same(found, engine.influences(QUERIES, QUERY_LABELS, X, Y))
-
-
-def test_relative_scores_divide_by_the_root_of_the_self_influence():
-    engine = fitted()
-    found = engine.score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), "relative")
-    expected = engine.influences(QUERIES, QUERY_LABELS, X, Y) / engine.self_influences(X, Y).sqrt()
-    assert_same(found, expected)
-    assert_same(engine.relative_influences(QUERIES, QUERY_LABELS, X, Y), expected)
+    loaders = batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4)
+    plain = engine.influences(QUERIES, QUERY_LABELS, X, Y)
+    relative = plain / engine.self_influences(X, Y).sqrt()
+    assert_same(engine.score(*loaders), plain)
+    assert_same(engine.score(*loaders, "relative"), relative)
+    assert_same(engine.relative_influences(QUERIES, QUERY_LABELS, X, Y), relative)
+    carrying_more = [(QUERIES, QUERY_LABELS, ["text"])], [(X, Y, ["text"], 5)]
+    assert_same(engine.score(*carrying_more), plain)
 
 
 def test_an_unknown_normalisation_is_refused():
@@ -54,27 +41,10 @@ def test_an_unknown_normalisation_is_refused():
         fitted().score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), "relativ")
 
 
-def test_score_takes_batches_that_carry_more_than_inputs_and_labels():
-    engine = fitted()
-    found = engine.score([(QUERIES, QUERY_LABELS, ["text"])], [(X, Y, ["text"], 5)])
-    assert_same(found, engine.influences(QUERIES, QUERY_LABELS, X, Y))
-
-
 @pytest.mark.parametrize(("tests", "trains", "side"), [([], [(X, Y)], "test"), ([(X, Y)], [], "training")])
 def test_score_refuses_an_empty_loader_by_its_side(tests, trains, side):
     with pytest.raises(EmptyLoader, match=f"The {side} loader gave no batch"):
         fitted().score(tests, trains)
-
-
-@pytest.mark.parametrize("classes", [2, 3, 4])
-def test_labels_select_from_influences_by_label(classes):
-    engine = fitted(token_classifier(classes=classes))
-    query_labels = labels(3, classes, seed=1)
-    by_label = engine.influences_by_label(QUERIES, query_labels, X)
-    assert by_label.shape == (3, 5, classes)
-    for label in range(classes):
-        expected = engine.influences(QUERIES, query_labels, X, torch.full((5,), label))
-        assert_same(by_label[:, :, label], expected)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -92,17 +62,10 @@ def test_influences_by_label_need_classes():
         engine.influences_by_label(vectors(2, 4), vectors(2, 3), vectors(5, 4))
 
 
-def test_tokens_add_up_to_influences():
+def test_padding_does_not_move_token_influences():
     engine = fitted()
     by_token = engine.token_influences(QUERIES, QUERY_LABELS, X, Y)
     assert by_token.shape == (3, 5, 5)
-    assert_same(by_token.sum(dim=2), engine.influences(QUERIES, QUERY_LABELS, X, Y))
-
-
-def test_padding_has_no_token_influence_and_does_not_move_the_others():
-    engine = fitted()
-    by_token = engine.token_influences(QUERIES, QUERY_LABELS, X, Y)
-    assert (by_token[:, X == 0] == 0).all()
     longer = engine.token_influences(QUERIES, QUERY_LABELS, nn.functional.pad(X, (0, 3)), Y)
     assert_same(longer, nn.functional.pad(by_token, (0, 3)))
 
@@ -124,26 +87,16 @@ def test_vectors_without_a_mask_are_one_token():
     assert_same(by_token.squeeze(2), engine.influences(x, Y, x, Y))
 
 
-def test_exploring_regularization_equals_setting_each_value():
-    engine = fitted()
-    values = [1e-9, 1e-3, 1, "auto"]
-    explored = engine.explore_hessian_regularization(X, Y, regularization_values=values)
+def test_exploring_regularization_equals_setting_each_value_with_the_gradients_taken_once():
+    model, values = token_classifier(), [1e-9, 1e-3, 1, "auto"]
+    engine, calls = fitted(model), []
+    with model.register_forward_hook(lambda *_: calls.append(1)):
+        explored = engine.explore_hessian_regularization(X, Y, regularization_values=values)
+    assert len(calls) == 1
     assert list(explored) == values
     for value in values:
         engine.hessian_regularization = value
-        expected = engine.influences_by_layer(X, Y)
-        assert list(explored[value]) == list(expected)
-        for name in expected:
-            assert_same(explored[value][name], expected[name], tolerance=1e-8)
-
-
-def test_exploring_takes_the_gradients_once():
-    model = token_classifier()
-    engine = fitted(model)
-    calls = []
-    model.register_forward_hook(lambda *_: calls.append(1))
-    engine.explore_hessian_regularization(X, Y, regularization_values=[1e-3, 1e-2, 1e-1])
-    assert len(calls) == 1
+        assert_same(explored[value], engine.influences_by_layer(X, Y), tolerance=1e-8)
 
 
 def test_exploring_refuses_a_bad_value_before_any_work():
@@ -173,45 +126,35 @@ def test_fit_draws_a_bar_for_each_of_its_three_parts(capsys):
         assert f"{part}: 100%" in shown
 
 
-def test_work_of_one_step_draws_no_bar(capsys):
+@pytest.mark.parametrize("progress", [True, False])
+def test_work_of_one_step_draws_no_bar_and_without_progress_nothing_does(progress, capsys):
     engine = fitted()
-    engine.progress = True
+    engine.progress = progress
     engine.influences(X, Y)
-    assert capsys.readouterr().err == ""
-
-
-def test_without_progress_nothing_is_drawn(capsys):
-    fitted().influences(X, Y)
     assert capsys.readouterr() == ("", "")
 
 
 def test_the_sampled_fisher_converges_to_the_exact_one():
-    x = sentences(4, 3)
-    blocks = fisher_blocks(label_gradients(token_classifier(classes=4), x))
-    errors = []
+    model, x, errors = token_classifier(classes=4), sentences(4, 3), []
+    block = dense.fisher_blocks(dense.label_gradients(model, x))["classifier"]
     for samples in (10, 1000):
-        likelihood = Categorical(exact_classes=3, samples=samples)
-        engine = fitted(token_classifier(classes=4), x, likelihood=likelihood)
-        basis = engine.curvature["classifier"].basis
-        axes = torch.kron(basis.output_gradient.contiguous(), basis.activation.contiguous())
-        exact = (axes.T @ blocks["classifier"] @ axes).diagonal()
+        engine = fitted(model, x, likelihood=Categorical(exact_classes=3, samples=samples))
+        axes = dense.eigenbasis(engine.curvature["classifier"])
+        exact = (axes.T @ block @ axes).diagonal()
         found = engine.curvature["classifier"].eigenvalues.flatten()
         errors.append(((found - exact).norm() / exact.norm()).item())
     assert errors[1] < 0.1
     assert errors[1] < errors[0]
 
 
-def test_the_sampled_fisher_is_the_same_for_one_seed_and_another_for_another():
+def test_the_sampled_fisher_is_decided_by_its_seed_and_leaves_the_random_state_alone():
     def eigenvalues(seed):
         engine = fitted(token_classifier(classes=4), likelihood=Categorical(exact_classes=2), seed=seed)
         return engine.curvature["inner"].eigenvalues
 
     assert_same(eigenvalues(0), eigenvalues(0), 0)
     assert not torch.allclose(eigenvalues(0), eigenvalues(1))
-
-
-def test_sampling_leaves_the_random_state_alone():
     engine = EkfacInfluence(token_classifier(classes=4), likelihood=Categorical(exact_classes=2))
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     engine.fit([(X,)])
-    torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -58,7 +58,7 @@ def test_each_notebook_gets_the_parameters_and_works_in_the_folder_of_notebooks(
 
 ALPHA = """# Alpha
 
-See [Zeta](appendix_z.ipynb#there), [all](index.md).
+See [Zeta](appendix_z.ipynb#there), [all](index.md), [`fit`](api.md#support.fit), [paper](https://a.org/b.md).
 
 ## Seven reviews, *five* λ?"""
 
@@ -74,19 +74,12 @@ def test_pages_are_linked_in_order_and_show_no_parameters(write, tmp_path, capsy
     assert 'href="appendix_z.html#there"' in page
     assert '<h2 id="seven-reviews-five-λ">' in page
     assert page.count('href="index.html"') == 2
+    assert '<code>fit</code>, <a href="https://a.org/b.md">paper</a>.' in page  # no reference to link to here
     assert "All notebooks" in page
     assert "All notebooks" not in index
     assert "packaged" not in page
     said = capsys.readouterr().out
     assert said.index("[1/2] 01_a: ") < said.index("[2/2] appendix_z: ") < said.index("2 notebooks in")
-
-
-def test_what_is_on_the_site_alone_is_no_link_on_these_pages(write, tmp_path):
-    said = "[`fit`](api.md#support.fit) of the [*Fisher*](glossary.md), [paper](https://a.org/b.md)."
-    write("01_a.ipynb", opening=f"# Alpha\n\n{said}")
-    assert main([]) == 0
-    page = (tmp_path / "build/notebooks/01_a.html").read_text()
-    assert '<code>fit</code> of the <em>Fisher</em>, <a href="https://a.org/b.md">paper</a>.' in page
 
 
 def test_the_first_failing_notebook_is_named_and_ends_the_run(write, tmp_path, capsys):
@@ -107,18 +100,12 @@ def test_a_kernel_that_dies_is_named(write, capsys):
     assert "01_a.ipynb lost its kernel" in capsys.readouterr().err
 
 
-def test_executing_in_place_twice_changes_no_byte(write):
-    path = write("01_a.ipynb", SAY_PARAMETERS, BARS)
+def test_the_committed_form_has_bars_as_text_and_no_traces_of_the_run_so_that_twice_is_once(write):
+    path = write("01_a.ipynb", BARS)
     assert main(["--in-place"]) == 0
     once = path.read_bytes()
     assert main(["--in-place"]) == 0
     assert path.read_bytes() == once
-    assert "False packaged 0 notebooks" in printed(path)
-
-
-def test_the_committed_form_has_bars_as_text_and_no_traces_of_the_run(write):
-    path = write("01_a.ipynb", BARS)
-    assert main(["--in-place"]) == 0
     notebook = nbformat.read(path, 4)
     before, bar, after = notebook.cells[-1].outputs
     assert (before.text, after.text) == ("before\n", "after\n")

@@ -2,6 +2,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pandas as pd
 import pytest
@@ -10,22 +11,13 @@ from datasets import concatenate_datasets
 from safetensors.torch import load_file, save_file
 
 from experiments import finetune
-from experiments.finetune import (
-    CHECKPOINT,
-    CheckpointDamaged,
-    CheckpointMismatch,
-    Finetuning,
-    Recipe,
-    batches_by_length,
-    held_out_scores,
-    train,
-)
+from experiments.finetune import CHECKPOINT, Finetuning, Recipe, held_out_scores, train
 from support.imdb import ImdbDataset
-from support.model import merge_adapter
+from support.model import adapter_sha256, merge_adapter
+from tests.dense import assert_same
 from tests.stand_in_hub import tiny_distilbert
 
 RECIPE = Recipe(epochs=4, max_tokens=12, batch_size=4, snapshots={"a-quarter": 0.25, "a-half": 0.5})
-STEPS = 12
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +35,8 @@ def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
-def interrupt_after(run, steps, monkeypatch):
-    """Make the run die before its next step once it has done so many."""
-    step = run.step
-
-    def step_or_die():
-        if run.steps_done == steps:
-            raise KeyboardInterrupt
-        step()
-
-    monkeypatch.setattr(run, "step", step_or_die)
+def stop(*_):
+    raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +50,8 @@ def whole(reviews, tmp_path_factory):
 def interrupted(reviews, tmp_path, monkeypatch):
     """The output folder of a run that died after five steps; its last checkpoint is of step four."""
     run = new_run(reviews)
-    interrupt_after(run, 5, monkeypatch)
+    step = run.step
+    monkeypatch.setattr(run, "step", lambda: step() if run.steps_done < 5 else stop())
     with pytest.raises(KeyboardInterrupt):
         train(run, tmp_path, checkpoint_every=2)
     return tmp_path
@@ -81,9 +66,7 @@ def test_a_resumed_run_ends_with_the_very_numbers_of_an_uninterrupted_one(review
     assert train(resumed, interrupted) == expected_snapshots
     assert resumed.losses == expected.losses
     for name in ("a-half", "final"):
-        found, wanted = weights(interrupted / name), weights(expected_folder / name)
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+        assert_same(weights(interrupted / name), weights(expected_folder / name), 0)
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_previous_one(reviews, interrupted, monkeypatch):
@@ -91,29 +74,27 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_previous_one(reviews, i
         if metadata is None:  # an adapter
             return save_file(tensors, path)
         path.write_bytes(b"half a check")
-        raise KeyboardInterrupt
+        return stop()
 
-    resumed = new_run(reviews)
     monkeypatch.setattr(finetune, "save_file", torn)
     with pytest.raises(KeyboardInterrupt):
-        train(resumed, interrupted, checkpoint_every=2)
+        train(new_run(reviews), interrupted, checkpoint_every=2)
     again = new_run(reviews)
     again.resume(interrupted / CHECKPOINT)
     assert again.steps_done == 4
 
 
-def test_a_checkpoint_of_another_recipe_is_refused_by_the_setting_that_differs(reviews, interrupted):
+def test_a_checkpoint_of_another_recipe_or_other_reviews_is_refused_by_what_differs(
+    imdb, tokenizer, reviews, interrupted
+):
     expected = (
         f"{interrupted / CHECKPOINT} belongs to another run: its learning_rate is 0.001, "
         "this run's is 0.01. Delete it, or use its settings."
     )
-    with pytest.raises(CheckpointMismatch, match=f"^{re.escape(expected)}$"):
+    with pytest.raises(finetune.CheckpointMismatch, match=f"^{re.escape(expected)}$"):
         train(new_run(reviews, replace(RECIPE, learning_rate=0.01)), interrupted)
-
-
-def test_a_checkpoint_of_other_reviews_is_refused(imdb, tokenizer, interrupted):
     others = ImdbDataset(imdb["train"].select(range(12)), tokenizer, RECIPE.max_tokens)
-    with pytest.raises(CheckpointMismatch, match="belongs to another run: its reviews_sha256 is "):
+    with pytest.raises(finetune.CheckpointMismatch, match="another run: its reviews_sha256 is "):
         train(new_run(others), interrupted)
 
 
@@ -121,30 +102,27 @@ def test_a_checkpoint_of_other_reviews_is_refused(imdb, tokenizer, interrupted):
 def test_a_damaged_checkpoint_is_an_error_that_says_to_delete_it(reviews, interrupted, bytes_left):
     checkpoint = interrupted / CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:bytes_left])
-    with pytest.raises(
-        CheckpointDamaged,
-        match=rf"^{re.escape(str(checkpoint))} cannot be read .*\. Delete it to train from the start\.$",
-    ):
+    told = rf"^{re.escape(str(checkpoint))} cannot be read .*\. Delete it to train from the start\.$"
+    with pytest.raises(finetune.CheckpointDamaged, match=told):
         train(new_run(reviews), interrupted)
 
 
-def test_every_snapshot_merges_into_the_encoder_and_no_two_are_the_same(whole):
-    _, output, _ = whole
-    merged = {
-        name: merge_adapter(tiny_distilbert(seed=0), output / name).classifier.weight
-        for name in ("a-quarter", "a-half", "final")
-    }
-    assert not torch.equal(merged["a-quarter"], merged["a-half"])
-    assert not torch.equal(merged["a-half"], merged["final"])
+def test_snapshots_are_taken_at_their_shares_of_the_steps_with_the_learning_rates_spent(whole):
+    run, output, snapshots = whole
+    assert run.steps_done == 12
+    assert {name: one["step"] for name, one in snapshots.items()} == {"a-quarter": 3, "a-half": 6}
+    for one in snapshots.values():
+        assert one["learning_rate_sum"] == pytest.approx(sum(run.learning_rates[: one["step"]]))
+    names = ["a-quarter", "a-half", "final"]
+    heads = [merge_adapter(tiny_distilbert(seed=0), output / name).classifier.weight for name in names]
+    assert not any(torch.equal(*pair) for pair in pairwise(heads))
 
 
 def test_the_last_adapter_holds_the_trained_weights_to_float16(whole):
     run, output, _ = whole
-    saved = weights(output / "final")
-    trained = {name.replace(".default", ""): p for name, p in run.trained.items()}
-    trained = {name.replace(".modules_to_save", ""): p for name, p in trained.items()}
-    assert saved.keys() == trained.keys()
-    assert all(torch.equal(saved[name], trained[name].half()) for name in saved)
+    added = re.compile(r"\.default|\.modules_to_save")
+    trained = {added.sub("", name): parameter.half() for name, parameter in run.trained.items()}
+    assert_same(weights(output / "final"), trained, 0)
 
 
 def test_snapshots_that_would_coincide_are_refused(reviews, tmp_path):
@@ -154,39 +132,30 @@ def test_snapshots_that_would_coincide_are_refused(reviews, tmp_path):
         train(new_run(reviews, crowded), tmp_path)
 
 
-def test_every_review_is_read_once_per_epoch(reviews):
-    run = new_run(reviews)
-    for epoch in range(RECIPE.epochs):
-        batches = run.batches[3 * epoch : 3 * epoch + 3]
-        assert sorted(row for rows in batches for row in rows) == list(range(12))
-
-
 def batches_of(reviews, size, seed=0):
-    return list(batches_by_length(reviews, size, torch.Generator().manual_seed(seed)))
+    return list(finetune.batches_by_length(reviews, size, torch.Generator().manual_seed(seed)))
 
 
-def test_batches_by_length_cover_every_row_once_with_no_more_padding_than_sorted_reviews(imdb, tokenizer):
+def test_every_review_is_read_once_per_epoch_with_no_more_padding_than_sorted(imdb, tokenizer, reviews):
     varied = ImdbDataset(imdb["train"].select(range(40)), tokenizer)
     assert sorted(row for rows in batches_of(varied, 7) for row in rows) == list(range(40))
     assert sorted(map(len, batches_of(varied, 7))) == [5, 7, 7, 7, 7, 7]
     lengths = varied.lengths()
     longest = sorted(max(lengths[row] for row in rows) for rows in batches_of(varied, 8))
     assert longest == sorted(lengths)[7::8]
+    read = [row for rows in new_run(reviews).batches for row in rows]
+    assert [sorted(read[start : start + 12]) for start in range(0, 48, 12)] == 4 * [[*range(12)]]
 
 
-def test_batches_by_length_depend_on_the_seed_alone_those_of_equal_length_too(reviews):
+def test_batches_depend_on_the_seed_alone_those_of_equal_length_too(reviews):
     assert batches_of(reviews, 4) == batches_of(reviews, 4)
     assert {*map(frozenset, batches_of(reviews, 4))} != {*map(frozenset, batches_of(reviews, 4, seed=1))}
 
 
 def test_scores_are_those_of_a_table_worked_out_by_hand():
     table = pd.DataFrame({"label": [0, 0, 1, 1, 1], "positive_probability": [0.1, 0.7, 0.6, 0.9, 0.2]})
-    assert held_out_scores(table) == {
-        "reviews": 5,
-        "accuracy": 0.6,
-        "f1": pytest.approx(2 / 3),
-        "confusion": [[1, 1], [1, 2]],
-    }
+    scores = {"reviews": 5, "accuracy": 0.6, "f1": pytest.approx(2 / 3), "confusion": [[1, 1], [1, 2]]}
+    assert held_out_scores(table) == scores
 
 
 def command(folder, *options):
@@ -217,34 +186,17 @@ def test_a_kill_leaves_the_adapters_of_an_older_training_as_they_were(tmp_path, 
     assert not list((output / "final").iterdir())
 
 
-@pytest.fixture
-def record(command_output):
-    return json.loads((command_output / "record.json").read_text())
-
-
-def test_the_command_leaves_adapters_a_record_and_predictions_and_nothing_else(command_output, record):
-    assert {path.name for path in command_output.iterdir()} == {
-        *record["snapshots"],
-        "final",
-        "record.json",
-        "held_out.csv",
-    }
+def test_the_command_leaves_adapters_a_record_and_predictions_and_nothing_else(command_output):
+    record = json.loads((command_output / "record.json").read_text())
+    left = {*record["snapshots"], "final", "record.json", "held_out.csv"}
+    assert {path.name for path in command_output.iterdir()} == left
     assert [path.name for path in command_output.parent.iterdir()] == ["adapter"]
+    adapters = {name: adapter_sha256(command_output / name) for name in [*record["snapshots"], "final"]}
+    assert record["adapters_sha256"] == adapters
     assert record["train_reviews"] == 12
     assert record["steps"] == len(record["loss"]) == 20
-
-
-def test_the_command_s_scores_are_those_of_its_predictions_and_its_loss_falls(command_output, record):
+    assert sum(record["loss"][-3:]) < 0.5 * sum(record["loss"][:3])
     held_out = pd.read_csv(command_output / "held_out.csv")
     assert list(held_out.columns) == ["label", "tokens", "positive_probability"]
     assert record["held_out"] == held_out_scores(held_out)
     assert record["held_out"]["reviews"] == 4
-    assert sum(record["loss"][-3:]) < 0.5 * sum(record["loss"][:3])
-
-
-def test_snapshots_are_taken_at_their_shares_of_the_steps_with_the_learning_rates_spent(whole):
-    run, _, snapshots = whole
-    assert run.steps_done == STEPS
-    assert {name: one["step"] for name, one in snapshots.items()} == {"a-quarter": 3, "a-half": 6}
-    for one in snapshots.values():
-        assert one["learning_rate_sum"] == pytest.approx(sum(run.learning_rates[: one["step"]]))

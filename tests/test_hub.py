@@ -54,28 +54,20 @@ def test_the_hub_s_reviews_arrive_as_they_were_stored_but_the_unlabelled(loaded,
     assert train["label"] == test["label"] == [0] * 40 + [1] * 40
 
 
-def test_the_hub_s_tokenizer_reads_as_the_packaged_one(loaded, tokenizer):
+def test_the_hub_s_tokenizer_reads_as_the_packaged_one_and_its_model_has_the_same_layers(loaded, tokenizer):
     assert loaded["main"]["token_ids"] == tokenizer(load_from_hub.TEXT)["input_ids"]
-
-
-def test_the_hub_s_model_has_the_layers_of_the_packaged_one(loaded):
     model = loaded["main"]["model"]
     assert model["class"] == "DistilBertForSequenceClassification"
     assert model["layers"] == [name for name, _ in packaged_encoder().named_modules()]
 
 
 @pytest.mark.parametrize("revision", ["main", "earlier"])
-def test_the_hub_s_model_is_in_evaluation_mode_and_float32_however_it_was_stored(loaded, revision):
+def test_the_revision_asked_for_arrives_for_evaluation_in_float32_however_it_was_stored(loaded, revision):
     assert {DTYPE["main"], DTYPE["earlier"]} == {torch.float32, torch.float16}
-    assert loaded[revision]["model"]["dtype"] == "torch.float32"
-    assert not loaded[revision]["model"]["training"]
-
-
-@pytest.mark.parametrize("revision", ["main", "earlier"])
-def test_the_revision_asked_for_is_the_one_that_arrives(loaded, revision):
+    model = loaded[revision]["model"]
+    assert (model["dtype"], model["training"]) == ("torch.float32", False)
     stored = tiny_distilbert(MODEL_SEED[revision]).to(DTYPE[revision]).float()
-    logits = torch.tensor(loaded[revision]["model"]["logits"])
-    assert_close(logits, stored(load_from_hub.INPUT_IDS).logits)
+    assert_close(torch.tensor(model["logits"]), stored(load_from_hub.INPUT_IDS).logits)
     rows = {"main": 80, "earlier": 60}[revision]
     assert len(loaded[revision]["reviews"]["train"]["text"]) == rows
 
@@ -89,21 +81,14 @@ def test_every_request_that_names_a_revision_names_one_that_was_asked_for(loaded
     assert named == {"main", "earlier", *COMMITS.values(), "no-such-tag"}
 
 
-@pytest.mark.parametrize("what", ["reviews", "model", "token_ids"])
-def test_a_revision_that_does_not_exist_is_named(loaded, what):
-    error = loaded["no-such-tag"][what]["error"]
-    assert re.match(r"The Hugging Face hub did not deliver '\S+' at revision 'no-such-tag' ", error)
-
-
 @pytest.mark.parametrize(
     ("what", "name"), [("reviews", "stanfordnlp/imdb"), ("model", HUB_MODEL), ("token_ids", HUB_MODEL)]
 )
-def test_a_hub_out_of_reach_is_an_error_that_names_the_other_source(out_of_reach, what, name):
-    error = out_of_reach[what]["error"]
-    assert error.startswith(f"The Hugging Face hub did not deliver {name!r} at revision 'main' (")
-    assert error.endswith(
-        'Check the connection and the revision, or work without the hub: source="packaged".'
-    )
+def test_what_the_hub_does_not_deliver_is_named_with_the_other_source(loaded, out_of_reach, what, name):
+    for found, revision in ((loaded["no-such-tag"], "no-such-tag"), (out_of_reach, "main")):
+        error = found[what]["error"]
+        assert error.startswith(f"The Hugging Face hub did not deliver {name!r} at revision {revision!r} (")
+        assert error.endswith('the revision, or work without the hub: source="packaged".')
 
 
 def test_the_hub_has_no_snapshots():

@@ -25,15 +25,11 @@ def dataset(imdb, tokenizer):
 
 def test_train_row_24_is_the_brad_sykes_review(imdb):
     review = imdb["train"][24]
-    assert "Brad Sykes" in review["text"]
-    assert review["label"] == 0
+    assert ("Brad Sykes" in review["text"], review["label"]) == (True, 0)
 
 
-def test_the_splits_hold_19979_and_5000_reviews(imdb):
+def test_the_splits_hold_19979_and_5000_reviews_and_share_no_text(imdb):
     assert imdb.num_rows == {"train": 19_979, "test": 5_000}
-
-
-def test_no_text_stands_in_both_splits(imdb):
     assert set(imdb["train"]["text"]).isdisjoint(imdb["test"]["text"])
 
 
@@ -87,7 +83,9 @@ def test_no_review_is_longer_than_the_encoder_reads(imdb, tokenizer):
     assert ImdbDataset(longest, tokenizer).lengths() == [512]
 
 
-def test_a_batch_is_as_long_as_its_longest_review_and_filled_with_the_pad_id(dataset, tokenizer):
+def test_a_batch_is_as_long_as_its_longest_review_and_filled_with_the_pad_id_which_the_mask_hides(
+    dataset, tokenizer
+):
     rows = [3, 24, 7]
     input_ids, labels, texts = dataset.batch(rows)
     assert input_ids.shape == (3, max(len(dataset[row][0]) for row in rows))
@@ -97,11 +95,6 @@ def test_a_batch_is_as_long_as_its_longest_review_and_filled_with_the_pad_id(dat
         assert (padded[len(real) :] == tokenizer.pad_token_id).all()
     assert labels.tolist() == [0, 0, 0]
     assert texts == [dataset.texts[row] for row in rows]
-
-
-def test_the_mask_is_true_exactly_on_real_tokens(dataset):
-    rows = [3, 24, 7]
-    input_ids, _, _ = dataset.batch(rows)
     mask = ModelLogitsWrapper(torch.nn.Identity(), dataset.pad_token_id).token_mask(input_ids)
     positions = torch.arange(input_ids.shape[1])
     assert torch.equal(mask, torch.stack([positions < len(dataset[row][0]) for row in rows]))

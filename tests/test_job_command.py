@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from transformers import FNetConfig, FNetForSequenceClassification
 
+from support.ekfac.errors import LayerNotSupported, OutputsNotSupported
 from support.job.command import main, parser
 from support.job.fleet import SHAPES
 from support.job.store import Store
+from support.model import LABELS, load_tokenizer
 from tests.tiny_job import QUERIES, TRAINING, attributes, make_model, make_reviews, options
 
 COMMANDS = ["plan", "run", "fit", "score", "self", "top", "show", "fleet"]
@@ -56,14 +60,10 @@ def test_a_run_leaves_every_influence_and_says_what_it_is_about(finished):
     assert not store.partial_fit.exists()
 
 
-def test_the_same_run_again_has_nothing_left_to_do(finished, inputs, said):
+def test_the_same_run_again_has_nothing_left_to_do_and_show_says_so(finished, inputs, said):
     scores = Store(finished).array("scores")[:]
-    out = said("run", *options(*inputs, finished), "--fit-rows", 5)
-    assert "It was fitted before." in out
+    assert "It was fitted before." in said("run", *options(*inputs, finished), "--fit-rows", 5)
     np.testing.assert_array_equal(Store(finished).array("scores")[:], scores)
-
-
-def test_show_says_that_all_is_done(finished, said):
     out = said("show", "--store", finished)
     assert out.startswith(str(finished))
     assert "  layers: ffn,classifier\n" in out
@@ -90,9 +90,6 @@ def test_top_prints_a_table_and_leaves_it_as_data_and_as_a_page(finished, said, 
     assert "<td>plain</td>" in page
     assert page.count('<section id="query-') == QUERIES
     assert table["text"][0] in page
-
-
-def test_relative_scores_say_so_on_the_page_which_lies_in_the_store(finished, said):
     out = said("top", "--store", finished, "--relative")
     assert out.endswith(f"as data: {finished / 'top.parquet'}\n")
     assert "divided by √self-influence" in (finished / "top.html").read_text(encoding="utf-8")
@@ -108,8 +105,8 @@ def test_top_that_dies_while_it_writes_leaves_the_old_page_whole(finished, said,
 
     monkeypatch.setattr(type(tmp_path), "write_text", die)
     monkeypatch.setattr(pd.DataFrame, "to_parquet", lambda _, path: die(path))
-    with pytest.raises(RuntimeError, match="killed"):
-        main(["top", "--store", str(finished), "--count", "1", "--output", str(tmp_path)])
+    told = said("top", "--store", finished, "--count", 1, "--output", tmp_path, status=1)
+    assert "RuntimeError: killed" in told
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -158,6 +155,13 @@ def test_a_folder_that_holds_other_things_is_refused_and_left_as_it_is(inputs, s
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_store_among_the_texts_is_refused(inputs, said):
+    model, reviews = inputs
+    told = said("run", *options(model, reviews, reviews / "store"), status=1)
+    assert "lies among the files of --dataset. Name one elsewhere." in told
+    assert not (reviews / "store").exists()
+
+
 def test_texts_that_changed_since_they_were_scored_are_refused(inputs, said, tmp_path):
     model, reviews = inputs
     own = shutil.copytree(reviews, tmp_path / "reviews")
@@ -194,7 +198,7 @@ def test_a_wrong_option_of_score_settles_nothing(inputs, said, tmp_path):
     [
         (("--tell-seconds", "0"), "--tell-seconds 0.0: use 1 or more."),
         (("--query-block", "0"), "--query-block 0: use 1 or more."),
-        (("--precision", "half"), "precision='half': use one of full, bfloat16."),
+        (("--precision", "half"), "precision='half': there are 'full', 'bfloat16'."),
         (("--seed", "-1"), "--seed -1: use 0 or more."),
     ],
 )
@@ -207,7 +211,8 @@ def test_numbers_that_mean_nothing_are_refused(inputs, said, tmp_path, option, m
 
 
 def test_a_plan_says_time_memory_and_disk(inputs, said, tmp_path):
-    out = said("plan", *options(*inputs, tmp_path / "store")[:10])
+    given = options(*inputs, tmp_path / "store")[:10]
+    out = said("plan", *given)
     first, *lines = out.strip().split("\n")
     assert first.startswith("13 training examples, ")
     assert first.endswith("; 3 queries; 1 process")
@@ -216,10 +221,6 @@ def test_a_plan_says_time_memory_and_disk(inputs, said, tmp_path):
         *("disk: curvature", "disk: fit, on the way", "disk: scores", "disk: tokens"),
         "disk: free",
     ]
-
-
-def test_a_plan_tells_of_queries_in_groups(inputs, said, tmp_path):
-    given = options(*inputs, tmp_path / "store")[:10]
     assert "scored in 2 groups" in said("plan", *given, "--query-block", 2)
 
 
@@ -259,14 +260,13 @@ def test_the_users_page_names_every_option():
             assert action.dest == "help" or f"`{action.option_strings[-1]}`" in page
 
 
-def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch, capsys, tmp_path):
+def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch, said, tmp_path):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("LOCAL_RANK", "2")
-    assert main(["show", "--store", str(tmp_path)]) == 1
-    told = "BadSetting: This machine has 2 GPUs: use --nproc-per-node=2 at most."
-    assert capsys.readouterr().err.strip() == told
+    told = said("show", "--store", tmp_path, status=1)
+    assert told.strip() == "BadSetting: This machine has 2 GPUs: use --nproc-per-node=2 at most."
 
 
 def test_an_error_of_the_system_is_told_in_one_line(inputs, said, tmp_path):
@@ -274,6 +274,89 @@ def test_an_error_of_the_system_is_told_in_one_line(inputs, said, tmp_path):
     told = said("run", *options(*inputs, tmp_path / "file" / "sub"), status=1)
     assert "NotADirectoryError" in told
     assert "Traceback" not in told
+
+
+def fails(error):
+    def run(*_):
+        raise error
+
+    return run
+
+
+def test_an_error_that_nobody_expected_is_told_with_its_kind_its_first_line_and_how_to_see_more(
+    finished, said, monkeypatch
+):
+    monkeypatch.setattr("support.job.command.shown", fails(KeyError("here\nand there")))
+    told = "KeyError: 'here\\nand there' (unexpected: with JOB_TRACEBACK=1 before the command, it says where)"
+    assert said("show", "--store", finished, status=1).strip() == told
+    monkeypatch.setenv("JOB_TRACEBACK", "1")
+    with pytest.raises(KeyError):
+        main(["show", "--store", str(finished)])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    ],
+)
+def test_too_little_memory_is_told_with_what_needs_less(finished, said, monkeypatch, error):
+    monkeypatch.setattr("support.job.command.shown", fails(error))
+    told = said("show", "--store", finished, status=1).strip()
+    assert told.startswith(("MemoryError: ", "OutOfMemoryError: "))
+    assert told.endswith("Smaller --block, --query-block or --max-tokens need less memory.")
+
+
+@pytest.mark.parametrize(
+    ("error", "option"),
+    [(LayerNotSupported("no"), "--layers"), (OutputsNotSupported("no"), "another --model")],
+)
+def test_the_engine_s_errors_have_a_cure_on_the_command_line(finished, said, monkeypatch, error, option):
+    monkeypatch.setattr("support.job.command.shown", fails(error))
+    told = said("show", "--store", finished, status=1)
+    assert f"{type(error).__name__}: no On the command line: " in told
+    assert option in told
+
+
+def test_a_worker_that_is_lost_is_told_by_the_others(finished, said, monkeypatch):
+    monkeypatch.setattr(
+        "support.job.command.shown", fails(RuntimeError("[gloo/pair.cc:5] Connection closed"))
+    )
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    told = said("show", "--store", finished, status=1)
+    assert "process 0: Another process was lost, see what it said (RuntimeError: [gloo" in told
+    assert "The same command goes on from where it was." in told
+
+
+def test_a_model_that_padding_changes_is_refused_with_what_to_name(inputs, said, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "initializer_range": 0.2}
+    config = FNetConfig(vocab_size=30522, id2label=LABELS, label2id={}, **sizes)
+    FNetForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    load_tokenizer().save_pretrained(tmp_path / "model")
+    given = options(tmp_path / "model", inputs[1], tmp_path / "store")
+    given[given.index("ffn,classifier")] = "classifier"
+    told = said("run", *given, status=1)
+    assert "OutputsNotSupported: The model says " in told
+    assert "name another --model, one that masks padding." in told
+
+
+FOREIGN = "\x1b[31m\u202egreat\x07\r"
+WRITTEN_OUT = r"\x1b[31m\u202egreat\x07"
+
+
+def test_what_a_terminal_would_obey_in_foreign_text_is_written_out(inputs, said, tmp_path):
+    model, own = inputs[0], tmp_path / "reviews"
+    own.mkdir()
+    for split in ("train", "test"):
+        (own / f"{split}.csv").write_text(f'text,label\n"{FOREIGN}",positive\n"{FOREIGN} too",negative\n')
+    said("run", *options(model, own, tmp_path / "store"))
+    table = said("top", "--store", tmp_path / "store")
+    column = said("run", *options(model, own, tmp_path / "2"), "--text-column", FOREIGN, status=1)
+    for text in (table, column, said("show", "--store", tmp_path / FOREIGN, status=1)):
+        assert WRITTEN_OUT in text
+        assert not {"\x1b", "\u202e", "\x07", "\r"} & set(text)
 
 
 def test_a_job_that_is_stopped_from_the_keyboard_says_how_to_go_on(inputs, said, tmp_path, monkeypatch):

@@ -41,13 +41,10 @@ def test_a_pass_is_two_products_per_weight_and_six_per_attended_position():
     assert TINY.passes(examples=11, tokens=3) == 11 * 3 * (2 * 7 + 6 * 2 * 5 * 3)
 
 
-def test_a_fit_is_two_passes_covariances_squares_and_eigenbases():
+def test_a_fit_is_two_passes_covariances_squares_and_eigenbases_and_self_influences_are_one_and_squares():
     covariances = 2 * (3 * 16 + 3 * 9) + (3 * 25 + 3 * 4)
     eigenbases = (2 * (27 + 64) + (8 + 125)) * 9 / 2
     assert plan()["fit"] == 2 * TINY.passes(7, 3) + 7 * (covariances + SQUARES) + eigenbases
-
-
-def test_self_influences_are_a_pass_and_squares():
     assert plan()["self-influences"] == TINY.passes(11, 3) + 11 * SQUARES
 
 

@@ -8,7 +8,7 @@ import zarr
 from support.imdb import HUB_DATASET
 from support.model import HUB_MODEL, load_tokenizer
 from tests.processes import finished, launched
-from tests.stand_in_hub import MODEL_SEED, running_hub, tiny_distilbert
+from tests.stand_in_hub import MODEL_SEED, first_of_each_class, running_hub, tiny_distilbert
 from tests.tiny_job import attributes
 
 ROWS = [3, 7, 42, 60]
@@ -43,16 +43,13 @@ def test_a_job_gives_for_names_of_the_hub_what_it_gives_for_the_same_files(from_
     load_tokenizer().save_pretrained(model)
     reviews.mkdir()
     for split in ("train", "test"):
-        labels = list(imdb[split]["label"])
-        both = [labels.index(label) + row for label in (0, 1) for row in range(40)]
-        imdb[split].select(both).to_parquet(reviews / f"{split}.parquet")
+        first_of_each_class(imdb[split], 40).to_parquet(reviews / f"{split}.parquet")
     from_hub("run", *options(model, reviews, local))
     assert np.abs(scores(store)).min() > 0
     np.testing.assert_array_equal(scores(store), scores(local))
     assert attributes(store)["training"]["digest"] == attributes(local)["training"]["digest"]
     from_hub("top", "--store", store)
     top = pd.read_parquet(store / "top.parquet")
-    first_positive = list(imdb["train"]["label"]).index(1)
     assert set(top["training_row"]) == set(ROWS)
-    for row, text in zip(top["training_row"], top["text"], strict=True):
-        assert text == imdb["train"][row if row < 40 else first_positive + row - 40]["text"]
+    scored = first_of_each_class(imdb["train"], 40)
+    assert list(top["text"]) == [scored[row]["text"] for row in top["training_row"].tolist()]

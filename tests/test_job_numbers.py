@@ -12,6 +12,7 @@ from torch import distributed as dist
 from support.ekfac import Categorical, EkfacInfluence
 from support.ekfac.errors import LayerNotSupported
 from support.job import fit as fit_module
+from support.job import store as store_module
 from support.job.examples import Examples
 from support.job.fit import fit
 from support.job.plan import planned
@@ -20,7 +21,7 @@ from support.job.settings import Damping, Question, Subject
 from support.job.store import Store
 from support.job.team import Team
 from support.job.work import Job
-from tests.dense import labels, sentences, token_classifier
+from tests.dense import Doubled, assert_same, labels, sentences, token_classifier
 
 LENGTHS = (5, 3, 4, 2, 5, 1, 6, 2, 3, 4, 2)
 TRAINING, TRAINING_LABELS = sentences(*LENGTHS), labels(len(LENGTHS))
@@ -106,6 +107,18 @@ def die_at(monkeypatch, target, name, call, after=False):
     monkeypatch.setattr(target, name, work_or_die)
 
 
+def influences(engine):
+    return engine.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
+
+
+def die_while_saving(monkeypatch, saving, job, after=False):
+    """A fit that dies at the given saving of sums."""
+    with monkeypatch.context() as patch:
+        die_at(patch, Store, "save_sums", saving, after)
+        with pytest.raises(Killed):
+            fit(job)
+
+
 def curvature_of(engine):
     return {
         f"{name} {part}": tensor
@@ -115,19 +128,18 @@ def curvature_of(engine):
     }
 
 
+def eigenvalues_of(job):
+    return {name: layer.eigenvalues for name, layer in job.engine.curvature.items()}
+
+
 def same(one, other):
-    torch.testing.assert_close(curvature_of(one), curvature_of(other), rtol=0, atol=0)
+    assert_same(curvature_of(one), curvature_of(other), 0)
 
 
 def test_a_fit_in_blocks_is_the_engines_fit(tmp_path):
     job = fitted(tmp_path)
     whole = new_engine().fit([(TRAINING,)])
-    for name, layer in whole.curvature.items():
-        torch.testing.assert_close(job.engine.curvature[name].eigenvalues, layer.eigenvalues)
-    torch.testing.assert_close(
-        job.engine.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS),
-        whole.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS),
-    )
+    assert_same(influences(job.engine), influences(whole), 1e-7)
     assert job.engine.examples == whole.examples == len(LENGTHS)
     same(new_engine().load_curvature(job.store.curvature), job.engine)
     assert not job.store.partial_fit.exists()
@@ -136,8 +148,7 @@ def test_a_fit_in_blocks_is_the_engines_fit(tmp_path):
 @pytest.mark.parametrize("shards", [2, 3])
 def test_a_fit_that_many_began_can_be_ended_by_one(tmp_path, shards):
     one, many = fitted(tmp_path / "one"), begun_by(shards, tmp_path / "many")
-    for name, layer in one.engine.curvature.items():
-        torch.testing.assert_close(layer.eigenvalues, many.engine.curvature[name].eigenvalues)
+    assert_same(eigenvalues_of(one), eigenvalues_of(many), 1e-7)
 
 
 # Four blocks and three layers: four savings of covariances, three of bases, four of eigenvalues.
@@ -145,20 +156,14 @@ def test_a_fit_that_many_began_can_be_ended_by_one(tmp_path, shards):
 @pytest.mark.parametrize("savings", range(1, 12))
 def test_a_fit_killed_at_any_saving_ends_with_the_very_same_curvature(tmp_path, monkeypatch, savings, after):
     whole = fitted(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        die_at(patch, fit_module, "save_sums", savings, after)
-        with pytest.raises(Killed):
-            fitted(tmp_path / "killed", save_seconds=0)
+    die_while_saving(monkeypatch, savings, new_job(tmp_path / "killed", save_seconds=0), after)
     same(fitted(tmp_path / "killed", save_seconds=0).engine, whole.engine)
 
 
 @pytest.mark.parametrize("basis", ["one", "all"])
 def test_a_basis_that_is_lost_takes_the_sums_of_squares_in_it_along(tmp_path, monkeypatch, basis):
     whole, job = fitted(tmp_path / "whole"), new_job(tmp_path / "killed", save_seconds=0)
-    with monkeypatch.context() as patch:
-        die_at(patch, fit_module, "save_sums", 9)
-        with pytest.raises(Killed):
-            fit(job)
+    die_while_saving(monkeypatch, 9, job)
     assert list(job.store.partial_fit.glob("eigenvalues-*"))
     lost = sorted(job.store.partial_fit.glob("basis-*"))[: 1 if basis == "one" else None]
     for path in lost:
@@ -169,10 +174,7 @@ def test_a_basis_that_is_lost_takes_the_sums_of_squares_in_it_along(tmp_path, mo
 
 
 def test_what_was_saved_is_not_computed_again(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        die_at(patch, fit_module, "save_sums", 4)
-        with pytest.raises(Killed):
-            fitted(tmp_path, save_seconds=0)
+    die_while_saving(monkeypatch, 4, new_job(tmp_path, save_seconds=0))
     add, seen = fit_module.CovarianceSums.add, []
 
     def spy(sums, *arguments):
@@ -189,22 +191,18 @@ def test_labels_are_drawn_for_each_block_whoever_draws_them(tmp_path):
         return new_engine(likelihood=Categorical(exact_classes=1), seed=seed)
 
     one, many = (fitted(tmp_path / "1", engine=engine(5)), begun_by(3, tmp_path / "3", engine=engine(5)))
-    for name, layer in one.engine.curvature.items():
-        torch.testing.assert_close(layer.eigenvalues, many.engine.curvature[name].eigenvalues)
+    assert_same(eigenvalues_of(one), eigenvalues_of(many), 1e-7)
     other = fitted(tmp_path / "other", engine=engine(6))
-    assert not torch.allclose(
-        other.engine.curvature["inner"].eigenvalues, one.engine.curvature["inner"].eigenvalues
-    )
+    assert not torch.allclose(eigenvalues_of(other)["inner"], eigenvalues_of(one)["inner"])
 
 
 @pytest.mark.parametrize("query_group", [1, 2, 3])
 def test_scores_are_the_engines_influences(tmp_path, query_group):
     store = scored(tmp_path, query_group)
-    engine = new_engine().load_curvature(store.curvature)
-    expected = engine.influences(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
+    expected = influences(new_engine().load_curvature(store.curvature))
     np.testing.assert_allclose(store.array("scores")[:], expected, rtol=1e-9)
     assert store.array("scores").chunks == (query_group, BLOCK)
-    assert "layer_scores" not in store.results
+    assert not (tmp_path / "results.zarr" / "layer_scores").exists()
 
 
 def test_layers_scores_are_the_engines_and_add_up(tmp_path):
@@ -223,15 +221,19 @@ def test_self_influences_are_the_engines(tmp_path):
     np.testing.assert_allclose(job.store.array("self_influences")[:], expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("write", range(1, 9))
-def test_scores_killed_before_any_chunk_end_with_the_very_same_numbers(tmp_path, monkeypatch, write):
+# Three writings of rows come before those of eight chunks; each is followed by its seal.
+@pytest.mark.parametrize("work", [(Store, "write"), (store_module, "seal")], ids=["chunk", "seal"])
+@pytest.mark.parametrize("number", range(4, 12))
+def test_scores_killed_before_any_chunk_or_seal_end_with_the_very_same_numbers(
+    tmp_path, monkeypatch, work, number
+):
     whole = scored(tmp_path / "whole").array("scores")[:]
     fitted(tmp_path / "killed")
     with monkeypatch.context() as patch:
-        die_at(patch, Store, "write", write)
+        die_at(patch, *work, number)
         with pytest.raises(Killed):
             scored(tmp_path / "killed")
-    assert np.isnan(Store(tmp_path / "killed").array("scores")[:]).any()
+    assert not Store(tmp_path / "killed").has("scores", (range(len(QUERIES)), range(len(LENGTHS))))
     np.testing.assert_array_equal(scored(tmp_path / "killed").array("scores")[:], whole)
 
 
@@ -273,10 +275,6 @@ def test_a_plan_never_holds_all_examples(tmp_path, monkeypatch):
 
 
 def test_a_layer_that_hooks_can_t_follow_is_refused_before_a_fit(tmp_path):
-    class Doubled(torch.nn.Linear):
-        def forward(self, x):
-            return 2 * super().forward(x)
-
     model = token_classifier()
     model.inner.__class__ = Doubled
     with pytest.raises(LayerNotSupported, match="The gradient of 'inner' is not the product"):

@@ -1,7 +1,6 @@
 """The page needs nothing else, shows every text whole, and runs nothing that a stranger wrote."""
 
 import re
-from html.parser import HTMLParser
 from itertools import pairwise
 
 import numpy as np
@@ -11,40 +10,12 @@ from datasets import Dataset
 
 from support.job.examples import Examples
 from support.job.top import Top, page
+from tests.page import Page
 
 HOSTILE = '<script>alert("x")</script> & <b onclick=1>bold</b> film, http://example.org'
 BROKEN = "First line.<br /><br />Second line.\nThird."
 QUERIES = [HOSTILE, "dull", "A query that nothing moves."]
 CLASSES = {"negative": 0, "positive": 1}
-VOID = {"meta", "br", "link", "img"}
-
-
-class Page(HTMLParser):
-    """Tags with their attributes, the text of each kind of tag; every tag must be closed in order."""
-
-    def __init__(self, source):
-        super().__init__()
-        self.tags, self.texts, self.open = [], {}, []
-        self.feed(source)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        assert not [name for name, _ in attributes if name.startswith("on")]
-        self.tags.append((tag, dict(attributes)))
-        self.texts.setdefault(tag, []).append("")
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        for tag in set(self.open):
-            self.texts[tag][-1] += data
-
-    def having(self, name):
-        return [attributes[name] for _, attributes in self.tags if name in attributes]
 
 
 def rows(query, effect, scores):
@@ -71,16 +42,8 @@ def source():
     )
     by_query.loc[0, "text"] = HOSTILE
     by_query.loc[1, "text"] = BROKEN
-    overall = pd.DataFrame(
-        {
-            "place": [1, 2],
-            "training_row": [7, 8],
-            "share": [0.5, 0.125],
-            "helps": [2, 0],
-            "label": [1, 0],
-            "text": [HOSTILE, "second"],
-        }
-    )
+    overall = pd.DataFrame({"place": [1, 2], "training_row": [7, 8], "share": [0.5, 0.125]})
+    overall = overall.assign(helps=[2, 0], label=[1, 0], text=[HOSTILE, "second"])
     texts = Dataset.from_dict({"text": QUERIES, "label": [0, 1, 1]})
     queries = Examples(np.array([40, 41, 42]), texts, Dataset.from_dict({}), "", 0)
     return page(Top(by_query, overall), queries, CLASSES, {"model": "<mine>", "scores": "plain"})
@@ -93,7 +56,7 @@ def parsed(source):
 
 def test_the_page_needs_nothing_from_elsewhere(source, parsed):
     assert not parsed.having("src")
-    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in parsed.tags}
+    assert not {"script", "link", "img", "iframe"} & parsed.kinds
     assert all(target.startswith("#") for target in parsed.having("href"))
     assert "url(" not in source
     assert "@import" not in source

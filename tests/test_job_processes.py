@@ -4,13 +4,12 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 
 import numpy as np
 import pytest
 import zarr
 
-from tests.processes import at_large, await_moment, ended, finished, kill, launched, workers
+from tests.processes import await_moment, ended, finished, kill, launched, workers
 from tests.tiny_job import QUERIES, TRAINING, attributes, make_model, make_reviews, options
 
 ARRAYS = ("scores", "self_influences")
@@ -71,50 +70,39 @@ MOMENTS = {
 }
 
 
+def begun(run, store, moment="covariances", processes=2):
+    """A job that has come so far."""
+    job = launched(run, processes)
+    await_moment(job, lambda: any(store.glob(MOMENTS[moment])))
+    return job
+
+
+def assert_same(store, other):
+    for name, found in results(store).items():
+        np.testing.assert_array_equal(found, results(other)[name])
+
+
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_kill_changes_no_number(model, many, undisturbed, tmp_path, moment):
     store = tmp_path / "store"
     run = ["run", *options(model, many, store)]
-    job = launched(run, processes=2)
-    await_moment(job, lambda: any(store.glob(MOMENTS[moment])))
-    kill(job)
+    kill(begun(run, store, moment))
     assert not (store / "results.zarr" / "self_influences").exists()
     again = ["run", "--store", str(store), "--query-block", "2", "--save-seconds", "0"]
     finished(launched(again, processes=2))
-    expected = results(undisturbed)
-    for name, found in results(store).items():
-        np.testing.assert_array_equal(found, expected[name])
-
-
-def test_a_kill_leaves_no_process_alive(model, many, tmp_path):
-    store = tmp_path / "store"
-    job = launched(["run", *options(model, many, store)], processes=2)
-    await_moment(job, lambda: any(store.glob(MOMENTS["covariances"])))
-    at_work = workers(job)
-    assert [at_large(one) for one in at_work] == [True, True]
-    kill(job)
-    assert [at_large(one) for one in at_work] == [False, False]
-    kill(job)
-
-
-def test_a_job_that_fails_is_told_with_all_that_it_said(tmp_path):
-    shown = launched(["show", "--store", str(tmp_path / "nowhere")])
-    with pytest.raises(RuntimeError, match=r"(?s)ended with code \d+\. It said:\n.*nowhere"):
-        finished(shown)
+    assert_same(store, undisturbed)
 
 
 def test_one_process_lost_ends_all_and_the_rest_goes_on_from_there(model, many, undisturbed, tmp_path):
     store = tmp_path / "store"
     run = ["run", *options(model, many, store)]
-    job = launched(run, processes=2)
-    await_moment(job, lambda: any(store.glob(MOMENTS["covariances"])))
+    job = begun(run, store)
     random.Random(0).choice(workers(job)).kill()
     status, said = ended(job)
     assert status
     assert "Signal 9" in said
     finished(launched(run, processes=2))
-    for name, found in results(store).items():
-        np.testing.assert_array_equal(found, results(undisturbed)[name])
+    assert_same(store, undisturbed)
 
 
 def test_a_model_that_can_t_be_loaded_is_told_once_by_all(reviews, tmp_path):
@@ -132,36 +120,25 @@ def test_top_under_torchrun_is_the_first_process_alone(alone, tmp_path):
     assert (store / "top.html").exists()
 
 
-def test_a_full_disk_is_told_and_with_more_room_the_job_goes_on(model, reviews, alone, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
+def test_a_full_disk_is_told_and_with_more_room_the_job_goes_on(model, reviews, alone, small_disk):
     needed = sum(-(-path.stat().st_size // 4096) for path in alone.rglob("*") if path.is_file())
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={2 * needed}k", "tmpfs", str(disk)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this machine lets no small file system be mounted")
-    try:
-        run = ["run", *options(model, reviews, disk / "store")]
-        full = launched(run)
-        status, said = ended(full)
-        assert status == 1
-        assert "DiskFull: No room left for" in said
-        assert "make room and run the same command again" in said
-        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
-        finished(launched(run))
-        for name, found in results(disk / "store").items():
-            np.testing.assert_array_equal(found, results(alone)[name])
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
+    store = small_disk(2 * needed) / "store"
+    run = ["run", *options(model, reviews, store)]
+    status, said = ended(launched(run))
+    assert status == 1
+    assert "DiskFull: No room left for" in said
+    assert "make room and run the same command again" in said
+    small_disk(64_000, again=True)
+    finished(launched(run))
+    assert_same(store, alone)
 
 
 def test_a_second_job_on_a_store_is_refused_while_the_first_is_at_work(model, many, tmp_path):
     store = tmp_path / "store"
     run = ["run", *options(model, many, store)]
-    first = launched(run)
-    await_moment(first, lambda: any(store.glob(MOMENTS["covariances"])))
+    first = begun(run, store, processes=1)
     os.kill(first.pid, signal.SIGSTOP)
-    second = launched(run)
-    status, said = ended(second)
+    status, said = ended(launched(run))
     first.kill()
     first.communicate()
     assert status == 1

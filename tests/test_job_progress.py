@@ -13,9 +13,7 @@ def test_a_line_says_how_many_how_fast_and_until_when():
     assert re.fullmatch(
         r"score: 50 of 200 examples \(25%\), 5\.0 a second, 0:00:30 left: until \w+ \d\d:\d\d", line
     )
-
-
-def test_what_an_earlier_run_did_makes_this_one_no_faster():
+    # What an earlier run did makes this one no faster.
     line = told("score", done=150, before=100, total=200, seconds=10)
     assert "150 of 200 examples (75%), 5.0 a second, 0:00:10 left" in line
 
@@ -28,19 +26,18 @@ def test_no_end_is_foretold_before_anything_is_done(done, total, said):
     assert told("score", done, 0, total, 3) == f"score: {said}, 3 s"
 
 
-def test_lines_are_written_where_there_is_no_terminal(capsys, alone):
-    with progress(alone(), "score", 2_000) as count:
-        count(500)
-        count(1_500)
-    assert capsys.readouterr().err == "score: 2,000 of 2,000 examples (100%), 0 s\n"
-
-
-def test_a_line_is_written_after_a_block_when_it_is_time(capsys, alone):
-    with progress(alone(), "score", 2_000, seconds=0) as count:
+@pytest.mark.parametrize(
+    ("seconds", "ends"), [(60, ["2,000"]), (0, ["500", "1,000", "1,500", "2,000"])], ids=["end", "blocks"]
+)
+def test_lines_are_written_when_it_is_time_and_at_the_end_where_there_is_no_terminal(
+    capsys, alone, seconds, ends
+):
+    with progress(alone(), "score", 2_000, seconds=seconds) as count:
         for _ in range(4):
             count(500)
-    said = [line.partition(" of ")[0] for line in capsys.readouterr().err.splitlines()]
-    assert said == ["score: 500", "score: 1,000", "score: 1,500", "score: 2,000"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" of ")[0] for line in lines] == [f"score: {end}" for end in ends]
+    assert lines[-1] == "score: 2,000 of 2,000 examples (100%), 0 s"
 
 
 def test_a_job_taken_up_again_says_where(capsys, alone):

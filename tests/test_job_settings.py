@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from support.job.errors import BadSetting, StoreMismatch
-from support.job.settings import Damping, Question, Subject, as_regularization, settled
+from support.job.settings import Damping, Question, Subject, as_regularization, refuse_below, settled
 
 ALL = (Subject, Question, Damping)
 
@@ -59,6 +59,21 @@ def test_a_contradiction_is_refused_by_the_options_name_and_both_values(settings
 def test_a_value_that_means_nothing_is_refused_by_name(settings, given, message):
     with pytest.raises(BadSetting, match=message):
         settled(settings, given, None)
+
+
+@pytest.mark.parametrize("change", [{"block": "7"}, {"colour": "red"}, {"seed": None}])
+def test_settings_of_another_kind_than_this_version_s_are_refused(change):
+    with pytest.raises(StoreMismatch, match=r"^The store's subject has other settings than this version"):
+        settled(Subject, {}, asdict(Subject()) | change)
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(float("nan"), "use 1 or more"), (float("inf"), "use less than 1e18"), (10**400, "use less than 1e18")],
+)
+def test_a_number_that_is_none_or_has_no_end_is_refused(value, told):
+    with pytest.raises(BadSetting, match=rf"^--tell-seconds .*: {told}\.$"):
+        refuse_below({"tell_seconds": value})
 
 
 def test_regularization_is_a_number_or_auto():

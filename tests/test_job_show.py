@@ -5,9 +5,11 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from support.job.command import shown
-from support.job.store import Store, in_blocks, save_sums
+from support.job.layout import FITTED
+from support.job.store import Store, in_blocks
 
 QUERIES, TRAINING, CHUNKS = 3, 11, (2, 4)
 PLACES = list(product(in_blocks(QUERIES, 2), in_blocks(TRAINING, 4)))
@@ -18,6 +20,10 @@ def store(tmp_path):
     store = Store(tmp_path)
     store.begin()
     return store
+
+
+def fit(store):
+    save_file({}, store.curvature, metadata={"job": store.belonging(FITTED)})
 
 
 def score(store, places):
@@ -38,11 +44,11 @@ def test_a_fit_has_come_as_far_as_its_saved_sums(store):
     assert store.progress()["fit"] == "begun"
     for shard, blocks in enumerate([3, 2]):
         sums = {"sum": torch.ones(2)}
-        save_sums(store.partial_fit / f"covariances-{shard}.safetensors", sums, blocks)
+        store.save_sums(f"covariances-{shard}", sums, blocks)
     assert store.progress()["fit"] == "covariances of 5 blocks"
-    save_sums(store.partial_fit / "eigenvalues-1.safetensors", {"sum": torch.ones(2)}, 1)
+    store.save_sums("eigenvalues-1", {"sum": torch.ones(2)}, 1)
     assert store.progress()["fit"] == "eigenvalues of 1 block"
-    store.curvature.touch()
+    fit(store)
     assert store.progress() == {"fit": "done", "score": "not yet", "self": "not yet"}
 
 
@@ -53,7 +59,7 @@ def test_half_scored_means_so_many_chunks_of_all_wherever_they_lie(store, places
 
 
 def test_when_every_chunk_is_there_each_step_is_done(store):
-    store.curvature.touch()
+    fit(store)
     score(store, PLACES)
     own(store, [place for _, place in PLACES[:3]])
     assert store.progress() == {"fit": "done", "score": "done", "self": "done"}
@@ -63,7 +69,7 @@ def test_facts_are_shown_in_a_line_each_and_those_left_empty_are_not(store):
     rows = ",".join(map(str, range(500)))
     store.settle({"subject": {"model": "mine", "layers": "", "training_rows": rows}, "shards": 2})
     lines = shown(store).split("\n")
-    assert lines[:4] == [str(store.folder), "format: influence-job-1", "subject:", "  model: mine"]
+    assert lines[:4] == [str(store.folder), "format: influence-job-2", "subject:", "  model: mine"]
     assert lines[4].startswith("  training_rows: 0,1,2")
     assert lines[4].endswith("…")
     assert len(lines[4]) < 120

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from support.job.errors import StepMissing
+from support.job.errors import StepMissing, StoreDamaged
 from support.job.examples import Examples
 from support.job.store import Store
 from support.job.top import strongest
@@ -27,11 +27,15 @@ def stored(folder, scores=SCORES, chunks=(2, 4), own=None):
     store = Store(folder)
     store.begin()
     store.make_array("scores", scores.shape, chunks, "float64")
-    store.results["scores"][:] = scores
+    store.write("scores", tuple(map(range, scores.shape)), scores)
     if own is not None:
         store.make_array("self_influences", own.shape, chunks[1:], "float64")
-        store.results["self_influences"][:] = own
+        store.write("self_influences", (range(len(own)),), own)
     return store
+
+
+def lose(store, chunk):
+    (store.folder / "results.zarr" / chunk).unlink()
 
 
 def dense(scores, query, sign, count):
@@ -65,14 +69,11 @@ def test_the_strongest_are_those_of_the_whole_sorted_matrix(tmp_path, chunks, co
     check(top, SCORES, count)
 
 
-def test_the_shares_of_a_query_add_up_to_one_and_so_do_the_mean_shares(tmp_path):
+def test_shares_add_up_to_one_and_each_row_says_its_query_and_its_own_text_and_label(tmp_path):
     top = strongest(stored(tmp_path), TRAINED_ON, ASKED, TRAINING)
     np.testing.assert_allclose(top.by_query.groupby("query")["share"].sum(), np.ones(QUERIES))
     assert top.overall["share"].sum() == pytest.approx(1)
-
-
-def test_each_row_says_its_query_and_its_own_text_and_label(tmp_path):
-    by_query = strongest(stored(tmp_path), TRAINED_ON, ASKED, 2).by_query
+    by_query = top.by_query
     assert by_query["query_row"].tolist() == ASKED.rows[by_query["query"]].tolist()
     assert by_query["text"].tolist() == [f"text {row}" for row in by_query["training_row"]]
     assert by_query["label"].tolist() == [row % 2 for row in by_query["training_row"]]
@@ -94,22 +95,29 @@ def test_what_neither_helps_nor_harms_is_in_no_list(tmp_path):
     assert top.overall["helps"].tolist() == [0, 1, 0]
 
 
-def test_relative_scores_are_divided_by_the_root_of_self_influence(tmp_path):
-    store = stored(tmp_path, own=OWN)
+def test_relative_scores_are_divided_by_the_root_of_self_influence_if_there_is_any(tmp_path):
+    store = stored(tmp_path / "all", own=OWN)
     check(strongest(store, TRAINED_ON, ASKED, 4, relative=True), SCORES / np.sqrt(OWN), 4)
-
-
-def test_a_training_example_without_a_gradient_has_no_relative_score(tmp_path):
     own, scores = OWN.copy(), SCORES.copy()
     own[3] = scores[:, 3] = 0
-    top = strongest(stored(tmp_path, scores, own=own), TRAINED_ON, ASKED, TRAINING, relative=True)
+    store = stored(tmp_path / "not all", scores, own=own)
+    top = strongest(store, TRAINED_ON, ASKED, TRAINING, relative=True)
     assert TRAINED_ON.rows[3] not in top.by_query["training_row"].tolist()
 
 
-def test_one_score_that_is_missing_is_an_error(tmp_path):
+def test_one_chunk_that_is_missing_is_an_error(tmp_path):
     store = stored(tmp_path)
-    store.results["scores"][1, 8] = np.nan
+    lose(store, "scores/c/0/2")
     with pytest.raises(StepMissing, match=r"^Not all scores are there yet\. Run: score"):
+        strongest(store, TRAINED_ON, ASKED, 2)
+
+
+def test_scores_of_another_shape_than_the_examples_are_refused_before_any_is_read(tmp_path):
+    store = stored(tmp_path)
+    store.make_array("scores", (QUERIES, 10**15), (2, 4), "float64")
+    with pytest.raises(
+        StoreDamaged, match=r"said to be \(3, 1000000000000000\), but .* \(3, 11\)\. Run: score"
+    ):
         strongest(store, TRAINED_ON, ASKED, 2)
 
 
@@ -117,9 +125,8 @@ def test_relative_scores_need_every_self_influence(tmp_path):
     store = stored(tmp_path)
     with pytest.raises(StepMissing, match=r"has no self_influences yet\. Run: self$"):
         strongest(store, TRAINED_ON, ASKED, 2, relative=True)
-    own = OWN.copy()
-    own[-1] = np.nan
-    store = stored(tmp_path / "other", own=own)
+    store = stored(tmp_path / "other", own=OWN)
+    lose(store, "self_influences/c/2")
     with pytest.raises(StepMissing, match=r"^Not all self_influences are there yet\. Run: self\."):
         strongest(store, TRAINED_ON, ASKED, 2, relative=True)
 

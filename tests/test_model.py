@@ -1,5 +1,6 @@
 import importlib.metadata
 import re
+import shutil
 
 import pytest
 import torch
@@ -11,18 +12,18 @@ from transformers.pytorch_utils import Conv1D
 
 from experiments.finetune import Finetuning, Recipe
 from support import assets, model
+from support.ekfac.layers import uncovered
 from support.imdb import ImdbDataset, load_imdb
 from support.model import (
     ModelLogitsWrapper,
-    distilbert_state,
     load_model,
-    load_tokenizer,
     merge_adapter,
     packaged_encoder,
     require_gradients_only,
 )
 from tests.stand_in_hub import tiny_distilbert
 
+LAYER = "distilbert.transformer.layer.0"
 TRACKED = [
     *(f"distilbert.transformer.layer.{n}.ffn.lin{m}" for n in range(6) for m in (1, 2)),
     "pre_classifier",
@@ -68,20 +69,15 @@ def test_hidden_states_are_those_of_the_original_bert(encoder, bert_weights, bat
     original = bert(input_ids=batch, attention_mask=mask).last_hidden_state
     ours = encoder.distilbert(input_ids=batch, attention_mask=mask).last_hidden_state
     assert_close(ours[mask.bool()], original[mask.bool()], rtol=0, atol=1e-5)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == 22_713_218
 
 
 def test_every_weight_of_the_encoder_is_taken_over_but_the_pooler_and_the_second_token_type(bert_weights):
-    state = distilbert_state(bert_weights)
+    state = model.distilbert_state(bert_weights)
     taken = {id(weight) for weight in state.values()}
-    positions = "embeddings.position_embeddings.weight"
-    types = "embeddings.token_type_embeddings.weight"
-    assert {name for name, weight in bert_weights.items() if id(weight) not in taken} == {
-        "embeddings.position_ids",
-        "pooler.dense.weight",
-        "pooler.dense.bias",
-        positions,
-        types,
-    }
+    positions, types = (f"embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type"))
+    left = {"embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias", positions, types}
+    assert {name for name, weight in bert_weights.items() if id(weight) not in taken} == left
     assert torch.equal(state[positions], bert_weights[positions] + bert_weights[types][0])
 
 
@@ -91,19 +87,11 @@ def test_the_head_is_drawn_from_its_seed():
     assert not torch.equal(one, other)
 
 
-def test_the_packaged_model_has_22_713_218_parameters(encoder):
-    assert sum(parameter.numel() for parameter in encoder.parameters()) == 22_713_218
-
-
-def test_longer_padding_changes_no_logit(encoder, batch):
-    wrapper = ModelLogitsWrapper(encoder)
-    assert_close(wrapper(nn.functional.pad(batch, (0, 60))), wrapper(batch), rtol=1e-5, atol=1e-5)
-
-
-def test_a_review_s_neighbours_in_the_batch_change_no_logit(encoder, reviews, batch):
+def test_neither_padding_nor_a_review_s_neighbours_in_the_batch_change_a_logit(encoder, reviews, batch):
     wrapper = ModelLogitsWrapper(encoder)
     alone = torch.cat([wrapper(reviews.batch([row])[0]) for row in range(3)])
     assert_close(wrapper(batch), alone, rtol=1e-5, atol=1e-5)
+    assert_close(wrapper(nn.functional.pad(batch, (0, 60))), alone, rtol=1e-5, atol=1e-5)
 
 
 # Choosing layers
@@ -121,16 +109,59 @@ def test_a_second_choice_replaces_the_first():
     chosen = tiny_distilbert(seed=0)
     require_gradients_only(chosen)
     assert require_gradients_only(chosen, ("classifier",)) == ["classifier"]
-    assert [name for name, p in chosen.named_parameters() if p.requires_grad] == [
-        "classifier.weight",
-        "classifier.bias",
-    ]
+    asked = [name for name, p in chosen.named_parameters() if p.requires_grad]
+    assert asked == ["classifier.weight", "classifier.bias"]
 
 
-def test_a_choice_that_matches_no_linear_layer_is_refused_with_the_parts_there_are():
-    expected = r"^No linear layer has one of LayerNorm in its name\. There are: attention, .*v_lin\.$"
-    with pytest.raises(ValueError, match=expected):
-        require_gradients_only(tiny_distilbert(seed=0), ["LayerNorm"])
+def test_a_part_that_matches_no_linear_layer_is_refused_with_the_parts_there_are():
+    expected = r"^No linear layer has 'LayerNorm' in its name\. There are: attention, .*v_lin\.$"
+    for parts in (["LayerNorm"], ["ffn", "LayerNorm"]):
+        with pytest.raises(ValueError, match=expected):
+            require_gradients_only(tiny_distilbert(seed=0), parts)
+
+
+def test_a_model_without_a_linear_layer_is_refused():
+    with pytest.raises(ValueError, match=r"^The model has no linear layer that EK-FAC covers\.$"):
+        require_gradients_only(nn.ModuleDict({"norm": nn.LayerNorm(2)}), [])
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Odd(nn.Module):
+    """Each layer is named after what is wrong with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4)
+        self.right, self.turned, self.twice, self.unused = (nn.Linear(4, 4) for _ in range(4))
+        self.right_too, self.doubled = Conv1D(4, 4), Doubled(4, 4)
+        self.tied = nn.Linear(4, 9, bias=False)
+        self.tied.weight = self.embedding.weight
+        self.parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+    def forward(self, input_ids, attention_mask):
+        x = self.right_too(self.right(self.embedding(input_ids)))
+        x = self.turned(x.transpose(0, 1)).transpose(0, 1)
+        x = self.parametrised(self.doubled(self.twice(self.twice(x))))
+        return self.tied((x * attention_mask.unsqueeze(2)).sum(dim=1))
+
+
+def test_of_every_layer_that_can_not_be_covered_the_reason_is_told():
+    inputs = {"input_ids": torch.arange(6).view(2, 3), "attention_mask": torch.ones(2, 3, dtype=torch.long)}
+    odd = Odd().eval()
+    why = uncovered(odd, inputs)
+    assert why == {
+        "turned": "that are not fed with (batch, tokens, features)",
+        "twice": "called more than once",
+        "unused": "not called",
+        "doubled": "that compute something else than a linear layer does",
+        "tied": "that share a weight with another",
+        "parametrised": "with other parameters than weight and bias",
+    }
+    assert require_gradients_only(odd, [], why) == ["right", "right_too"]
 
 
 def test_without_a_choice_every_linear_layer_gets_gradients_those_of_gpt2_too():
@@ -171,9 +202,8 @@ def test_a_merged_model_says_what_the_model_with_the_adapter_beside_it_says(trai
 
 def test_a_merged_model_is_a_plain_distilbert_again(adapter):
     plain, merged = tiny_distilbert(seed=0), merge_adapter(tiny_distilbert(seed=0), adapter)
-    assert [(name, type(module)) for name, module in merged.named_modules()] == [
-        (name, type(module)) for name, module in plain.named_modules()
-    ]
+    parts = [[(name, type(module)) for name, module in one.named_modules()] for one in (plain, merged)]
+    assert parts[0] == parts[1]
     assert all(parameter.requires_grad for parameter in merged.parameters())
 
 
@@ -187,9 +217,22 @@ def test_a_missing_adapter_is_an_error_that_lists_those_that_are_there(adapter, 
         load_model(snapshot="90-percent")
 
 
-@pytest.mark.parametrize("load", [load_model, load_tokenizer, load_imdb])
+@pytest.mark.parametrize("file", model.ADAPTER_FILES)
+def test_a_committed_adapter_of_other_bytes_than_its_record_says_is_refused(file, tmp_path, monkeypatch):
+    committed = shutil.copytree(model.ADAPTER_FOLDER / "final", tmp_path / "final")
+    shutil.copy(model.ADAPTER_FOLDER / "record.json", tmp_path)
+    (committed / file).write_bytes((committed / file).read_bytes() + b" ")
+    monkeypatch.setattr(model, "ADAPTER_FOLDER", tmp_path)
+    recorded = model.training_record()["adapters_sha256"]["final"][file]
+    told = rf"^{file} of the adapter 'final' has SHA-256 .*, expected {recorded}\. .* git checkout -- "
+    with pytest.raises(assets.AssetDamaged, match=told):
+        load_model()
+
+
+@pytest.mark.parametrize("load", [load_model, model.load_tokenizer, load_imdb])
 def test_an_unknown_source_is_refused_by_name(load):
-    with pytest.raises(assets.UnknownSource, match=r"^source='disk' is unknown\."):
+    expected = 'source=\'disk\' is unknown. Use source="packaged" or source="hub".'
+    with pytest.raises(assets.UnknownSource, match=f"^{re.escape(expected)}$"):
         load("disk")
 
 
@@ -208,11 +251,7 @@ def test_a_truncated_file_and_a_missing_one_are_told_with_what_to_do(adapter, fi
 @pytest.mark.parametrize(
     ("name", "change", "told"),
     [
-        (
-            "distilbert.transformer.layer.0.attention.k_lin.lora_A.weight",
-            lambda t: t[:1],
-            ("(1, 16)", "(2, 16)"),
-        ),
+        (f"{LAYER}.attention.k_lin.lora_A.weight", lambda t: t[:1], ("(1, 16)", "(2, 16)")),
         ("pre_classifier.weight", None, ("absent", "(16, 16)")),
         ("stray", lambda _: torch.zeros(3), ("(3,)", "absent")),
     ],

@@ -22,15 +22,7 @@ def test_the_engine_in_ten_lines_runs_as_written(capsys):
     assert "tensor" in capsys.readouterr().out
 
 
-def shown_figures() -> list[str]:
-    return re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
-
-
-def test_every_figure_is_there():
-    assert all((ROOT / name).exists() for name in shown_figures())
-
-
-def test_every_figure_is_the_one_in_its_notebook():
+def test_every_figure_is_there_and_the_one_in_its_notebook():
     figures = {}
     for path in reading_order(ROOT / "notebooks"):
         for cell in nbformat.read(path, as_version=4).cells:
@@ -38,7 +30,9 @@ def test_every_figure_is_the_one_in_its_notebook():
                 if tag.startswith(README_FIGURE):
                     name = f"docs/{tag.removeprefix(README_FIGURE)}.png"
                     figures[name] = [b64decode(o.data["image/png"]) for o in cell.outputs]
-    shown = [name for name in shown_figures() if name.startswith("docs/")]
+    every = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert all((ROOT / name).exists() for name in every)
+    shown = [name for name in every if name.startswith("docs/")]
     assert shown
     for name in shown:
         assert [(ROOT / name).read_bytes()] == figures[name]

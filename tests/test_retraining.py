@@ -10,21 +10,7 @@ from torch.testing import assert_close
 from support import retraining as rooms
 from support.imdb import ImdbDataset
 from support.model import ModelLogitsWrapper, load_model, packaged_encoder
-from support.retraining import (
-    ClassifierTail,
-    Recipe,
-    Retraining,
-    Reviews,
-    accuracy,
-    in_parts,
-    losses,
-    margins,
-    read_for_the_tail,
-    read_vectors,
-    select,
-    untrained_head,
-    untrained_tail,
-)
+from support.retraining import Recipe, Retraining, Reviews, accuracy, losses, margins, untrained_tail
 from tests.made_up import WIDTH, reviews
 
 
@@ -37,6 +23,10 @@ def state(tail):
     return {name: tensor.clone() for name, tensor in tail.state_dict().items()}
 
 
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_the_tail_of_the_classifier_says_what_the_classifier_says(imdb, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("SUPPORT_CACHE", str(tmp_path))
     texts = [text[:90] for text in imdb["train"].select([0, 24, 14_000])["text"]]
@@ -45,16 +35,16 @@ def test_the_tail_of_the_classifier_says_what_the_classifier_says(imdb, tokenize
     classifier = packaged_encoder().eval()
     with torch.no_grad():
         expected = ModelLogitsWrapper(classifier)(dataset.batch([0, 1, 2])[0])
-        found = ClassifierTail(classifier)(read_for_the_tail(dataset).vectors)
+        found = rooms.ClassifierTail(classifier)(rooms.read_for_the_tail(dataset).vectors)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_vectors_are_read_once(imdb, tokenizer, monkeypatch, tmp_path):
     monkeypatch.setenv("SUPPORT_CACHE", str(tmp_path))
     dataset = ImdbDataset(imdb["train"].select([24]), tokenizer, max_tokens=20)
-    first = read_for_the_tail(dataset)
+    first = rooms.read_for_the_tail(dataset)
     monkeypatch.setattr(rooms, "packaged_encoder", None)
-    torch.testing.assert_close(read_for_the_tail(dataset).vectors, first.vectors, rtol=0, atol=0)
+    torch.testing.assert_close(rooms.read_for_the_tail(dataset).vectors, first.vectors, rtol=0, atol=0)
 
 
 def test_the_tail_asks_gradients_of_its_linear_layers_alone():
@@ -65,11 +55,9 @@ def test_the_tail_asks_gradients_of_its_linear_layers_alone():
 
 def test_a_retraining_is_decided_by_its_rows_and_its_seed(retraining):
     rows = torch.arange(12)
-    first = state(retraining.run(rows, seed=3))
-    other = state(retraining.run(rows, seed=4))
-    again = state(retraining.run(rows, seed=3))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
+    first, again, other = (state(retraining.run(rows, seed)) for seed in (3, 3, 4))
+    assert same(first, again)
+    assert not same(first, other)
 
 
 def test_rows_left_out_have_no_part_in_a_retraining():
@@ -81,7 +69,7 @@ def test_rows_left_out_have_no_part_in_a_retraining():
         state(Retraining(untrained_tail(), side, recipe).run(torch.arange(12), seed=1))
         for side in (whole, poisoned)
     )
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same(first, second)
 
 
 def test_training_lowers_the_loss(retraining):
@@ -97,8 +85,8 @@ def test_the_last_checkpoint_of_a_path_is_the_trained_tail(retraining):
     assert [c.name for c in path] == ["step 0 of 6", "step 2 of 6", "step 6 of 6"]
     trained, last = state(retraining.run(rows, seed=2)), state(path[-1].model())
     start = state(path[0].model())
-    assert all(torch.equal(trained[name], last[name]) for name in trained)
-    assert all(torch.equal(retraining.start[name], start[name]) for name in start)
+    assert same(trained, last)
+    assert same(start, retraining.start)
 
 
 def test_no_rows_are_refused(retraining):
@@ -116,7 +104,7 @@ def test_losses_are_the_cross_entropy_of_the_margins(retraining):
 def test_the_head_is_read_exactly_what_the_model_gives_it(imdb, tokenizer):
     model = load_model()
     dataset = ImdbDataset(imdb["test"].select([0, 4999, 7]), tokenizer, max_tokens=32)
-    read = read_vectors(ModelLogitsWrapper(model), dataset, model.pre_classifier)
+    read = rooms.read_vectors(ModelLogitsWrapper(model), dataset, model.pre_classifier)
     with torch.inference_mode():
         logits = model.classifier(model.pre_classifier(read.vectors).relu())
         expected = ModelLogitsWrapper(model)(dataset.batch([0, 1, 2])[0])
@@ -125,14 +113,14 @@ def test_the_head_is_read_exactly_what_the_model_gives_it(imdb, tokenizer):
 
 
 def test_a_head_is_drawn_from_its_seed_alone():
-    first, same, other = (untrained_head(8, seed).classifier.weight for seed in (0, 0, 1))
+    first, same, other = (rooms.untrained_head(8, seed).classifier.weight for seed in (0, 0, 1))
     assert_close(first, same)
     assert not torch.equal(first, other)
 
 
 def test_accuracy_turns_round_with_the_labels():
     data = reviews(40)
-    head = Retraining(untrained_head(WIDTH), data, Recipe(10, 1e-3)).run_on_all(seed=0)
+    head = Retraining(rooms.untrained_head(WIDTH), data, Recipe(10, 1e-3)).run_on_all(seed=0)
     turned = replace(data, labels=1 - data.labels)
     assert accuracy(head, data) > 0.9
     assert accuracy(head, data) + accuracy(head, turned) == pytest.approx(1)
@@ -140,7 +128,7 @@ def test_accuracy_turns_round_with_the_labels():
 
 def test_parts_follow_one_another_and_are_the_whole():
     data = reviews(10)
-    parts = in_parts(data, [3, 7])
+    parts = rooms.in_parts(data, [3, 7])
     assert [part.texts for part in parts] == [data.texts[:3], data.texts[3:]]
     assert_close(torch.cat([part.vectors for part in parts]), data.vectors)
     assert_close(torch.cat([part.labels for part in parts]), data.labels)
@@ -150,7 +138,7 @@ def test_parts_follow_one_another_and_are_the_whole():
 def test_selected_reviews_come_in_the_order_asked_for(rows):
     data = reviews(10)
     expected = [1, 5, 9] if rows.dtype == torch.bool else [7, 2]
-    chosen = select(data, rows)
+    chosen = rooms.select(data, rows)
     assert chosen.texts == [data.texts[row] for row in expected]
     assert_close(chosen.labels, data.labels[expected])
     assert_close(chosen.vectors, data.vectors[expected])

@@ -154,16 +154,12 @@ def _read(batch: object) -> tuple[Inputs, object]:
 
 
 def _is_mask(batch: object) -> bool:
-    """Whether labels seem to stand third."""
-    if (
-        isinstance(batch, Mapping)
-        or len(batch) < 3
-        or not all(isinstance(part, Tensor) for part in batch[:3])
-    ):
+    """Whether a mask seems to stand where labels do, and labels third."""
+    if isinstance(batch, Mapping) or not all(isinstance(part, Tensor) for part in batch):
         return False
-    ids, mask, labels = batch[:3]
+    ids, mask, *others = batch
     whole = not ids.is_floating_point() and not mask.is_floating_point()
-    return whole and ids.ndim == 2 and ids.shape == mask.shape and labels.shape == ids.shape[:1]
+    return whole and ids.ndim == 2 and ids.shape == mask.shape and bool(others) and others[0].ndim == 1
 
 
 def blocks_of(inputs: Inputs, labels: Tensor | None, token_mask: TokenMask, first: int = 0) -> list[Block]:

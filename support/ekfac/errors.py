@@ -1,5 +1,7 @@
 """What can go wrong in the engine, each with a name of its own."""
 
+from collections.abc import Iterable
+
 
 class EkfacError(Exception):
     """Base of every error that the engine raises on purpose."""
@@ -67,3 +69,9 @@ class WrongModel(EkfacError):
 
 class BlockHalved(UserWarning):
     """A block of examples did not fit into memory and is taken in two halves."""
+
+
+def refuse_unknown(setting: str, value: object, known: Iterable[str]) -> None:
+    """Raise `BadSetting` unless the value of a setting is one of those there are."""
+    if value not in known:
+        raise BadSetting(f"{setting}={value!r}: there are {', '.join(map(repr, known))}.")

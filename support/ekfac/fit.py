@@ -27,13 +27,12 @@ from support.ekfac.curvature import (
     eigenbasis,
     kfac_eigenvalues,
 )
-from support.ekfac.errors import BadSetting, EmptyLoader, NotFitted
+from support.ekfac.errors import EmptyLoader, NotFitted, refuse_unknown
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood, fisher_directions
 from support.ekfac.memory import check_budget
 from support.ekfac.passes import Pass, Passes
-from support.ekfac.storage import Probe
 from support.ekfac.verification import refuse_another_model, verify
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
@@ -68,8 +67,7 @@ class CovarianceSums(Sums):
 
     def __init__(self, engine: "EkfacCurvature"):
         super().__init__(engine)
-        self.positions = engine.covariance_positions
-        self._met: dict[str, Tensor] = {}
+        self.positions, self._met = engine.covariance_positions, {}
         self.tensors = {"examples": torch.zeros(1, dtype=torch.int64)}
         for name, layer in engine.layers.items():
             for side, width in (("activations", layer.d_in), ("output gradients", layer.d_out)):
@@ -127,19 +125,19 @@ class EkfacCurvature:
     """A model with the EK-FAC curvature of its linear layers that require gradients.
 
     `model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`, or, called with a mapping's
-    names, to something that has them as `logits`. When it has a method `token_mask(inputs)`,
-    `(batch, tokens)` and True at real tokens, or a mapping an `attention_mask`, padding takes no part
-    in anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for
-    0.1 times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
-    `covariance_positions` says where the covariance of a layer's activations is taken: at "all" real
-    positions, or at those that carry "gradient" in some direction of the Fisher.
-    `likelihood` is the loss, `Categorical()` by default; `seed` decides which labels it draws when
-    there are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the
-    factors of queries may take while scoring, by default a quarter of the memory that is free.
+    names, to something that has them as `logits`. When it has a method `token_mask(inputs)`, `(batch,
+    tokens)` and True at real tokens, or a mapping an `attention_mask`, padding takes no part in anything.
+    `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for 0.1 times each
+    layer's mean eigenvalue; it may be changed at any time. `progress` draws bars. `covariance_positions`
+    says where the covariance of a layer's activations is taken: at "all" real positions, or at those that
+    carry "gradient" in some direction of the Fisher. `likelihood` is the loss, `Categorical()` by default;
+    `seed` decides which labels it draws when there are too many classes for the exact Fisher.
+    `memory_budget` is the number of bytes that the factors of queries may take while scoring, by default a
+    quarter of the memory that is free.
 
-    With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are
-    taken in bfloat16 and summed in float32, which is faster where the processor has instructions for
-    it and good to about two digits; covariances, eigenvalues and scores stay as they are.
+    With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are taken
+    in bfloat16 and summed in float32, which is faster where the processor has instructions for it and good
+    to about two digits; covariances, eigenvalues and scores stay as they are.
 
     Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
     gradients are not all plain linear layers, and `BadSetting`.
@@ -158,24 +156,18 @@ class EkfacCurvature:
         covariance_positions: str = "all",
     ):
         check_budget(memory_budget)
-        if covariance_positions not in POSITIONS:
-            known = ", ".join(map(repr, POSITIONS))
-            raise BadSetting(f"covariance_positions={covariance_positions!r}: there are {known}.")
-        if precision not in PRECISIONS:
-            raise BadSetting(f"precision={precision!r}: use one of {', '.join(PRECISIONS)}.")
+        refuse_unknown("covariance_positions", covariance_positions, POSITIONS)
+        refuse_unknown("precision", precision, PRECISIONS)
         self.model = model
         self.update_diagonal = update_diagonal
         self.hessian_regularization = hessian_regularization
         self.progress = progress
         self.likelihood = likelihood or Categorical()
-        self.seed = seed
-        self.memory_budget = memory_budget
-        self.precision = precision
-        self.covariance_positions = covariance_positions
+        self.seed, self.memory_budget = seed, memory_budget
+        self.precision, self.covariance_positions = precision, covariance_positions
         self.layers = tracked_layers(model)
         self.curvature: dict[str, LayerCurvature] = {}
-        self.examples = 0
-        self.probe: Probe | None = None
+        self.examples, self.probe = 0, None
 
     @property
     def hessian_regularization(self) -> Regularization:

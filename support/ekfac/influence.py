@@ -25,7 +25,7 @@ from support.ekfac.curvature import (
     rotated_one_by_one,
     take_out_of_basis,
 )
-from support.ekfac.errors import BadSetting, EmptyLoader, LabelsMismatch
+from support.ekfac.errors import EmptyLoader, LabelsMismatch, refuse_unknown
 from support.ekfac.fit import EkfacCurvature
 from support.ekfac.likelihood import loss_directions
 from support.ekfac.memory import in_groups, queries_at_a_time
@@ -157,9 +157,7 @@ class EkfacInfluence(EkfacCurvature):
         `LoaderShuffles`, `BadSetting`, and as `influence_factors` does.
         """
         self._require_fit()
-        if normalisation not in NORMALISATIONS:
-            known = ", ".join(map(repr, NORMALISATIONS))
-            raise BadSetting(f"normalisation={normalisation!r}: there are {known}.")
+        refuse_unknown("normalisation", normalisation, NORMALISATIONS)
         training, total = InOrder(train_loader), number_of_examples(train_loader)
         # All at once: one loader may be both, and gives one iterator at a time.
         queries = loader_blocks(list(InOrder(test_loader)), self.passes.token_mask)

@@ -1,10 +1,12 @@
 """Which layers EK-FAC covers."""
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from support.ekfac.errors import LayerHalfFrozen, LayerNotSupported, NothingToTrack
 
@@ -78,6 +80,55 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
             "model.get_submodule(NAME).requires_grad_(True)"
         )
     return layers
+
+
+@torch.no_grad()
+def uncovered(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
+    """Why EK-FAC doesn't cover a linear layer, by the name of each that it doesn't: of "12 layers called more
+    than once", what follows the number and "layers".
+
+    `inputs` are what the model is called with, its `attention_mask` `(batch, tokens)` among them, with two
+    examples and three tokens at least. Raises what the model's forward pass raises.
+    """
+    linear = {name: module for name, module in model.named_modules() if _weight_shape(module) is not None}
+    owners = Counter(id(weight) for part in model.modules() for weight in part.parameters(recurse=False))
+    seen: dict[str, list[str]] = {name: [] for name in linear}
+
+    def look(name: str, module: nn.Module, given: tuple, named: dict, output: Tensor) -> None:
+        read = next(iter((*given, *named.values())))
+        seen[name].append(_misuse(module, read, output, inputs["attention_mask"].shape))
+
+    hooks = [
+        module.register_forward_hook(partial(look, name), with_kwargs=True) for name, module in linear.items()
+    ]
+    try:
+        model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    reasons = {}
+    for name, module in linear.items():
+        if any(owners[id(weight)] > 1 for weight in module.parameters(recurse=False)):
+            reasons[name] = "that share a weight with another"
+        elif len(seen[name]) != 1:
+            reasons[name] = "called more than once" if seen[name] else "not called"
+        elif seen[name][0]:
+            reasons[name] = seen[name][0]
+    return reasons
+
+
+def _misuse(module: nn.Module, read: Tensor, output: Tensor, sizes: torch.Size) -> str:
+    """What is wrong with one call of a linear layer, as `uncovered` puts it; empty if nothing is."""
+    if read.ndim not in (2, 3) or read.shape[: read.ndim - 1] != sizes[: read.ndim - 1]:
+        return "that are not fed with (batch, tokens, features)"
+    own = dict(module.named_parameters(recurse=False))
+    if "weight" not in own or own.keys() - {"weight", "bias"}:
+        return "with other parameters than weight and bias"
+    weight = module.weight if isinstance(module, nn.Linear) else module.weight.T
+    expected = nn.functional.linear(read, weight, module.bias)
+    if not torch.allclose(output, expected, rtol=1e-3, atol=1e-5, equal_nan=True):
+        return "that compute something else than a linear layer does"
+    return ""
 
 
 def _weight_shape(module: nn.Module) -> tuple[int, int] | None:

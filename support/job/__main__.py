@@ -2,7 +2,11 @@
 
 import sys
 
-from support.job.command import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from support.job.command import main  # takes seconds, in which one may want to stop it
+
+        sys.stdout.reconfigure(errors="backslashreplace")
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("Stopped.")

@@ -1,14 +1,17 @@
 """The command line of a job: `plan`, `run`, `fit`, `score`, `self`, `top`, `show`, `fleet`."""
 
 import argparse
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch.distributed import DistError
 
-from support.ekfac.errors import EkfacError
+from support.assets import AssetDamaged
+from support.ekfac.errors import EkfacError, LayerNotSupported, OutputsNotSupported
 from support.job import fleet
 from support.job.errors import BadSetting, JobError, ToldElsewhere
 from support.job.fit import fit
@@ -19,6 +22,7 @@ from support.job.store import Store
 from support.job.team import Team, assembled
 from support.job.top import page, strongest
 from support.job.work import Job
+from support.text import visible
 
 GUIDE = """\
 Which training examples made the model say that? Steps, each a command, each kept in the store:
@@ -44,15 +48,23 @@ A run that was killed goes on where it was when the same command is given again.
 need not be said again; what contradicts it is refused.
 """
 
-Command = Callable[[Namespace, Team], Iterator[str | None]]
-"""Does the work of a command; gives what there is to say, when there is."""
+EXPECTED = (JobError, EkfacError, AssetDamaged, OSError, MemoryError, torch.OutOfMemoryError)
+AGAIN = "The same command goes on from where it was."
+CURES = {
+    LayerNotSupported: "On the command line: choose other layers, with --layers.",
+    OutputsNotSupported: "On the command line: name another --model, one that masks padding.",
+    (MemoryError, torch.OutOfMemoryError): "Smaller --block, --query-block or --max-tokens need less memory.",
+}
+"""What to do on the command line about errors that don't know of it."""
 
 OPTIONS = (
     ("query-block", "plan run score", int, None, "queries at a time (as many as fit)"),
     ("tell-seconds", "run fit score self", float, 60.0, "between two lines of a log (60)"),
     ("save-seconds", "run fit", float, 60.0, "between two savings of the fit on its way (60)"),
     ("count", "top", int, 10, "how many (10)"),
+    ("relative", "top", bool, False, "scores over √self-influence; needs self"),
     ("output", "top", Path, None, "folder for top.parquet and top.html (the store)"),
+    ("shape", "fleet", str, "llama-3-8b", f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"),
     ("examples", "fleet", int, 1_000_000, "training examples (1,000,000)"),
     ("tokens", "fleet", int, 512, "tokens of each (512)"),
     ("fit-examples", "fleet", int, 100_000, "examples that the curvature is fitted on (100,000)"),
@@ -65,27 +77,38 @@ OPTIONS = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status. What goes wrong on purpose is told before the team parts."""
+    """The command line; returns the exit status. Whatever goes wrong is told before the team parts."""
     chosen = parser().parse_args(arguments)
     try:
         with assembled() as team:
             try:
                 for said in chosen.run(chosen, team):
                     if said and team.rank == 0:
-                        print(said, flush=True)
-            except ToldElsewhere:
-                return 1
-            except (JobError, EkfacError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+                        print(visible(said), flush=True)
+            except (Exception, KeyboardInterrupt) as error:
                 return _told(error, f"process {team.rank}: " if team.size > 1 else "")
-            except KeyboardInterrupt:
-                return _told(JobError("Stopped. The same command goes on from where it was."))
-    except BadSetting as error:  # no team has come about
+    except (Exception, KeyboardInterrupt) as error:  # no team has come about
         return _told(error)
     return 0
 
 
-def _told(error: Exception, who: str = "") -> int:
-    print(f"\n{who}{type(error).__name__}: {str(error) or 'no memory is left'}", file=sys.stderr)
+def _told(error: BaseException, who: str = "") -> int:
+    """Tell an error, whatever it is; with JOB_TRACEBACK set, raise it."""
+    if isinstance(error, ToldElsewhere):
+        return 1
+    if os.environ.get("JOB_TRACEBACK"):
+        raise error
+    if "can't allocate memory" in str(error):  # of the CPU, a RuntimeError
+        error = MemoryError(str(error))
+    told = f"{type(error).__name__}: {str(error).strip()}"
+    if isinstance(error, KeyboardInterrupt):
+        told = f"Stopped. {AGAIN}"
+    elif who and (isinstance(error, DistError) or "gloo" in told):
+        told = f"Another process was lost, see what it said ({told.splitlines()[0]}). {AGAIN}"
+    elif not isinstance(error, EXPECTED):
+        told = f"{told.splitlines()[0]} (unexpected: with JOB_TRACEBACK=1 before the command, it says where)"
+    cures = (cure for kind, cure in CURES.items() if isinstance(error, kind))
+    print(visible(f"\n{who}{' '.join([told, *cures])}"), file=sys.stderr)
     return 1
 
 
@@ -113,23 +136,25 @@ def parser() -> ArgumentParser:
         for one in settings:
             add_options(command, one)
         for own, of, kind, default, explained in OPTIONS:
+            choices = fleet.SHAPES if own == "shape" else None
+            how = {"type": kind, "default": default, "metavar": "…", "choices": choices}
+            how = {"action": "store_true"} if kind is bool else how
             if name in of.split():
-                command.add_argument(f"--{own}", type=kind, default=default, metavar="…", help=explained)
-    meaning = "scores over √self-influence; needs self"
-    commands.choices["top"].add_argument("--relative", action="store_true", help=meaning)
-    meaning = f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"
-    shapes = {"choices": fleet.SHAPES, "default": "llama-3-8b", "metavar": "…"}
-    commands.choices["fleet"].add_argument("--shape", **shapes, help=meaning)
+                command.add_argument(f"--{own}", **how, help=explained)
     return whole
 
 
-def _steps(*steps: Callable[[Job], str | None]) -> Command:
-    """A command of steps on a store, which is this team's meanwhile."""
+def _steps(*steps: Callable[[Job], str | None]) -> Callable[[Namespace, Team], Iterator[str | None]]:
+    """A command of steps on a store, which is this team's meanwhile; gives what there is to say."""
 
     def run(chosen: Namespace, team: Team) -> Iterator[str | None]:
         refuse_below(vars(chosen))
         job = Job(Store(chosen.store), vars(chosen), team)
+        read = Path(job.subject.dataset).absolute()
+        if read in job.store.folder.absolute().parents and job.subject.dataset != Subject.dataset:
+            raise BadSetting(f"--store {chosen.store} lies among the files of --dataset. Name one elsewhere.")
         with job.store.claimed(team):
+            yield job.classifier.left_out
             for step in steps:
                 yield step(job)
 
@@ -172,10 +197,8 @@ def shown(store: Store) -> str:
 
 
 def _fleet(chosen: Namespace, team: Team) -> Iterator[str]:
-    numbers = ("examples", "tokens", "queries", "fit_examples", "devices")
-    refuse_below(vars(chosen), dict.fromkeys(numbers, 1))
-    if chosen.teraflops <= 0:
-        raise BadSetting("--teraflops: use a number above 0.")
+    counts = dict.fromkeys(("examples", "tokens", "queries", "fit_examples", "devices"), 1)
+    refuse_below(vars(chosen), counts | {"teraflops": 1e-3, "memory": 1e-3})
     sizes = chosen.examples, chosen.tokens, chosen.queries, chosen.fit_examples
     plan = fleet.on_paper(fleet.SHAPES[chosen.shape], *sizes, chosen.memory * 1e9)
     yield (

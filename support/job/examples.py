@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow
 import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from support.job.errors import BadSetting, DatasetNotUsable, StoreDamaged
+from support.job.errors import BadSetting, DatasetNotUsable
+from support.job.seal import seal, sealed
 from support.job.store import disk_full_is_told
 
 
@@ -60,11 +60,11 @@ def tokenised(
 ) -> Examples:
     """The chosen rows; their tokens are kept in `folder` under a name made from their contents.
 
-    Raises `DatasetNotUsable`, `DiskFull` and `StoreDamaged`.
+    What is not as it was written is made anew. Raises `DatasetNotUsable` and `DiskFull`.
     """
     chosen = texts.select(rows)
     digest = _digest(chosen, rows, tokenizer, max_tokens)
-    name = digest[:32]
+    name = f"{digest[:32]}.arrow"
 
     def encode(batch: Mapping) -> dict:
         ids = tokenizer(batch["text"], truncation=True, max_length=max_tokens)["input_ids"]
@@ -72,12 +72,12 @@ def tokenised(
 
     with disk_full_is_told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            file = {"cache_file_name": str(folder / f"{name}.arrow"), "new_fingerprint": name}
-            tokens = chosen.map(encode, batched=True, remove_columns=["text", "label"], **file)
-        except pyarrow.ArrowInvalid as error:
-            told = f"{folder.name}/{name}.arrow can't be read ({error})"
-            raise StoreDamaged(f"{told}. Remove it: it is made anew.") from error
+        kept = sealed(folder, name, digest)
+        file = {"cache_file_name": str(folder / name), "new_fingerprint": digest[:32]}
+        how = {"load_from_cache_file": kept, "remove_columns": ["text", "label"]}
+        tokens = chosen.map(encode, batched=True, **how, **file)
+        if not kept:
+            seal(folder, name, digest)
     examples = Examples(rows, chosen, tokens, digest, tokenizer.pad_token_id)
     first = 0
     for batch in tokens.iter(batch_size=1000):

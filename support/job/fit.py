@@ -8,15 +8,16 @@ each where it was. With as many processes as before, the result is the same to t
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+from support.ekfac import storage
 from support.ekfac.blocks import Block, blocks_of
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, Sums
-from support.ekfac.storage import BASIS_PARTS
 from support.ekfac.verification import verify
+from support.job.errors import StoreDamaged
+from support.job.layout import FITTED
 from support.job.progress import progress
-from support.job.store import blocks_in, disk_full_is_told, in_blocks, load_sums, save_sums
+from support.job.store import disk_full_is_told, in_blocks
 from support.job.work import Job
 
 Shards = list[list[range]]
@@ -26,7 +27,7 @@ TITLES = {"covariances": "fit 1/2, covariances", "eigenvalues": "fit 2/2, eigenv
 def fit(job: Job) -> str:
     """Fit, unless it was done, and leave the curvature in the store. Raises as `engine.fit` and `score`."""
     job.begin()
-    if job.team.on_first(job.store.curvature.exists):
+    if job.team.on_first(job.store.fitted):
         job.team.on_first(lambda: shutil.rmtree(job.store.partial_fit, ignore_errors=True))
         return "It was fitted before."
     engine, examples = job.engine, len(job.fitted_on)
@@ -41,7 +42,8 @@ def fit(job: Job) -> str:
 
     def save() -> None:
         with disk_full_is_told(job.store.folder):
-            engine.save(job.store.curvature)
+            of = engine.identity() | {"job": job.store.belonging(FITTED)}
+            storage.save(job.store.curvature, engine.curvature, of, engine.examples, engine.probe)
         shutil.rmtree(job.store.partial_fit)
 
     job.team.on_first(save)
@@ -56,6 +58,8 @@ def _shards(job: Job) -> Shards:
     with disk_full_is_told(job.store.folder):
         job.store.partial_fit.mkdir(exist_ok=True)
     shards = job.store.facts()["shards"]
+    if not isinstance(shards, int) or not 1 <= shards <= len(blocks):
+        raise StoreDamaged(f"The store says shards: {shards}, of {len(blocks)} blocks. Name another --store.")
     return [blocks[n::shards] for n in range(shards)]
 
 
@@ -73,36 +77,37 @@ def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
         sums = _sums(job, "covariances", lambda: CovarianceSums(engine), shards)
         for name in missing[team.rank :: team.size]:
             basis = sums.basis(name)
-            save_sums(_basis_file(job, name), {part: getattr(basis, part) for part in BASIS_PARTS}, 0)
+            parts = {part: getattr(basis, part) for part in storage.BASIS_PARTS}
+            job.store.save_sums(_basis(job, name), parts, blocks=sum(map(len, shards)))
         del sums
     team.wait()
     bases = {}
     for name in engine.layer_names:
-        saved, _ = load_sums(_basis_file(job, name))
-        tensors = [saved[part].to(engine.passes.device) for part in BASIS_PARTS]
+        saved, _ = job.store.load_sums(_basis(job, name))
+        tensors = [saved[part].to(engine.passes.device) for part in storage.BASIS_PARTS]
         bases[name] = Eigenbasis(*tensors, precision=engine.passes.precision)
     return bases
 
 
 def missing_bases(job: Job) -> list[str]:
     """Layers without a basis on the disk. Sums of squares in another basis, if there are any, go."""
-    missing = [name for name in job.engine.layer_names if not _basis_file(job, name).exists()]
+    missing = [name for name in job.engine.layer_names if not job.store.load_sums(_basis(job, name), True)[1]]
     for path in job.store.partial_fit.glob("eigenvalues-*") if missing else ():
         path.unlink()
     return missing
 
 
-def _basis_file(job: Job, name: str) -> Path:
-    return job.store.partial_fit / f"basis-{job.engine.layer_names.index(name)}.safetensors"
+def _basis(job: Job, name: str) -> str:
+    return f"basis-{job.engine.layer_names.index(name)}"
 
 
 def _sums(job: Job, name: str, begin: Callable[[], Sums], shards: Shards) -> Sums:
     """One pass over the examples: sums over all shards, in every process."""
-    files = [job.store.partial_fit / f"{name}-shard-{n}.safetensors" for n in range(len(shards))]
+    files = [f"{name}-shard-{n}" for n in range(len(shards))]
 
     def before() -> int:
-        done = [shard[: blocks_in(path)] for shard, path in zip(shards, files, strict=True)]
-        return sum(len(block) for blocks in done for block in blocks)
+        done = [job.store.load_sums(file, header_only=True)[1] for file in files]
+        return sum(len(block) for n, shard in zip(done, shards, strict=True) for block in shard[:n])
 
     own = range(job.team.rank, len(shards), job.team.size)
     total, done = begin(), job.team.on_first(before)
@@ -117,17 +122,17 @@ def _sums(job: Job, name: str, begin: Callable[[], Sums], shards: Shards) -> Sum
     return total
 
 
-def _add_shard(job: Job, sums: Sums, shard: list[range], path: Path, count: Callable[[int], None]) -> None:
+def _add_shard(job: Job, sums: Sums, shard: list[range], file: str, count: Callable[[int], None]) -> None:
     """The examples of a shard that are not in its file yet; it is written as often as is wanted."""
     saved = time.monotonic()
-    before, done = load_sums(path)
+    before, done = job.store.load_sums(file)
     for key in list(before):
         sums.tensors[key].copy_(before.pop(key))
     for block in shard[done:]:
         count(sums.add(_blocks(job, block)))
         done += 1
         if done == len(shard) or time.monotonic() - saved >= job.given["save_seconds"]:
-            save_sums(path, sums.tensors, done)
+            job.store.save_sums(file, sums.tensors, done)
             saved = time.monotonic()
 
 

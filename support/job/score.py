@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from support.ekfac.blocks import EXAMPLES_AT_A_TIME
-from support.ekfac.errors import DamagedFile
+from support.ekfac.errors import DamagedFile, WrongModel
 from support.job.errors import StepMissing, StoreDamaged
 from support.job.progress import progress
 from support.job.settings import refuse_unless_equal
-from support.job.store import in_blocks
+from support.job.store import FIT_AGAIN, in_blocks
 from support.job.work import Job
 
 
@@ -65,22 +65,22 @@ def self_influences(job: Job) -> str:
 def _load(job: Job) -> None:
     """Give the engine the curvature in the store."""
     job.begin()
-    curvature = job.store.curvature
-    if not job.team.on_first(curvature.exists):
+    if not job.team.on_first(job.store.fitted):
         raise StepMissing(f"{job.store.folder} has no curvature yet. Run: fit")
     try:
-        job.engine.load_curvature(curvature)
-    except DamagedFile as error:
-        raise StoreDamaged(f"{error} Remove {curvature.name} and run: fit") from error
+        job.engine.load_curvature(job.store.curvature)
+    except (DamagedFile, WrongModel) as error:
+        raise StoreDamaged(f"{error} {FIT_AGAIN}.") from error
 
 
 def _make_arrays(job: Job, names: list[str], query_group: int) -> int:
     """Room for the influences on all queries; so many of them make a chunk."""
-    shape, chunks = (len(job.queries), len(job.training)), (query_group, job.subject.block)
-    for name in reversed(names):  # what `scores` has, `layer_scores` has
+    shape, found = (len(job.queries), len(job.training)), query_group
+    for name in names:  # `layer_scores` is cut as `scores` is
         layers = (len(job.engine.layers),) if name == "layer_scores" else ()
-        job.store.make_array(name, layers + shape, layers + chunks, job.engine.passes.dtype)
-    found = job.store.array("scores").chunks[0]
+        chunks = (*layers, found, job.subject.block)
+        job.store.make_array(name, layers + shape, chunks, job.engine.passes.dtype)
+        found = job.store.array("scores").chunks[0]
     if job.given.get("query_block"):
         refuse_unless_equal("--query-block", found, query_group)
     return found

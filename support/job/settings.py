@@ -81,12 +81,15 @@ def option(name: str) -> str:
 
 def settled(settings: type[Settings], given: Mapping, stored: Mapping | None) -> Settings:
     """The store's settings, or else those given, or the defaults. Raises `StoreMismatch` and `BadSetting`."""
-    names = [one.name for one in fields(settings)]
-    given = {name: given[name] for name in names if given.get(name) is not None}
+    kinds = {one.name: one.type for one in fields(settings)}
+    given = {name: given[name] for name in kinds if given.get(name) is not None}
     refuse_below(given)
     if "regularization" in given:  # one number has many spellings
         given["regularization"] = str(as_regularization(given["regularization"])).removesuffix(".0")
     if stored is not None:
+        if {name: type(value) for name, value in stored.items()} != kinds:
+            told = f"The store's {settings.__name__.lower()} has other settings than this version of the job"
+            raise StoreMismatch(f"{told}. Name another --store.")
         for name, value in given.items():
             refuse_unless_equal(option(name), stored[name], value)
         return settings(**stored)
@@ -117,7 +120,8 @@ def as_regularization(text: str) -> float | str:
 
 
 def refuse_below(given: Mapping[str, object], least: Mapping[str, int] = LEAST) -> None:
-    """Raise `BadSetting`, by name, for a number below the least that means something."""
+    """Raise `BadSetting`, by name, for a number below the least that means something, or too large."""
     for name, value in least.items():
-        if given.get(name) is not None and given[name] < value:
-            raise BadSetting(f"{option(name)} {given[name]}: use {value} or more.")
+        if given.get(name) is not None and not value <= given[name] < 1e18:
+            told = "less than 1e18" if given[name] >= 1e18 else f"{value} or more"
+            raise BadSetting(f"{option(name)} {given[name]}: use {told}.")

@@ -1,18 +1,19 @@
 """A job's results on disk: a folder that knows what it belongs to and takes each part whole.
 
-- `results.zarr/`: what the job is about, as attributes, and the arrays `scores` (queries, training), one
-  chunk per (query group, training block), `layer_scores` (layers, queries, training), with --by-layer,
-  `self_influences` (training,), and `training_rows`, `query_rows`, the examples' rows in their splits;
+- `results.zarr/`: what the job is about, as attributes under a seal, and `ARRAYS`, `scores` in one chunk per
+  (query group, training block), each chunk with its seal;
 - `curvature.safetensors`: the fit;
 - `fit/`: the fit as far as it has come, gone when it is done;
 - `tokens/`: the examples, tokenised;
 - `locks/`: one for each process at work.
 
-What is written takes its place when it is whole, with a checksum: after a kill it is there, or not there.
-An influence that is not there is NaN; none that is there can be, the engine refuses it.
+What is written takes its place when it is whole: after a kill it is there, or not there. Under the checksum
+of each part is what it follows from, its role and its place, so that a part of another store, or of another
+place, is no part of this one. An influence that is not there is NaN for whoever reads with zarr.
 """
 
 import errno
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
@@ -25,23 +26,18 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from support.ekfac.storage import digest, replacing
+from support.job import layout
 from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
+from support.job.layout import ARRAYS, FITTED, FORMAT, SUMMED, Sizes
+from support.job.seal import SUFFIX, seal, sealed
 from support.job.settings import refuse_unless_equal
 from support.job.team import Team
 
-FORMAT = "influence-job-1"
-HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/tmp*")
+HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/*.partial", "tokens/tmp*")
+FIT_AGAIN = "Remove it and run: fit"
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-Sizes = tuple[int, ...]
-DIMENSIONS = ("layer", "query", "training")
-MAKERS = {
-    "scores": "Run: score",
-    "layer_scores": "Only a store begun with score --by-layer keeps them",
-    "self_influences": "Run: self",
-}
 
 
 class Store:
@@ -53,121 +49,168 @@ class Store:
         self.partial_fit = self.folder / "fit"
         self.tokens = self.folder / "tokens"
         self._results = self.folder / "results.zarr"
+        self._attributes = self._results / "zarr.json"
 
     @property
     def exists(self) -> bool:
-        return (self._results / "zarr.json").exists()
-
-    @property
-    def results(self) -> zarr.Group:
-        """Raises `StepMissing` when there is no store yet, `StoreDamaged`, `StoreMismatch`."""
-        if not self.exists:
-            raise StepMissing(f"There is no store at {self.folder}. Begin one with: fit --store …")
-        try:
-            group = zarr.open_group(self._results, mode="r+")
-            version = group.attrs["format"]
-        except (KeyError, ValueError, TypeError) as error:
-            told = f"{self._results / 'zarr.json'} is not that of a job's results"
-            raise StoreDamaged(f"{told} ({type(error).__name__}: {error}). Name another --store.") from error
-        if version != FORMAT:
-            told = f"{self.folder} has format {version!r}, expected {FORMAT!r}"
-            raise StoreMismatch(f"{told}. Name another --store.")
-        return group
+        return any(path.suffix != ".partial" for path in self._results.glob("*"))
 
     def begin(self) -> None:
         """Make the store, unless there is one already. Raises `DiskFull`."""
         if not self.exists:
-            with disk_full_is_told(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
-                zarr.create_group(self._results, attributes={"format": FORMAT}, overwrite=True)
+            self._write(self._attributes, layout.group({"format": FORMAT}))
 
     def facts(self) -> dict[str, object]:
-        """All attributes."""
-        return dict(self.results.attrs)
+        """All attributes. Raises `StepMissing` without a store, `StoreDamaged` and `StoreMismatch`."""
+        if not self.exists:
+            raise StepMissing(f"There is no store at {self.folder}. Begin one with: fit --store …")
+        with _damage_is_told(self._attributes.relative_to(self.folder), "Name another --store"):
+            content = self._attributes.read_bytes()
+            facts = dict(json.loads(content)["attributes"])
+            if facts["format"] != FORMAT:
+                told = f"{self.folder} has format {facts['format']!r}, expected {FORMAT!r}"
+                raise StoreMismatch(f"{told}. Name another --store.")
+            facts.pop("seal")
+            if content != layout.group(facts):
+                raise ValueError("its seal differs")
+        return facts
 
     def settle(self, facts: Mapping[str, object]) -> None:
         """Write attributes. Raises `StoreMismatch`, and writes none, when the store has another one."""
         stored = self.facts()
         for name, fact in facts.items():
             refuse_unless_equal(name, stored.get(name, fact), fact)
-        if facts.keys() - stored.keys():
-            with disk_full_is_told(self.folder):
-                self.results.attrs.update(facts)
+        self._write(self._attributes, layout.group(stored | facts))
+
+    def _write(self, path: Path, content: bytes) -> None:
+        """A small file, whole, unless it is there already. Raises `DiskFull`."""
+        if not path.is_file() or path.read_bytes() != content:
+            with disk_full_is_told(self.folder), replacing(path) as fresh:
+                fresh.write_bytes(content)
+
+    def belonging(self, names: tuple[str, ...]) -> str:
+        """Stands for the facts of these names."""
+        facts = self.facts()
+        return layout.digest_of({name: facts.get(name) for name in names})
 
     def make_array(self, name: str, shape: Sizes, chunks: Sizes, dtype: str | torch.dtype) -> None:
-        """An array of missing influences, unless it is there; other chunks while it is empty only."""
-        if name in self.results:
-            array = self.array(name)
-            if array.chunks == chunks or array.nchunks_initialized:
-                return
-        layout = {"shape": shape, "chunks": chunks, "dimension_names": DIMENSIONS[-len(shape) :]}
-        kind = {"dtype": str(dtype).removeprefix("torch."), "fill_value": np.nan}
-        compressors = [ZstdCodec(level=3), Crc32cCodec()]
-        with disk_full_is_told(self.folder):
-            self.results.create_array(name, overwrite=True, compressors=compressors, **layout, **kind)
+        """An array of missing values, unless it is there; other chunks while none is whole only."""
+        try:
+            kept = self.array(name).shape == shape and any(self._whole(name))
+        except (StepMissing, StoreDamaged):
+            kept = False
+        if not kept:
+            described = layout.array(name, shape, chunks, str(dtype).removeprefix("torch."))
+            self._write(self._results / name / "zarr.json", described)
 
     def keep_rows(self, name: str, rows: np.ndarray) -> None:
         """Row numbers of examples. They are written again each time: a kill may have left none."""
-        with disk_full_is_told(self.folder):
-            self.results.create_array(name, data=np.asarray(rows, dtype=np.int64), overwrite=True)
+        self.make_array(name, rows.shape, rows.shape, "int64")
+        self.write(name, (range(len(rows)),), rows)
 
     def array(self, name: str) -> zarr.Array:
-        """Raises `StepMissing`, naming the step that makes the array, and `StoreDamaged`."""
-        try:
-            if name in self.results:
-                return self.results[name]
-        except (KeyError, ValueError, TypeError) as error:
-            told = f"The description of {name} in results.zarr is damaged ({error})"
-            raise StoreDamaged(f"{told}. Remove the folder {name} there and run its step again.") from error
-        raise StepMissing(f"{self.folder} has no {name} yet. {MAKERS[name]}")
+        """Raises as `facts`, `StepMissing`, naming the step that makes the array, and `StoreDamaged`.
+
+        It is opened only when its description is what a job writes, byte by byte: zarr would let a
+        description from elsewhere name any codec.
+        """
+        self.facts()
+        path = self._results / name / "zarr.json"
+        if not path.exists():
+            raise StepMissing(f"{self.folder} has no {name} yet. {ARRAYS[name][2]}")
+        with _damage_is_told(path.relative_to(self.folder), "Run the step again: it is written anew"):
+            content = path.read_bytes()
+            told = json.loads(content)
+            sizes = told["shape"], told["chunk_grid"]["configuration"]["chunk_shape"]
+            if content != layout.array(name, *map(tuple, sizes), told["data_type"]):
+                raise ValueError("another description than a job writes")
+        return zarr.open_array(path.parent, mode="r+", zarr_format=3)
 
     def write(self, name: str, place: tuple[range, ...], values: np.ndarray) -> None:
         """Whole chunks, or nothing of them; `place` is in the last dimensions. Raises `DiskFull`."""
         with disk_full_is_told(self.folder):
             self.array(name)[_part(place)] = values
+            for chunk in self._chunks(name, place):
+                seal(*chunk)
 
     def read(self, name: str, place: tuple[range, ...]) -> np.ndarray:
         """A part of an array. Raises `StepMissing` when not all of it is there, and `StoreDamaged`."""
-        array = self.array(name)
-        try:
-            found = array[_part(place)]
-        except (ValueError, RuntimeError) as error:
-            told = (
-                f"A chunk of {name} at {', '.join(f'{part.start}:{part.stop}' for part in place)} is damaged"
-            )
-            raise StoreDamaged(f"{told} ({error}). Run the step again: it is computed anew.") from error
-        if np.isnan(found).any():
-            raise StepMissing(f"Not all {name} are there yet. {MAKERS[name]}. It goes on where it was.")
-        return found
+        for folder, chunk, of in self._chunks(name, place):
+            if not (folder / chunk).exists():
+                cure = f"{ARRAYS[name][2]}. It goes on where it was."
+                raise StepMissing(f"Not all {name} are there yet. {cure}")
+            if not sealed(folder, chunk, of):
+                told = f"Chunk {chunk} of {name} is damaged, half written, or belongs elsewhere"
+                raise StoreDamaged(f"{told}. Run the step again: it is computed anew.")
+        return self.array(name)[_part(place)]
 
     def has(self, name: str, place: tuple[range, ...]) -> bool:
         """Whether a part of an array is there and whole."""
-        try:
-            self.read(name, place)
-        except (StepMissing, StoreDamaged):
+        return all(sealed(*chunk) for chunk in self._chunks(name, place))
+
+    def _chunks(self, name: str, place: tuple[range, ...]) -> Iterator[tuple[Path, str, str]]:
+        """The files that hold a part of an array, each as `seal` wants it."""
+        array = self.array(name)
+        sizes = zip(place, array.chunks[-len(place) :], strict=True)
+        numbers = [range(part.start // size, -(-part.stop // size)) for part, size in sizes]
+        for number in product(*[range(1)] * (array.ndim - len(place)), *numbers):
+            yield self._results / name, "/".join(map(str, ("c", *number))), self._of(name, array)
+
+    def _of(self, name: str, array: zarr.Array) -> str:
+        return f"{self.belonging(ARRAYS[name][1])} {name} {array.shape} {array.chunks} {array.dtype}"
+
+    def fitted(self) -> bool:
+        """Whether the curvature is there. Raises `StoreDamaged`, for that of another job, too."""
+        if not self.curvature.exists():
             return False
+        _read(self.curvature, self.belonging(FITTED), header_only=True)
         return True
+
+    def save_sums(self, name: str, sums: Mapping[str, Tensor], blocks: int) -> None:
+        """Write tensors to `fit/`, sums over so many blocks of examples, one or more. Raises `DiskFull`."""
+        tensors = {key: tensor.contiguous() for key, tensor in sums.items()}
+        about = {"job": f"{self.belonging(SUMMED)} {name}", "blocks": str(blocks)}
+        path = self.partial_fit / f"{name}.safetensors"
+        with disk_full_is_told(self.folder), replacing(path) as fresh:
+            save_file(tensors, fresh, metadata=about | {"digest": digest(tensors, about)})
+
+    def load_sums(self, name: str, header_only: bool = False) -> tuple[dict[str, Tensor], int]:
+        """Saved tensors, and how many blocks they are over; none without a file. Raises `StoreDamaged`."""
+        path = self.partial_fit / f"{name}.safetensors"
+        return _read(path, f"{self.belonging(SUMMED)} {name}", header_only) if path.exists() else ({}, 0)
 
     def progress(self) -> dict[str, str]:
         """How far each step is, in words. Raises `StoreDamaged`."""
         return {"fit": self._fitted(), "score": self._share("scores"), "self": self._share("self_influences")}
 
     def _fitted(self) -> str:
-        if self.curvature.exists():
+        if self.fitted():
             return "done"
         for sums in ("eigenvalues", "covariances"):
-            blocks = sum(map(blocks_in, self.partial_fit.glob(f"{sums}-*.safetensors")))
+            files = self.partial_fit.glob(f"{sums}-*.safetensors")
+            blocks = sum(self.load_sums(path.stem, header_only=True)[1] for path in files)
             if blocks:
                 return f"{sums} of {blocks} block{'s' if blocks > 1 else ''}"
         return "begun" if self.partial_fit.exists() else "not yet"
 
     def _share(self, name: str) -> str:
-        if name not in self.results:
+        if not (self._results / name / "zarr.json").exists():
             return "not yet"
-        array = self.array(name)
-        places = list(product(*map(in_blocks, array.shape, array.chunks)))
-        done = sum(self.has(name, place) for place in places)
-        return "done" if done == len(places) else f"{done} of {len(places)} blocks"
+        done, chunks = sum(self._whole(name)), self.array(name).nchunks
+        return "done" if done == chunks else f"{done} of {chunks} blocks"
+
+    def _whole(self, name: str) -> Iterator[bool]:
+        """Of each sealed chunk, whether it is whole. What is there is looked at: a shape may be any."""
+        folder, of = self._results / name, self._of(name, self.array(name))
+        for path in folder.glob(f"c/**/*{SUFFIX}"):
+            yield sealed(folder, path.relative_to(folder).as_posix().removesuffix(SUFFIX), of)
+
+    def refuse_links(self) -> None:
+        """Raise `StoreMismatch` for a link in the folder: writing and sweeping would reach behind it."""
+        for path in self.folder.glob("**/*"):
+            if path.is_symlink():
+                told = "is a link, and a store holds none. Remove it, or put there what it points to."
+                raise StoreMismatch(f"{path} {told}")
 
     @contextmanager
     def claimed(self, team: Team) -> Iterator[None]:
@@ -187,6 +230,7 @@ class Store:
             if strange and not self.exists:
                 told = f"{self.folder} holds other things ({strange[0]}) and no store"
                 raise StoreMismatch(f"{told}. Name a new folder.")
+            self.refuse_links()
             with disk_full_is_told(self.folder):
                 folder.mkdir(parents=True, exist_ok=True)
             own.acquire()
@@ -217,34 +261,27 @@ def _part(place: tuple[range, ...]) -> tuple:
     return (..., *(slice(part.start, part.stop) for part in place))
 
 
-def save_sums(path: Path, sums: Mapping[str, Tensor], blocks: int) -> None:
-    """Write tensors, sums over so many blocks of examples. Raises `DiskFull`."""
-    tensors = {key: tensor.contiguous() for key, tensor in sums.items()}
-    about = {"blocks": str(blocks), "digest": digest(tensors)}
-    with disk_full_is_told(path.parent), replacing(path) as fresh:
-        save_file(tensors, fresh, metadata=about)
-
-
-def load_sums(path: Path, header_only: bool = False) -> tuple[dict[str, Tensor], int]:
-    """Saved tensors and the number of blocks they are over; none without a file. Raises `StoreDamaged`."""
-    if not path.exists():
-        return {}, 0
-    try:
+def _read(path: Path, of: str, header_only: bool) -> tuple[dict[str, Tensor], int]:
+    """Tensors, and how many blocks they are over. Raises `StoreDamaged`, for those of another job, too."""
+    with _damage_is_told(path.name, FIT_AGAIN):
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
-            names = () if header_only else file.keys()
-            found = {name: file.get_tensor(name) for name in names}
-        if not header_only and about["digest"] != digest(found):
+            found = {} if header_only else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if about["job"] != of:
+            raise ValueError("it is of other examples, another model, another step or other settings")
+        if not header_only and about.pop("digest") != digest(found, about):
             raise ValueError("its checksum differs")
-        return found, int(about["blocks"])
+        return found, int(about.get("blocks", 0))
+
+
+@contextmanager
+def _damage_is_told(part: Path | str, cure: str) -> Iterator[None]:
+    """Raises `StoreDamaged` where a part can't be read, or is not what was written."""
+    try:
+        yield
     except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        told = f"{path.parent.name}/{path.name} can't be read ({error})"
-        raise StoreDamaged(f"{told}. Remove it: its blocks are computed anew.") from error
-
-
-def blocks_in(path: Path) -> int:
-    """How many blocks the saved sums are over. Raises `StoreDamaged`."""
-    return load_sums(path, header_only=True)[1]
+        told = f"{part} is not as this job wrote it ({type(error).__name__}: {error})"
+        raise StoreDamaged(f"{told}. {cure}.") from error
 
 
 @contextmanager

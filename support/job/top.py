@@ -13,6 +13,7 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 
 from support.ekfac.storage import replacing
+from support.job.errors import StoreDamaged
 from support.job.examples import Examples
 from support.job.store import Store, disk_full_is_told, in_blocks
 from support.text import paragraphs
@@ -62,8 +63,12 @@ def strongest(store: Store, training: Examples, queries: Examples, count: int, r
     """The `count` most helpful and most harmful training examples, for each query and for all.
 
     `relative` divides each score by √self-influence of the training example, which keeps outliers that
-    pull on everything from winning every row. Raises `StepMissing` when scores are missing.
+    pull on everything from winning every row. Raises `StepMissing` when scores are missing, `StoreDamaged`.
     """
+    shape, expected = store.array("scores").shape, (len(queries), len(training))
+    if shape != expected:
+        told = f"The scores are said to be {shape}, but queries and training examples are {expected}"
+        raise StoreDamaged(f"{told}. Run: score")
     totals = np.zeros(len(queries))
     best = {effect: (np.zeros((len(queries), 0)), np.zeros((len(queries), 0), int)) for effect in EFFECTS}
     for block, scores in _columns(store, relative):

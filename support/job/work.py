@@ -1,6 +1,7 @@
 """A job put together: settings, model, examples, engine and store, as each command needs them."""
 
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -22,10 +23,13 @@ from support.job.settings import (
 from support.job.sources import Classifier, load_classifier, load_texts, refuse_single_split
 from support.job.store import Store
 from support.job.team import Team, device
+from support.text import visible
 
 Result = TypeVar("Result")
 
 RECORDED = ("torch", "transformers", "datasets", "zarr", "support")
+COUNTING = ("torch", "transformers", "support")
+"""Packages that have a say in the numbers."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,12 @@ class Job:
     @cached_property
     def stored(self) -> dict[str, object]:
         """What the store knows already; empty when there is none."""
-        return self.team.on_first(lambda: self.store.facts() if self.store.exists else {})
+
+        def look() -> dict[str, object]:
+            self.store.refuse_links()
+            return self.store.facts() if self.store.exists else {}
+
+        return self.team.on_first(look)
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -100,16 +109,26 @@ class Job:
 
     def begin(self) -> None:
         """Make the store, or see that it is this job's. Raises `StoreMismatch`, by name."""
-        versions = {"python": platform.python_version(), **{name: version(name) for name in RECORDED}}
         facts = {
             "subject": asdict(self.subject),
             "model": self.engine.identity(),
             "config": self.classifier.config,
             "training": self.training.about(),
             "fitted_on": self.fitted_on.about(),
-            "versions": self.stored.get("versions") or self.team.on_first(lambda: versions),
+            "versions": self.versions,
         }
         self.settle(facts, training_rows=self.training)
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Those that the store was begun with. Others here are told: their last digits may differ."""
+        here = {name: version(name) for name in RECORDED} | {"python": platform.python_version()}
+        begun = self.stored.get("versions") or self.team.on_first(lambda: here)
+        for name in COUNTING:
+            if begun.get(name) != here[name] and self.team.rank == 0:
+                told = visible(f"The store was begun with {name} {begun.get(name)}; here it is {here[name]}")
+                print(f"{told}: last digits of what is added may differ.", file=sys.stderr, flush=True)
+        return begun
 
     def ask(self) -> None:
         """Settle queries and λ, so that a run that is killed before it scores knows them. As `begin`."""

@@ -1,0 +1,298 @@
+"""Whatever happens to a part of a store, no other numbers come of it: it is refused by name, or made anew."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from numcodecs import Pickle
+
+from support.job.errors import StepMissing, StoreDamaged, StoreMismatch
+from support.job.fit import fit
+from support.job.score import score, self_influences
+from support.job.store import Store
+from tests.test_job_numbers import fitted, new_engine, new_job, scored
+from tests.test_job_store import flipped, truncated
+
+pytestmark = pytest.mark.usefixtures("alone")
+
+PLACE = (range(0, 2), range(0, 3))
+
+
+def begun(folder, regularization="0.01"):
+    """A store with an array of one query group and two blocks."""
+    store = Store(folder)
+    store.begin()
+    store.settle({"damping": {"regularization": regularization}})
+    store.make_array("scores", (2, 6), (2, 3), "float32")
+    return store
+
+
+def filled(folder, regularization="0.01", scale=1):
+    store = begun(folder, regularization)
+    store.write("scores", PLACE, np.full((2, 3), scale, np.float32))
+    store.write("scores", (range(2), range(3, 6)), np.full((2, 3), 2 * scale, np.float32))
+    return store
+
+
+def deleted(path):
+    path.unlink()
+
+
+def made_a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+def exchanged(one, other):
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+
+
+# Each part is one of this store, at its place
+
+
+@pytest.mark.parametrize("shards", [0, -1, 10**12, "2"])
+def test_a_number_of_shards_that_can_not_be_is_refused_and_not_counted_out(tmp_path, shards):
+    job = new_job(tmp_path)
+    job.begin()
+    job.store.settle({"shards": shards})
+    with pytest.raises(StoreDamaged, match=f"says shards: {shards}, of .* Name another --store"):
+        fit(job)
+
+
+@pytest.mark.parametrize("suffixes", [("",), ("", ".seal")], ids=["alone", "with its seal"])
+def test_chunks_that_changed_places_count_as_missing(tmp_path, suffixes):
+    store = filled(tmp_path)
+    for suffix in suffixes:
+        exchanged(*(tmp_path / "results.zarr" / "scores" / "c" / "0" / f"{n}{suffix}" for n in (0, 1)))
+    assert not store.has("scores", PLACE)
+    with pytest.raises(StoreDamaged, match=r"Chunk c/0/0 of scores is damaged, .* Run the step again"):
+        store.read("scores", PLACE)
+    assert store.progress()["score"] == "0 of 2 blocks"
+
+
+def test_a_chunk_of_other_settings_is_none_of_this_store(tmp_path):
+    store, other = filled(tmp_path / "one"), filled(tmp_path / "other", "0.02", 5)
+    shutil.copytree(
+        other.folder / "results.zarr" / "scores", store.folder / "results.zarr" / "scores", dirs_exist_ok=True
+    )
+    assert not store.has("scores", PLACE)
+
+
+def test_a_chunk_in_an_array_of_another_cut_counts_as_missing(tmp_path):
+    store = filled(tmp_path)
+    path = tmp_path / "results.zarr" / "scores" / "zarr.json"
+    path.write_bytes(path.read_bytes().replace(b"        2,\n        3\n", b"        1,\n        6\n"))
+    assert store.array("scores").chunks == (1, 6)
+    with pytest.raises(StoreDamaged, match="Chunk c/0/0 of scores is damaged"):
+        store.read("scores", PLACE)
+
+
+@pytest.mark.parametrize("name", ["scores", "layer_scores", "self_influences"])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_an_array_whose_cut_was_edited_ends_with_the_very_same_numbers(tmp_path, name, more):
+    def every_number():
+        store = scored(tmp_path, by_layer=True)
+        self_influences(new_job(tmp_path, by_layer=True))
+        return store.array("scores")[:], store.array("layer_scores")[:], store.array("self_influences")[:]
+
+    before = every_number()
+    path = tmp_path / "results.zarr" / name / "zarr.json"
+    told = json.loads(path.read_text())
+    told["chunk_grid"]["configuration"]["chunk_shape"][-1] += more
+    path.write_text(json.dumps(told, indent=2))
+    for found, expected in zip(every_number(), before, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("change", ["place", "blocks", "facts", "tensor"])
+def test_sums_are_of_this_store_at_their_place_over_so_many_blocks(tmp_path, change):
+    store = begun(tmp_path / "one")
+    store.settle({"subject": {"block": 3}})
+    store.save_sums("basis-0", {"a": torch.ones(50)}, 2)
+    path = store.partial_fit / "basis-0.safetensors"
+    if change == "place":
+        path = path.rename(store.partial_fit / "basis-1.safetensors")
+    elif change == "blocks":
+        path.write_bytes(path.read_bytes().replace(b'"blocks":"2"', b'"blocks":"3"'))
+    elif change == "facts":
+        other = begun(tmp_path / "other")
+        other.settle({"subject": {"block": 4}})
+        other.save_sums("basis-0", {"a": torch.ones(50)}, 2)
+        shutil.copy((other.partial_fit / "basis-0.safetensors"), path)
+    else:
+        flipped(path)
+    with pytest.raises(
+        StoreDamaged, match=f"{path.name} is not as this job wrote it .* Remove it and run: fit"
+    ):
+        store.load_sums(path.stem)
+
+
+@pytest.mark.parametrize("damage", [flipped, truncated, deleted, emptied, made_a_folder])
+def test_damaged_attributes_are_never_taken_for_none(tmp_path, damage):
+    store = filled(tmp_path)
+    path = tmp_path / "results.zarr" / "zarr.json"
+    damage(path)
+    for step in (store.facts, store.progress, lambda: store.settle({"shards": 1})):
+        store.begin()
+        with pytest.raises(
+            StoreDamaged, match="zarr.json is not as this job wrote it .* Name another --store"
+        ):
+            step()
+    assert len(list(tmp_path.glob("results.zarr/scores/c/0/?"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("written", "edited"),
+    [
+        ('"regularization": "0.01"', '"regularization": "0.03"'),
+        ('"zarr_format": 3,', '"zarr_format": 3,\n "consolidated_metadata": {},'),
+        ('"seal": "', '"seal": "0'),
+    ],
+)
+def test_attributes_that_were_edited_are_refused(tmp_path, written, edited):
+    store = filled(tmp_path)
+    path = tmp_path / "results.zarr" / "zarr.json"
+    assert written in path.read_text()
+    path.write_text(path.read_text().replace(written, edited))
+    with pytest.raises(StoreDamaged, match="its seal differs"):
+        store.facts()
+
+
+# A curvature belongs to the examples it was fitted on
+
+
+def fitted_on_others(folder, **settings):
+    job = new_job(folder, **settings)
+    vars(job)["fitted_on"] = vars(job)["fitted_on"].select(np.arange(5))
+    fit(job)
+    return job
+
+
+def other_model(folder):
+    torch.manual_seed(7)
+    engine = new_engine()
+    with torch.no_grad():
+        next(engine.model.parameters()).mul_(2)
+    return fitted(folder, engine=engine)
+
+
+@pytest.mark.parametrize("make", [fitted_on_others, other_model])
+def test_a_curvature_of_other_examples_or_another_model_is_refused_until_it_is_removed(tmp_path, make):
+    whole = scored(tmp_path / "store").array("scores")[:]
+    other = make(tmp_path / "other")
+    store = Store(tmp_path / "store")
+    shutil.copy(other.store.curvature, store.curvature)
+    for step in (fit, score, self_influences, lambda job: job.store.progress()):
+        with pytest.raises(
+            StoreDamaged, match=r"it is of other examples, another model.* Remove it and run: fit"
+        ):
+            step(new_job(store.folder))
+    store.curvature.unlink()
+    shutil.rmtree(store.folder / "results.zarr" / "scores" / "c")
+    np.testing.assert_array_equal(scored(store.folder).array("scores")[:], whole)
+
+
+@pytest.mark.parametrize("damage", [flipped, truncated, emptied])
+def test_a_damaged_curvature_is_refused_until_it_is_removed(tmp_path, damage):
+    whole = scored(tmp_path).array("scores")[:]
+    store = Store(tmp_path)
+    damage(store.curvature)
+    with pytest.raises(StoreDamaged, match=r"curvature.safetensors .* Remove it and run: fit"):
+        score(new_job(tmp_path))
+    store.curvature.unlink()
+    with pytest.raises(StepMissing, match="no curvature yet. Run: fit"):
+        score(new_job(tmp_path))
+    np.testing.assert_array_equal(scored(tmp_path).array("scores")[:], whole)
+
+
+@pytest.mark.parametrize(
+    ("package", "told"), [("torch", True), ("transformers", True), ("support", True), ("zarr", False)]
+)
+def test_another_version_of_what_counts_is_told_once(tmp_path, capsys, package, told):
+    job = new_job(tmp_path)
+    job.store.settle({"versions": job.versions | {package: "0.1"}})
+    fit(new_job(tmp_path))
+    line = f"The store was begun with {package} 0.1; here it is {job.versions[package]}: last digits of"
+    assert capsys.readouterr().err.count(line) == told
+
+
+# A stranger's store
+
+
+@pytest.mark.parametrize("step", ["facts", "array", "progress"])
+def test_a_codec_that_no_job_writes_is_refused_before_anything_is_read(tmp_path, monkeypatch, step):
+    def reached(*_):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Pickle, "decode", reached)
+    store = begun(tmp_path)
+    array = {
+        "zarr_format": 2,
+        "shape": [2, 3],
+        "chunks": [2, 3],
+        "dtype": "|O",
+        "fill_value": "",
+        "order": "C",
+    }
+    array |= {"compressor": {"id": "pickle", "protocol": 5}, "filters": [{"id": "vlen-utf8"}]}
+    inline = {"kind": "inline", "must_understand": False, "metadata": {"scores": array}}
+    path = tmp_path / "results.zarr" / "zarr.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"consolidated_metadata": inline}))
+    with pytest.raises(StoreDamaged):
+        {"facts": store.facts, "array": lambda: store.array("scores"), "progress": store.progress}[step]()
+
+
+@pytest.mark.parametrize(
+    ("written", "edited"),
+    [
+        (b'"zstd"', b'"gzip"'),
+        (b'"crc32c"', b'"numcodecs.pickle"'),
+        (b'"float32"', b'"string"'),
+        (b"    6\n", b"    600000000000000\n"),
+        (b'"storage_transformers": []', b'"storage_transformers": [{}]'),
+        (b'"default"', b'"v2"'),
+    ],
+)
+def test_a_description_that_no_job_writes_is_refused_and_written_anew(tmp_path, written, edited):
+    store = filled(tmp_path)
+    path = tmp_path / "results.zarr" / "scores" / "zarr.json"
+    before = path.read_bytes()
+    assert written in before
+    path.write_bytes(before.replace(written, edited))
+    with pytest.raises((StoreDamaged, StepMissing)):
+        store.read("scores", PLACE)
+    store.make_array("scores", (2, 6), (2, 3), "float32")
+    assert path.read_bytes() == before
+    assert store.has("scores", PLACE)
+
+
+def test_a_huge_shape_costs_nothing(tmp_path):
+    store = begun(tmp_path)
+    store.make_array("scores", (2, 10**15), (2, 3), "float32")
+    assert store.progress()["score"] == "0 of 333333333333334 blocks"
+
+
+@pytest.mark.parametrize("place", ["tokens", "fit", "locks", "top.html", "results.zarr/scores"])
+def test_what_a_link_points_to_is_neither_swept_nor_written(tmp_path, alone, place):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("tmp_thesis.tex", "notes.partial", "rank-0"):
+        (mine / name).write_text("precious")
+    store = begun(tmp_path / "store")
+    shutil.rmtree(store.folder / place, ignore_errors=True)
+    (store.folder / place).symlink_to(mine)
+    with pytest.raises(StoreMismatch, match=f"{place} is a link, and a store holds none. Remove it"):
+        store.claimed(alone()).__enter__()
+    job = new_job(tmp_path / "other")
+    vars(job).update(store=store)
+    with pytest.raises(StoreMismatch, match="is a link"):
+        _ = job.stored
+    assert [path.read_text() for path in mine.iterdir()] == ["precious"] * 3
