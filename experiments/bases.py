@@ -14,6 +14,7 @@ G = gᵀa of an example, its rows the positions that carry gradient, the covaria
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -25,9 +26,7 @@ from support.ekfac.blocks import Block, loader_blocks, unlabelled
 from support.ekfac.curvature import (
     Eigenbasis,
     LayerCurvature,
-    Regularization,
     add_squares,
-    damped_inverse,
     eigenbasis,
     kfac_eigenvalues,
     rotated_one_by_one,
@@ -123,6 +122,29 @@ def curvatures(
 
 
 @dataclass(frozen=True)
+class Share:
+    """λ of a layer as so many times the mean of its Λ, or its 0.99 quantile."""
+
+    factor: float
+    of: Literal["mean", "0.99 quantile"]
+
+    def __str__(self) -> str:
+        return f"{self.factor:g} × {self.of}"
+
+
+Damping = float | Share
+"""One λ for all layers, or what makes a λ for each."""
+
+
+def damped_inverse(eigenvalues: Float[Tensor, "d_out d_in"], damping: Damping) -> Tensor:
+    """1 / (Λ + λ)."""
+    if not isinstance(damping, Share):
+        return 1 / (eigenvalues + damping)
+    size = eigenvalues.mean() if damping.of == "mean" else eigenvalues.quantile(0.99)
+    return 1 / (eigenvalues + damping.factor * size)
+
+
+@dataclass(frozen=True)
 class Scores:
     """By layer, for one λ: influences, and of each training example with itself."""
 
@@ -135,14 +157,14 @@ def scored(
     curvature: dict[str, LayerCurvature],
     queries: list,
     train: list,
-    regularizations: tuple[Regularization, ...],
+    dampings: tuple[Damping, ...],
     progress: bool = False,
-) -> dict[Regularization, Scores]:
+) -> dict[Damping, Scores]:
     """Influences for every λ from one pass over each side: gradients are rotated once."""
     asked = dict(_rotated_queries(engine, curvature, queries, progress))
     inverses = {
         value: {name: damped_inverse(layer.eigenvalues, value) for name, layer in curvature.items()}
-        for value in regularizations
+        for value in dampings
     }
     examples = sum(len(labels) for _, labels, *_ in train)
     shape = len(engine.layers), len(next(iter(asked.values()))), examples

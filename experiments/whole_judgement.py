@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from experiments.bank_making import QUERIES, TRAIN_REVIEWS
-from experiments.bases import BASES, Scores, curvatures, scored
+from experiments.bases import BASES, Damping, Scores, Share, curvatures, scored
 from experiments.finetune import Finetuning
 from experiments.judgement import agreement_row
 from experiments.scorers import SIMILARITIES, Question
@@ -34,7 +34,11 @@ from support.retraining import Reviews, read_vectors
 
 TABLE = Path(__file__).parent / "whole_model.csv"
 PLACES = (0.1, 0.2, 0.5, 1.0)
-REGULARIZATIONS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+DAMPINGS = (
+    *(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    *(Share(factor, "mean") for factor in (0.1, 1.0, 10.0, 100.0)),
+    *(Share(factor, "0.99 quantile") for factor in (0.1, 1.0, 10.0)),
+)
 TRACKED = ("chapters", "LoRA")
 
 
@@ -78,10 +82,12 @@ def engine_at(share: float, tracked: str) -> EkfacInfluence:
     return EkfacInfluence(ModelLogitsWrapper(model))
 
 
-def scores_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, float, Scores]]:
+def scores_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, Damping, Scores]]:
     """Kind, λ and scores; computed once, then read from the cache."""
     engine = engine_at(share, tracked)
-    key = hashlib.sha256(f"{digest(dict(engine.model.state_dict()))} {REGULARIZATIONS}".encode()).hexdigest()
+    key = hashlib.sha256(
+        f"{digest(dict(engine.model.state_dict()))} {[str(value) for value in DAMPINGS]}".encode()
+    ).hexdigest()
     files = {kind: cache_folder() / "fidelity" / f"whole-{key[:24]}-{kind}.safetensors" for kind in kinds}
     train, queries = (
         list(reviews(split, rows).loader(50)) for split, rows in (("train", TRAIN_REVIEWS), ("test", QUERIES))
@@ -90,14 +96,14 @@ def scores_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tu
     found = curvatures(engine, train, progress=True) if missing else {}
     for kind in missing:
         tensors = {}
-        for value, scores in scored(engine, found[kind], queries, train, REGULARIZATIONS, True).items():
+        for value, scores in scored(engine, found[kind], queries, train, DAMPINGS, True).items():
             tensors |= {f"{value}/influences": scores.influences, f"{value}/self": scores.self_influences}
         means = torch.stack([layer.eigenvalues.mean() for layer in found[kind].values()])
         with replacing(files[kind]) as fresh:
             save_file(tensors | {"mean eigenvalues": means}, fresh)
     for kind, file in files.items():
         tensors = load_file(file)
-        for value in REGULARIZATIONS:
+        for value in DAMPINGS:
             yield kind, value, Scores(tensors[f"{value}/influences"], tensors[f"{value}/self"])
 
 

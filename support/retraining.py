@@ -168,9 +168,12 @@ class Retraining:
             self._train(torch.arange(len(reviews)), seed=0, epochs=recipe.trained_for)
             self.start = copy.deepcopy(part.state_dict())
 
-    def run(self, rows: Int[Tensor, " rows"], seed: int) -> nn.Module:
-        """The part after training on these rows; it is trained over by the next call."""
-        self._train(rows, seed, self.recipe.epochs)
+    def run(self, rows: Int[Tensor, " rows"], seed: int, without: int = -1) -> nn.Module:
+        """The part after training on these rows; it is trained over by the next call.
+
+        Row `without` is left out of the batches it would be in: all others keep their places.
+        """
+        self._train(rows, seed, self.recipe.epochs, without=without)
         return self.part
 
     def run_on_all(self, seed: int) -> nn.Module:
@@ -191,7 +194,9 @@ class Retraining:
         fresh.load_state_dict(state)
         return fresh
 
-    def _train(self, rows: Tensor, seed: int, epochs: int, keep_at: Sequence[int] = ()) -> dict[int, State]:
+    def _train(
+        self, rows: Tensor, seed: int, epochs: int, keep_at: Sequence[int] = (), without: int = -1
+    ) -> dict[int, State]:
         """States of the part after the steps `keep_at`."""
         if not len(rows):
             raise ValueError("There are no rows to train on.")
@@ -200,7 +205,8 @@ class Retraining:
         trained = [p for p in self.part.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
         shuffled = (rows[torch.randperm(len(rows), generator=generator)] for _ in range(epochs))
-        batches = [batch for epoch in shuffled for batch in epoch.split(recipe.batch_size)]
+        whole = (batch for epoch in shuffled for batch in epoch.split(recipe.batch_size))
+        batches = [left for batch in whole if len(left := batch[batch != without])]
         warmup = max(1, round(recipe.warmup_share * len(batches)))
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, len(batches))
         states = {0: copy.deepcopy(self.start)} if 0 in keep_at else {}
