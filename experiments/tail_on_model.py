@@ -1,10 +1,10 @@
-"""`python -m experiments.tail_on_model`: the tail's banks before the engine on the model, `tail_on_model.csv`.
+"""`python -m experiments.tail_on_model`: the engine on the model before the banks of its tail.
 
 A bank of `experiments.bank_making` trains the last feed-forward layers and the head on vectors of [CLS], one
 position per review. A user has the whole model, in which those layers see every token and only [CLS] has a
 gradient. So the trained tail is put back into its encoder, and the engine is asked there: with the
 activation covariance over the positions that carry gradient, which is that of the vectors, and with that
-over all positions. About three minutes for each row of places on two cores; scores are kept in the cache.
+over all positions; `tail_on_model.csv`. Scores are kept in the cache.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ ASKED += [(name, where, "gradient") for name in EXPERIMENTS for where in ("20%",
 
 
 def engine_on_the_model(experiment: Experiment, checkpoint: Checkpoint, positions: str) -> EkfacInfluence:
-    """The engine, unfitted, on the encoder with the tail of this checkpoint in it, whose layers are tracked."""
+    """The engine, unfitted, on the encoder with this checkpoint's tail in it, whose layers are tracked."""
     encoder = packaged_encoder(experiment.recipe.head_seed).eval().requires_grad_(False)
     ClassifierTail(encoder).load_state_dict(checkpoint.model().state_dict())
     return EkfacInfluence(ModelLogitsWrapper(encoder), covariance_positions=positions)
