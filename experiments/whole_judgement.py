@@ -34,6 +34,7 @@ from support.retraining import Reviews, read_vectors
 
 TABLE = Path(__file__).parent / "whole_model.csv"
 PLACES = (0.1, 0.2, 0.5, 1.0)
+ALL_BASES_AT = (0.2, 1.0)
 DAMPINGS = (
     *(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
     *(Share(factor, "mean") for factor in (0.1, 1.0, 10.0, 100.0)),
@@ -93,7 +94,7 @@ def scores_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tu
         list(reviews(split, rows).loader(50)) for split, rows in (("train", TRAIN_REVIEWS), ("test", QUERIES))
     )
     missing = [kind for kind, file in files.items() if not file.exists()]
-    found = curvatures(engine, train, progress=True) if missing else {}
+    found = curvatures(engine, train, missing, progress=True) if missing else {}
     for kind in missing:
         tensors = {}
         for value, scores in scored(engine, found[kind], queries, train, DAMPINGS, True).items():
@@ -128,7 +129,8 @@ def table() -> pd.DataFrame:
     asked = [(share, tracked) for tracked in TRACKED for share in PLACES]
     for share, tracked in tqdm(asked, "places", unit="place"):
         names = list(engine_at(share, tracked).layers)
-        kinds = BASES if tracked == "chapters" else ("all positions", "gradient")
+        all_bases = tracked == "chapters" and share in ALL_BASES_AT
+        kinds = BASES if all_bases else ("all positions", "gradient")
         for kind, value, scores in scores_at(share, tracked, kinds):
             told = {"scorer": "EK-FAC", "where": f"{share:.0%}", "tracked": tracked, "basis": kind}
             told |= {"regularization": str(value)}
