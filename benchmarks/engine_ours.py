@@ -11,7 +11,7 @@ FILE = "curvature.safetensors"
 
 
 def new_engine(work: Work) -> EkfacInfluence:
-    return EkfacInfluence(work.classifier, hessian_regularization=REGULARIZATION)
+    return EkfacInfluence(work.classifier, hessian_regularization=REGULARIZATION, covariance_positions="all")
 
 
 def fitted_engine(work: Work) -> EkfacInfluence:

@@ -12,8 +12,9 @@ G = gᵀa of an example, its rows the positions that carry gradient, the covaria
   A ∝ E[GᵀSG], S ∝ E[GAGᵀ] (Van Loan & Pitsianis 1993).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -25,9 +26,7 @@ from support.ekfac.blocks import Block, loader_blocks, unlabelled
 from support.ekfac.curvature import (
     Eigenbasis,
     LayerCurvature,
-    Regularization,
     add_squares,
-    damped_inverse,
     eigenbasis,
     kfac_eigenvalues,
     rotated_one_by_one,
@@ -56,9 +55,13 @@ def add_example(kind: str, sums: Pair, a: Tensor, g: Tensor, factors: Pair | Non
         total += part
 
 
-def covariances(engine: EkfacInfluence, loader: list, progress: bool = False) -> dict[str, dict[str, Pair]]:
-    """Sums of every kind but "Kronecker", and then those, by kind and layer, each of trace 1."""
-    found: dict[str, dict[str, Pair]] = {kind: _zeros(engine) for kind in BASES}
+def covariances(
+    engine: EkfacInfluence, loader: list, kinds: Sequence[str] = BASES, progress: bool = False
+) -> dict[str, dict[str, Pair]]:
+    """Sums by kind and layer, each of trace 1. "Kronecker" goes over the loader twice more."""
+    at_once = {"all positions", "gradient", *kinds} - {"Kronecker"}
+    at_once |= {"per example"} if "Kronecker" in kinds else set()
+    found: dict[str, dict[str, Pair]] = {kind: _zeros(engine) for kind in at_once}
     directions = fisher_directions(engine.likelihood)
     for one in engine.passes.over(_blocks(engine, loader, "covariances", progress), directions, "0"):
         for name, gradients in one.gradients():
@@ -66,11 +69,20 @@ def covariances(engine: EkfacInfluence, loader: list, progress: bool = False) ->
                 activations = one.activations(name)
                 found["all positions"][name][0].addmm_(activations.T, activations)
             for _, a, g in gradients.one_by_one():
-                for kind in ("gradient", "weighted", "per example"):
+                for kind in at_once - {"all positions"}:
                     add_example(kind, found[kind][name], a, g)
     for name in engine.layers:
         found["all positions"][name][1].copy_(found["gradient"][name][1])
-    factors = _of_trace_one(found["per example"])
+    if "Kronecker" in kinds:
+        found["Kronecker"] = _nearest(engine, loader, _of_trace_one(found["per example"]), progress)
+    return {kind: _of_trace_one(found[kind]) for kind in kinds}
+
+
+def _nearest(
+    engine: EkfacInfluence, loader: list, factors: dict[str, Pair], progress: bool
+) -> dict[str, Pair]:
+    """The factors after the steps of alternating least squares from these on."""
+    directions = fisher_directions(engine.likelihood)
     for _ in range(STEPS):
         sums = _zeros(engine)
         for one in engine.passes.over(_blocks(engine, loader, "least squares", progress), directions, "0"):
@@ -78,8 +90,7 @@ def covariances(engine: EkfacInfluence, loader: list, progress: bool = False) ->
                 for _, a, g in gradients.one_by_one():
                     add_example("Kronecker", sums[name], a, g, factors[name])
         factors = _of_trace_one(sums)
-    found["Kronecker"] = factors
-    return {kind: _of_trace_one(sums) for kind, sums in found.items()}
+    return factors
 
 
 def _zeros(engine: EkfacInfluence) -> dict[str, Pair]:
@@ -99,12 +110,12 @@ def _blocks(engine: EkfacInfluence, loader: list, what: str, progress: bool) -> 
 
 
 def curvatures(
-    engine: EkfacInfluence, loader: list, progress: bool = False
+    engine: EkfacInfluence, loader: list, kinds: Sequence[str] = BASES, progress: bool = False
 ) -> dict[str, dict[str, LayerCurvature]]:
-    """Λ corrected in the bases of every kind, all from the same passes: by kind and layer."""
+    """Λ corrected in the bases of these kinds, all from the same passes: by kind and layer."""
     bases: dict[str, dict[str, Eigenbasis]] = {
         kind: {name: eigenbasis(*pair) for name, pair in sums.items()}
-        for kind, sums in covariances(engine, loader, progress).items()
+        for kind, sums in covariances(engine, loader, kinds, progress).items()
     }
     totals = {
         kind: {name: torch.zeros_like(kfac_eigenvalues(basis)) for name, basis in of_kind.items()}
@@ -114,12 +125,35 @@ def curvatures(
     for one in engine.passes.over(_blocks(engine, loader, "eigenvalues", progress), directions, "1"):
         examples += one.examples if one.number == 0 else 0
         for name, gradients in one.gradients():
-            for kind in BASES:
+            for kind in kinds:
                 add_squares(totals[kind][name], gradients, bases[kind][name])
     return {
         kind: {name: LayerCurvature(basis, totals[kind][name] / examples) for name, basis in of_kind.items()}
         for kind, of_kind in bases.items()
     }
+
+
+@dataclass(frozen=True)
+class Share:
+    """λ of a layer as so many times the mean of its Λ, or its 0.99 quantile."""
+
+    factor: float
+    of: Literal["mean", "0.99 quantile"]
+
+    def __str__(self) -> str:
+        return f"{self.factor:g} × {self.of}"
+
+
+Damping = float | Share
+"""One λ for all layers, or what makes a λ for each."""
+
+
+def damped_inverse(eigenvalues: Float[Tensor, "d_out d_in"], damping: Damping) -> Tensor:
+    """1 / (Λ + λ)."""
+    if not isinstance(damping, Share):
+        return 1 / (eigenvalues + damping)
+    size = eigenvalues.mean() if damping.of == "mean" else eigenvalues.quantile(0.99)
+    return 1 / (eigenvalues + damping.factor * size)
 
 
 @dataclass(frozen=True)
@@ -135,14 +169,14 @@ def scored(
     curvature: dict[str, LayerCurvature],
     queries: list,
     train: list,
-    regularizations: tuple[Regularization, ...],
+    dampings: tuple[Damping, ...],
     progress: bool = False,
-) -> dict[Regularization, Scores]:
+) -> dict[Damping, Scores]:
     """Influences for every λ from one pass over each side: gradients are rotated once."""
     asked = dict(_rotated_queries(engine, curvature, queries, progress))
     inverses = {
         value: {name: damped_inverse(layer.eigenvalues, value) for name, layer in curvature.items()}
-        for value in regularizations
+        for value in dampings
     }
     examples = sum(len(labels) for _, labels, *_ in train)
     shape = len(engine.layers), len(next(iter(asked.values()))), examples

@@ -146,9 +146,10 @@ class Retraining:
         self.rates: list[float] = []
         self.start = copy.deepcopy(part.state_dict())
 
-    def run(self, rows: Int[Tensor, " rows"], seed: int) -> nn.Module:
-        """The part after training on these rows; it is trained over by the next call."""
-        *_, trained = self._steps(rows, seed)
+    def run(self, rows: Int[Tensor, " rows"], seed: int, without: int = -1) -> nn.Module:
+        """The part after training on these rows; it is trained over by the next call. Row `without` is left
+        out of the batches it would be in: all others keep their places."""
+        *_, trained = self._steps(rows, seed, without)
         return trained
 
     def run_on_all(self, seed: int) -> nn.Module:
@@ -165,7 +166,7 @@ class Retraining:
             if step in wanted
         ]
 
-    def _steps(self, rows: Tensor, seed: int) -> Iterator[nn.Module]:
+    def _steps(self, rows: Tensor, seed: int, without: int = -1) -> Iterator[nn.Module]:
         """One training: the part before its first step, and after each."""
         if not len(rows):
             raise ValueError("There are no rows to train on.")
@@ -174,7 +175,8 @@ class Retraining:
         trained = [p for p in self.part.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
         shuffled = (rows[torch.randperm(len(rows), generator=generator)] for _ in range(recipe.epochs))
-        batches = [batch for epoch in shuffled for batch in epoch.split(recipe.batch_size)]
+        whole = (batch for epoch in shuffled for batch in epoch.split(recipe.batch_size))
+        batches = [left for batch in whole if len(left := batch[batch != without])]
         warmup = max(1, round(recipe.warmup_share * len(batches)))
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, len(batches))
         self.rates = []

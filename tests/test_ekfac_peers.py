@@ -76,7 +76,7 @@ def test_dense_gaussian_fisher_blocks_are_curvlinops_gauss_newton_blocks():
 @pytest.mark.parametrize("case", [name for name in CASES if "padded" not in name])
 def test_approximate_blocks_are_those_of_curvlinops(case, operator, update_diagonal):
     model, x = CASES[case]
-    engine = EkfacInfluence(model, update_diagonal=update_diagonal).fit([(x,)])
+    engine = EkfacInfluence(model, update_diagonal=update_diagonal, covariance_positions="all").fit([(x,)])
     settings = {"fisher_type": FisherType.TYPE2, "separate_weight_and_bias": False}
     expected = blocks_of(operator, model, x, **settings)
     assert_same({n: dense.approximate_block(c) for n, c in engine.curvature.items()}, expected, 1e-8)
@@ -177,7 +177,7 @@ def engines(reviews, tmp_path_factory):
     require_gradients_only(model)
     model.distilbert.transformer.layer[1:5].requires_grad_(False)
     model = ModelLogitsWrapper(model)
-    ours = EkfacInfluence(model, hessian_regularization=1e-5).fit([reviews[0]])
+    ours = EkfacInfluence(model, hessian_regularization=1e-5, covariance_positions="all").fit([reviews[0]])
     folder = tmp_path_factory.mktemp("kronfluence")
     yield ours, Kronfluence(model, ours.layer_names, reviews[0], folder)
     shutil.rmtree(folder)  # its factors are large, and pytest would keep them
