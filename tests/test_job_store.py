@@ -115,20 +115,11 @@ def test_a_zarr_group_of_someone_else_or_of_another_format_is_refused(tmp_path, 
 
 
 @pytest.mark.parametrize("damage", [flipped, truncated])
-def test_what_is_damaged_is_told_and_a_chunk_counts_as_missing(scored, damage):
+def test_a_damaged_chunk_is_told_and_counts_as_missing(scored, damage):
     damage(scored.folder / "results.zarr" / "scores" / "c" / "0" / "0")
     with pytest.raises(StoreDamaged, match="Chunk c/0/0 of scores is damaged"):
         scored.read("scores", WHOLE)
     assert not scored.has("scores", WHOLE)
-    damage(scored.folder / "results.zarr" / "scores" / "zarr.json")
-    with pytest.raises(StoreDamaged, match="results.zarr/scores/zarr.json is not as this job wrote it"):
-        scored.read("scores", WHOLE)
-    scored.save_sums("eigenvalues-0", {"a": torch.ones(50)}, 2)
-    damage(scored.partial_fit / "eigenvalues-0.safetensors")
-    with pytest.raises(
-        StoreDamaged, match=r"eigenvalues-0.safetensors is not as this job wrote it .* Remove it"
-    ):
-        scored.load_sums("eigenvalues-0")
 
 
 def test_what_a_killed_run_left_half_written_is_swept(scored, alone):
@@ -181,32 +172,26 @@ def test_the_systems_ways_to_say_full_are_told_as_one(tmp_path, number):
         raise OSError(number, "No space left on device")
 
 
-def test_a_full_disk_leaves_finished_chunks_whole_and_no_halves(small_disk):
-    store = Store(small_disk(512) / "store")
-    store.begin()
-    store.make_array("scores", (64, 10_000), (64, 1000), "float32")
-    noise = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)
-
-    def fill():
-        for start in range(0, 10_000, 1000):
-            store.write("scores", (range(0, 64), range(start, start + 1000)), noise)
-
-    with pytest.raises(DiskFull, match="No room left for .*store"):
-        fill()
-    assert store.has("scores", (range(0, 64), range(0, 1000)))
-    np.testing.assert_array_equal(store.read("scores", (range(0, 64), range(0, 1000))), noise)
-    assert not store.has("scores", (range(0, 64), range(9000, 10_000)))
-    assert not list(store.folder.rglob("*.partial"))
-
-
-def test_sums_that_find_no_room_leave_the_last_ones(small_disk):
+def test_a_full_disk_leaves_finished_chunks_and_the_last_sums_whole_and_no_halves(small_disk):
     store = Store(small_disk(512) / "store")
     store.begin()
     store.save_sums("covariances-0", {"sum": torch.ones(1000)}, 2)
+    store.make_array("scores", (64, 10_000), (64, 1000), "float32")
+    noise = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)
+    places = [(range(64), range(start, start + 1000)) for start in range(0, 10_000, 1000)]
+
+    def fill():
+        for place in places:
+            store.write("scores", place, noise)
+
+    with pytest.raises(DiskFull, match="No room left for .*store"):
+        fill()
+    np.testing.assert_array_equal(store.read("scores", places[0]), noise)
+    assert not store.has("scores", places[-1])
     with pytest.raises(DiskFull, match="No room left"):
         store.save_sums("covariances-0", {"sum": torch.ones(200_000)}, 3)
     assert store.load_sums("covariances-0", header_only=True) == ({}, 2)
-    assert [file.name for file in store.partial_fit.iterdir()] == ["covariances-0.safetensors"]
+    assert not list(store.folder.rglob("*.partial"))
 
 
 def test_sums_come_back_with_the_number_of_blocks_they_are_over(store):
