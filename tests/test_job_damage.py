@@ -13,12 +13,13 @@ from support.job.errors import StepMissing, StoreDamaged, StoreMismatch
 from support.job.fit import fit
 from support.job.score import score, self_influences
 from support.job.store import Store
+from tests.damage import emptied, flipped, truncated
 from tests.test_job_numbers import fitted, new_engine, new_job, scored
-from tests.test_job_store import flipped, truncated
 
 pytestmark = pytest.mark.usefixtures("alone")
 
 PLACE = (range(0, 2), range(0, 3))
+DAMAGES = (flipped, truncated, emptied)
 
 
 def begun(folder, regularization="0.01"):
@@ -40,10 +41,6 @@ def filled(folder, regularization="0.01", scale=1):
 def made_a_folder(path):
     path.unlink()
     path.mkdir()
-
-
-def emptied(path):
-    path.write_bytes(b"")
 
 
 def exchanged(one, other):
@@ -123,7 +120,7 @@ def test_sums_are_of_this_store_at_their_place_over_so_many_blocks(tmp_path, cha
         store.load_sums(path.stem)
 
 
-@pytest.mark.parametrize("damage", [flipped, truncated, Path.unlink, emptied, made_a_folder])
+@pytest.mark.parametrize("damage", [*DAMAGES, Path.unlink, made_a_folder])
 def test_damaged_attributes_are_never_taken_for_none(tmp_path, damage):
     store = filled(tmp_path)
     path = tmp_path / "results.zarr" / "zarr.json"
@@ -171,7 +168,6 @@ def of_another_model(path, folder):
     shutil.copy(fitted(folder, engine=engine).store.curvature, path)
 
 
-DAMAGES = (flipped, truncated, emptied)
 READERS = (score, self_influences)
 ALL = (fit, *READERS, lambda job: job.store.progress())
 

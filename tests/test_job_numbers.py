@@ -21,6 +21,7 @@ from support.job.settings import Damping, Question, Subject
 from support.job.store import Store
 from support.job.team import Team
 from support.job.work import Job
+from tests.damage import flipped
 from tests.dense import Doubled, assert_same, labels, sentences, token_classifier
 
 LENGTHS = (5, 3, 4, 2, 5, 1, 6, 2, 3, 4, 2)
@@ -248,10 +249,7 @@ def test_chunks_that_are_there_are_not_computed_again(tmp_path):
 def test_a_damaged_chunk_is_computed_anew(tmp_path, chunk):
     store = scored(tmp_path, by_layer=True)
     before = store.array("scores")[:]
-    chunk = tmp_path / "results.zarr" / chunk
-    damaged = bytearray(chunk.read_bytes())
-    damaged[5] ^= 0xFF
-    chunk.write_bytes(damaged)
+    flipped(tmp_path / "results.zarr" / chunk)
     again = scored(tmp_path, by_layer=True)
     np.testing.assert_array_equal(again.array("scores")[:], before)
     assert not np.isnan(again.array("layer_scores")[:]).any()
