@@ -102,11 +102,6 @@ def test_tokens_that_are_not_as_they_were_written_are_made_anew(tmp_path, tokeni
     assert examples(tmp_path, tokenizer).tokens["input_ids"][:] == before
 
 
-def test_the_digest_does_not_change_with_what_was_tokenised_before(tmp_path, tokenizer, five):
-    tokenizer(TEXTS, truncation=True, max_length=3, padding="max_length")
-    assert examples(tmp_path, tokenizer).digest == five.digest
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -123,7 +118,9 @@ def test_the_digest_changes_with_each_part_of_the_contents(tmp_path, tokenizer, 
     assert examples(tmp_path, tokenizer, **change).digest != five.digest
 
 
-def test_the_digest_changes_with_the_tokenizer(tmp_path, tokenizer, five):
+def test_the_digest_changes_with_the_tokenizer_but_not_with_what_it_read_before(tmp_path, tokenizer, five):
+    tokenizer(TEXTS, truncation=True, max_length=3, padding="max_length")
+    assert examples(tmp_path, tokenizer).digest == five.digest
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     extended = type(tokenizer).from_pretrained(tmp_path / "tokenizer")
     extended.add_tokens(["plot"])
@@ -157,13 +154,11 @@ def test_a_sample_ascends_repeats_nothing_and_depends_on_its_seed_alone():
     [
         ("8", r"^--query-rows 8: use all, a number of rows like 50 .from 1 to 7."),
         ("0", r"from 1 to 7"),
-        ("-2", r"from 1 to 7"),
         ("5:8", r"from 0 to 6"),
         ("-1:3", r"from 0 to 6"),
         ("3:3", r"at least one"),
         ("2,7", r"from 0 to 6"),
         (",", r"from 0 to 6, at least one in each"),
-        ("0:99999999999999", r"from 0 to 6"),
         ("some", r"^--query-rows some: use all, a number of rows like 50"),
         ("1:2:3", r"or rows and ranges like"),
         ("1.5", r"use all, a number of rows"),
