@@ -127,6 +127,8 @@ def test_a_finished_bank_is_loaded_and_another_one_in_its_file_refused_by_name(
     path.write_bytes(b"not a bank")
     with pytest.raises(AssetDamaged, match="Delete it"):
         make_or_load(retraining, queries, DESIGN, path)
+    with pytest.raises(AssetDamaged, match="cannot be read .* make it again"):
+        load_bank(path)
 
 
 def test_segment_weights_are_the_learning_rates_of_the_nearest_steps():
