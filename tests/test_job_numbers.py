@@ -206,20 +206,16 @@ def test_scores_are_the_engines_influences(tmp_path, query_group):
     assert not (tmp_path / "results.zarr" / "layer_scores").exists()
 
 
-def test_layers_scores_are_the_engines_and_add_up(tmp_path):
+def test_layers_scores_and_self_influences_are_the_engines_and_layers_add_up(tmp_path):
     store = scored(tmp_path, by_layer=True)
-    engine = new_engine().load_curvature(store.curvature)
-    expected = engine.influences_by_layer(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
+    job = new_job(tmp_path, by_layer=True)
+    self_influences(job)
+    expected = job.engine.influences_by_layer(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
     by_layer = store.array("layer_scores")[:]
     np.testing.assert_allclose(by_layer, torch.stack(list(expected.values())), rtol=1e-9)
     np.testing.assert_allclose(by_layer.sum(axis=0), store.array("scores")[:], rtol=1e-9)
-
-
-def test_self_influences_are_the_engines(tmp_path):
-    job = fitted(tmp_path)
-    self_influences(job)
-    expected = job.engine.self_influences(TRAINING, TRAINING_LABELS)
-    np.testing.assert_allclose(job.store.array("self_influences")[:], expected, rtol=1e-9)
+    own = job.engine.self_influences(TRAINING, TRAINING_LABELS)
+    np.testing.assert_allclose(store.array("self_influences")[:], own, rtol=1e-9)
 
 
 # Three writings of rows come before those of eight chunks; each is followed by its seal.

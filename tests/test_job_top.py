@@ -110,13 +110,6 @@ def test_relative_scores_are_divided_by_the_root_of_self_influence_if_there_is_a
     assert TRAINED_ON.rows[3] not in top.by_query["training_row"].tolist()
 
 
-def test_one_chunk_that_is_missing_is_an_error(tmp_path):
-    store = stored(tmp_path)
-    lose(store, "scores/c/0/2")
-    with pytest.raises(StepMissing, match=r"^Not all scores are there yet\. Run: score"):
-        strongest(store, TRAINED_ON, ASKED, 2)
-
-
 def test_scores_of_another_shape_than_the_examples_are_refused_before_any_is_read(tmp_path):
     store = stored(tmp_path)
     store.make_array("scores", (QUERIES, 10**15), (2, 4), "float64")
@@ -126,10 +119,13 @@ def test_scores_of_another_shape_than_the_examples_are_refused_before_any_is_rea
         strongest(store, TRAINED_ON, ASKED, 2)
 
 
-def test_relative_scores_need_every_self_influence(tmp_path):
+def test_one_chunk_that_is_missing_is_an_error_and_relative_scores_need_every_self_influence(tmp_path):
     store = stored(tmp_path)
     with pytest.raises(StepMissing, match=r"has no self_influences yet\. Run: self$"):
         strongest(store, TRAINED_ON, ASKED, 2, relative=True)
+    lose(store, "scores/c/0/2")
+    with pytest.raises(StepMissing, match=r"^Not all scores are there yet\. Run: score"):
+        strongest(store, TRAINED_ON, ASKED, 2)
     store = stored(tmp_path / "other", own=OWN)
     lose(store, "self_influences/c/2")
     with pytest.raises(StepMissing, match=r"^Not all self_influences are there yet\. Run: self\."):

@@ -73,12 +73,6 @@ def test_hidden_states_are_those_of_the_original_bert(encoder, bert_weights, bat
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 22_713_218
 
 
-def test_the_head_is_drawn_from_its_seed():
-    one, again, other = (packaged_encoder(seed).classifier.weight for seed in (0, 0, 1))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-
-
 def test_neither_padding_nor_a_review_s_neighbours_in_the_batch_change_a_logit(encoder, reviews, batch):
     wrapper = ModelLogitsWrapper(encoder)
     alone = torch.cat([wrapper(reviews.batch([row])[0]) for row in range(3)])
@@ -174,18 +168,16 @@ def adapter(training, tmp_path):
     return folder
 
 
-def test_a_merged_model_says_what_the_model_with_the_adapter_beside_it_says(training, adapter, batch):
-    beside = ModelLogitsWrapper(training.model)(batch)
-    merged = ModelLogitsWrapper(merge_adapter(tiny_distilbert(seed=0), adapter).eval())(batch)
-    assert_close(merged, beside, rtol=1e-4, atol=1e-5)
-    assert (merged - ModelLogitsWrapper(tiny_distilbert(seed=0))(batch)).abs().min() > 0.01
-
-
-def test_a_merged_model_is_a_plain_distilbert_again(adapter):
+def test_a_merged_model_is_a_plain_one_that_says_what_it_says_with_the_adapter_beside_it(
+    training, adapter, batch
+):
     plain, merged = tiny_distilbert(seed=0), merge_adapter(tiny_distilbert(seed=0), adapter)
     parts = [[(name, type(module)) for name, module in one.named_modules()] for one in (plain, merged)]
     assert parts[0] == parts[1]
     assert all(parameter.requires_grad for parameter in merged.parameters())
+    said = ModelLogitsWrapper(merged.eval())(batch)
+    assert_close(said, ModelLogitsWrapper(training.model)(batch), rtol=1e-4, atol=1e-5)
+    assert (said - ModelLogitsWrapper(plain)(batch)).abs().min() > 0.01
 
 
 def test_a_missing_adapter_is_an_error_that_lists_those_that_are_there(adapter, monkeypatch):
@@ -251,9 +243,11 @@ def test_a_tensor_that_does_not_fit_the_model_is_named_with_both_shapes(adapter,
         merge_adapter(tiny_distilbert(seed=0), adapter)
 
 
-def test_neither_a_new_head_nor_a_merged_adapter_moves_the_random_state(adapter):
+def test_a_head_is_drawn_from_its_seed_and_neither_it_nor_an_adapter_moves_the_random_state(adapter):
     encoder = tiny_distilbert(seed=0)
     before = torch.get_rng_state()
     merge_adapter(encoder, adapter)
-    packaged_encoder(head_seed=3)
+    one, again, other = (packaged_encoder(seed).classifier.weight for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)
