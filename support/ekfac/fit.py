@@ -131,10 +131,9 @@ class EkfacCurvature:
     layer's mean eigenvalue; it may be changed at any time. `progress` draws bars. `covariance_positions`
     says where the covariance of a layer's activations is taken: at positions that carry "gradient" in some
     direction of the Fisher, for no other adds to it, or at "all" real ones, as Kronfluence does.
-    `likelihood` is the loss, `Categorical()` by default;
-    `seed` decides which labels it draws when there are too many classes for the exact Fisher.
-    `memory_budget` is the number of bytes that the factors of queries may take while scoring, by default a
-    quarter of the memory that is free.
+    `likelihood` is the loss, `Categorical()` by default; `seed` decides which labels it draws when there
+    are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the factors of
+    queries may take while scoring, by default a quarter of the memory that is free.
 
     With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are taken
     in bfloat16 and summed in float32, which is faster where the processor has instructions for it and good
