@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -31,7 +31,6 @@ from support.ekfac.curvature import (
     kfac_eigenvalues,
     rotated_one_by_one,
 )
-from support.ekfac.gradients import LayerGradients
 from support.ekfac.likelihood import fisher_directions, loss_directions
 
 BASES = ("all positions", "gradient", "weighted", "per example", "Kronecker")
@@ -148,12 +147,31 @@ Damping = float | Share
 """One λ for all layers, or what makes a λ for each."""
 
 
-def damped_inverse(eigenvalues: Float[Tensor, "d_out d_in"], damping: Damping) -> Tensor:
-    """1 / (Λ + λ)."""
-    if not isinstance(damping, Share):
-        return 1 / (eigenvalues + damping)
-    size = eigenvalues.mean() if damping.of == "mean" else eigenvalues.quantile(0.99)
-    return 1 / (eigenvalues + damping.factor * size)
+def damping(eigenvalues: Float[Tensor, "d_out d_in"], value: Damping) -> float:
+    """λ of a layer."""
+    if not isinstance(value, Share):
+        return value
+    size = eigenvalues.mean() if value.of == "mean" else eigenvalues.quantile(0.99)
+    return value.factor * size.item()
+
+
+@dataclass(frozen=True)
+class Bins:
+    """A layer's pairs of axes in the order of their Λ, and cut where it has grown by a constant factor: all
+    of a bin are given their mean Λ, which makes any number of λ as cheap as one."""
+
+    order: Int[Tensor, " pairs"]
+    sizes: list[int]
+    eigenvalues: Float[Tensor, " bins"]
+
+
+def bins_of(eigenvalues: Float[Tensor, "d_out d_in"], count: int) -> Bins:
+    """At most so many bins, over ten orders of magnitude; what is below them is in the first."""
+    values, order = eigenvalues.flatten().sort()
+    logs = values.clamp(min=1e-10 * values[-1].item() + 1e-30).log()
+    place = ((logs - logs[0]) / (logs[-1] - logs[0]).clamp(min=1e-9) * (count - 1)).long()
+    sizes = [size for size in place.bincount().tolist() if size]
+    return Bins(order, sizes, torch.stack([part.mean() for part in values.split(sizes)]))
 
 
 @dataclass(frozen=True)
@@ -171,49 +189,55 @@ def scored(
     train: list,
     dampings: tuple[Damping, ...],
     progress: bool = False,
+    count: int = 100,
 ) -> dict[Damping, Scores]:
-    """Influences for every λ from one pass over each side: gradients are rotated once."""
-    asked = dict(_rotated_queries(engine, curvature, queries, progress))
-    inverses = {
-        value: {name: damped_inverse(layer.eigenvalues, value) for name, layer in curvature.items()}
-        for value in dampings
+    """Influences for every λ from one pass over each side, with Λ in `count` bins."""
+    bins = {name: bins_of(layer.eigenvalues, count) for name, layer in curvature.items()}
+    asked = _rotated(engine, curvature, queries, progress)
+    for name, rows in asked.items():
+        asked[name] = rows.flatten(1)[:, bins[name].order]
+    parts: dict[Damping, list[tuple[list[Tensor], list[Tensor]]]] = {value: [] for value in dampings}
+    for batch in train:
+        told = _rotated(engine, curvature, [batch], progress)
+        for value in dampings:
+            parts[value].append(([], []))
+        for name, rows in told.items():
+            products, squares = _by_bin(asked[name], rows.flatten(1)[:, bins[name].order], bins[name].sizes)
+            for value in dampings:
+                weights = 1 / (bins[name].eigenvalues + damping(curvature[name].eigenvalues, value))
+                influences, own = parts[value][-1]
+                influences.append((products * weights[:, None, None]).sum(dim=0))
+                own.append(weights @ squares)
+    return {
+        value: Scores(
+            torch.cat([torch.stack(influences) for influences, _ in of_value], dim=2),
+            torch.cat([torch.stack(own) for _, own in of_value], dim=1),
+        )
+        for value, of_value in parts.items()
     }
-    examples = sum(len(labels) for _, labels, *_ in train)
-    shape = len(engine.layers), len(next(iter(asked.values()))), examples
-    result = {
-        value: Scores(engine.passes.zeros(*shape), engine.passes.zeros(len(engine.layers), examples))
-        for value in inverses
-    }
-    for rows, number, name, gradients in _losses(engine, train, "training side", progress):
-        rotated = _dense(gradients, curvature[name].basis)
-        for value, inverse in inverses.items():
-            damped = rotated * inverse[name]
-            result[value].influences[number][:, rows] = asked[name].flatten(1) @ damped.flatten(1).T
-            result[value].self_influences[number, rows] = (damped * rotated).flatten(1).sum(1)
-    return result
 
 
-def _rotated_queries(
-    engine: EkfacInfluence, curvature: dict[str, LayerCurvature], queries: list, progress: bool
-) -> Iterator[tuple[str, Float[Tensor, "queries d_out d_in"]]]:
-    examples = sum(len(labels) for _, labels, *_ in queries)
+def _by_bin(
+    asked: Float[Tensor, "queries pairs"], told: Float[Tensor, "train pairs"], sizes: list[int]
+) -> tuple[Float[Tensor, "bins queries train"], Float[Tensor, "bins train"]]:
+    """By bin: inner products of queries and training examples, and of these with themselves."""
+    sides = list(zip(asked.split(sizes, dim=1), told.split(sizes, dim=1), strict=True))
+    products = torch.stack([one @ other.T for one, other in sides])
+    return products, torch.stack([other.square().sum(dim=1) for _, other in sides])
+
+
+def _rotated(
+    engine: EkfacInfluence, curvature: dict[str, LayerCurvature], loader: list, progress: bool
+) -> dict[str, Float[Tensor, "examples d_out d_in"]]:
+    """The loss gradients of all examples in the eigenbases, by layer."""
+    examples = sum(len(labels) for _, labels, *_ in loader)
     found = {
         name: engine.passes.zeros(examples, layer.d_out, layer.d_in) for name, layer in engine.layers.items()
     }
-    for rows, _, name, gradients in _losses(engine, queries, "query side", progress):
-        found[name][rows] = _dense(gradients, curvature[name].basis)
-    return iter(found.items())
-
-
-def _losses(
-    engine: EkfacInfluence, loader: list, what: str, progress: bool
-) -> Iterator[tuple[list[int], int, str, LayerGradients]]:
     blocks = loader_blocks(((x, y) for x, y, *_ in loader), engine.passes.token_mask)
-    bar = iter(tqdm(blocks, what, unit="block", disable=not progress))
+    bar = iter(tqdm(blocks, "gradients", unit="block", disable=not progress))
     for one in engine.passes.over(bar, loss_directions(engine.likelihood)):
-        for number, (name, gradients) in enumerate(one.gradients()):
-            yield one.rows, number, name, gradients
-
-
-def _dense(gradients: LayerGradients, basis: Eigenbasis) -> Float[Tensor, "batch d_out d_in"]:
-    return torch.stack([rotated.clone() for _, rotated in rotated_one_by_one(gradients, basis)])
+        for name, gradients in one.gradients():
+            for place, rotated in rotated_one_by_one(gradients, curvature[name].basis):
+                found[name][one.rows[place]] = rotated
+    return found

@@ -121,3 +121,48 @@ def removals(table: pd.DataFrame, title: str) -> None:
         axes.annotate(name, end, (8, 0), va="center", color=color, **SMALL)
     axes.hlines(0, 0, table["removed"].max(), color=NEUTRAL, linewidth=0.6)
     show(axes, title=title, xlabel="reviews removed, of 1,000", ylabel="rise of the query's loss")
+
+
+def covariance_in_bases(matrices: Mapping[str, np.ndarray], title: str) -> None:
+    """Sizes of the entries of one covariance, written in several bases: a panel each. In a basis of its own
+    it is a diagonal."""
+    panels = new_axes(8, 3.4, panels=len(matrices))
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+        sizes = np.log10(np.abs(matrix) / np.abs(matrix).max() + 1e-6)
+        image = axes.imshow(sizes, cmap="Blues", vmin=-4, vmax=0)
+        axes.set(title=name, xlabel="axis", ylabel="axis")
+    bar = panels[-1].figure.colorbar(image, ax=panels, ticks=range(-4, 1), shrink=0.8)
+    bar.set_label("size of the entry, log10")
+    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(panels)
+
+
+def scores_by_regularization(
+    panels: Mapping[str, pd.DataFrame], colors: Mapping[str, str], title: str
+) -> None:
+    """LDS with its interval against λ, a panel for each table: columns basis (a line each, in its color),
+    regularization, report, low, high."""
+    drawn = np.atleast_1d(new_axes(8, 3.2, panels=len(panels)))
+    for axes, (name, table) in zip(drawn, panels.items(), strict=True):
+        for basis, rows in table.groupby("basis", sort=False):
+            values = rows["regularization"].astype(float)
+            axes.fill_between(values, rows["low"], rows["high"], color=colors[basis], alpha=0.2, linewidth=0)
+            axes.plot(values, rows["report"], "o-", color=colors[basis], markersize=4, label=basis)
+        axes.set(xscale="log", ylim=(0, 1), title=name, xlabel="regularization λ")
+    drawn[0].legend(frameon=False)
+    drawn[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(drawn, ylabel="LDS")
+
+
+def single_removals(table: pd.DataFrame, scorers: Sequence[str], title: str) -> None:
+    """Predicted change of a query's loss without one review (a column per scorer) against the true one, a
+    panel for each; both per thousand."""
+    panels = np.atleast_1d(new_axes(8, 3.2, panels=len(scorers)))
+    for axes, name in zip(panels, scorers, strict=True):
+        rank = table[name].corr(table["change"], method="spearman")
+        axes.scatter(1e3 * table[name], 1e3 * table["change"], s=5, color=POSITIVE, alpha=0.3, linewidths=0)
+        axes.axhline(0, color=NEUTRAL, linewidth=0.6)
+        axes.axvline(0, color=NEUTRAL, linewidth=0.6)
+        axes.set(title=f"{name}\nrank correlation {rank:.2f}", xlabel="predicted change, × 1,000")
+    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(panels, ylabel="true change, × 1,000")

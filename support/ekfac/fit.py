@@ -101,7 +101,7 @@ class CovarianceSums(Sums):
         return gradients.activations[new]
 
     def basis(self, name: str) -> Eigenbasis:
-        """A layer's eigenbasis: of the mean of a aᵀ over positions, and of Σ g gᵀ, mean over examples.
+        """A layer's eigenbasis: of the mean of a aᵀ over its positions, and of Σ g gᵀ, mean over examples.
         Its sums are given up: ask once, at the end."""
         positions = max(self.tensors[f"{name}/positions"].item(), 1)
         activation = self.tensors.pop(f"{name}/activations") / positions
@@ -130,10 +130,10 @@ class EkfacCurvature:
     `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for 0.1 times each
     layer's mean eigenvalue; it may be changed at any time. `progress` draws bars. `covariance_positions`
     says where the covariance of a layer's activations is taken: at positions that carry "gradient" in some
-    direction of the Fisher, for no other adds to it, or at "all" real ones, as Kronfluence does. `likelihood` is the loss, `Categorical()` by default;
-    `seed` decides which labels it draws when there are too many classes for the exact Fisher.
-    `memory_budget` is the number of bytes that the factors of queries may take while scoring, by default a
-    quarter of the memory that is free.
+    direction of the Fisher, for no other adds to it, or at "all" real ones, as Kronfluence does.
+    `likelihood` is the loss, `Categorical()` by default; `seed` decides which labels it draws when there
+    are too many classes for the exact Fisher. `memory_budget` is the number of bytes that the factors of
+    queries may take while scoring, by default a quarter of the memory that is free.
 
     With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are taken
     in bfloat16 and summed in float32, which is faster where the processor has instructions for it and good
