@@ -171,7 +171,7 @@ class Retraining:
     def run(self, rows: Int[Tensor, " rows"], seed: int, without: int = -1) -> nn.Module:
         """The part after training on these rows; it is trained over by the next call.
 
-        Row `without` is left out of the batches it would be in: all others keep their places.
+        Row `without` is left out of the batches it would be in: all others keep their places. No row is −1.
         """
         self._train(rows, seed, self.recipe.epochs, without=without)
         return self.part

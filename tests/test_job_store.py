@@ -53,7 +53,7 @@ def test_what_is_written_is_read_and_what_is_missing_is_told(scored):
 
 def test_anyone_can_read_the_results_with_zarr(scored):
     group = zarr.open_group(scored.folder / "results.zarr", mode="r")
-    assert group.attrs["format"] == "influence-job-2"
+    assert group.attrs["format"] == "influence-job-3"
     assert group["scores"].metadata.dimension_names == ("query", "training")
 
 
