@@ -196,25 +196,25 @@ def scored(
     asked = _rotated(engine, curvature, queries, progress)
     for name, rows in asked.items():
         asked[name] = rows.flatten(1)[:, bins[name].order]
-    parts: dict[Damping, list[tuple[list[Tensor], list[Tensor]]]] = {value: [] for value in dampings}
-    for batch in train:
-        told = _rotated(engine, curvature, [batch], progress)
-        for value in dampings:
-            parts[value].append(([], []))
-        for name, rows in told.items():
-            products, squares = _by_bin(asked[name], rows.flatten(1)[:, bins[name].order], bins[name].sizes)
-            for value in dampings:
-                weights = 1 / (bins[name].eigenvalues + damping(curvature[name].eigenvalues, value))
-                influences, own = parts[value][-1]
-                influences.append((products * weights[:, None, None]).sum(dim=0))
-                own.append(weights @ squares)
-    return {
-        value: Scores(
-            torch.cat([torch.stack(influences) for influences, _ in of_value], dim=2),
-            torch.cat([torch.stack(own) for _, own in of_value], dim=1),
-        )
-        for value, of_value in parts.items()
+    examples = sum(len(labels) for _, labels, *_ in train)
+    shape = len(engine.layers), len(next(iter(asked.values()))), examples
+    result = {
+        value: Scores(engine.passes.zeros(*shape), engine.passes.zeros(len(engine.layers), examples))
+        for value in dampings
     }
+    first = 0
+    for batch in train:
+        rows = slice(first, first + len(batch[1]))
+        first = rows.stop
+        told = _rotated(engine, curvature, [batch], progress)
+        for number, (name, gradients) in enumerate(told.items()):
+            layer, own = bins[name], gradients.flatten(1)[:, bins[name].order]
+            products, squares = _by_bin(asked[name], own, layer.sizes)
+            for value, scores in result.items():
+                weights = 1 / (layer.eigenvalues + damping(curvature[name].eigenvalues, value))
+                scores.influences[number][:, rows] = (products * weights[:, None, None]).sum(dim=0)
+                scores.self_influences[number, rows] = weights @ squares
+    return result
 
 
 def _by_bin(

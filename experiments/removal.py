@@ -29,7 +29,7 @@ COUNTS = (10, 30, 100)
 SEEDS = 3
 SINGLE_REVIEWS, SINGLE_SEEDS = 40, 16
 PREDICTED = {
-    "recommended": ("20%", "0.01"),
+    "recommended": (RECOMMENDED.where, RECOMMENDED.regularization),
     "EK-FAC, end, λ = 1e-2": ("100%", "0.01"),
     "EK-FAC, end, λ = 1e-5": ("100%", "1e-05"),
 }
@@ -104,7 +104,7 @@ def removed_one_by_one(progress: bool = False) -> pd.DataFrame:
         for row in judge.scores(Asked("EK-FAC", (1e-2, 1e-5), ("20%", "100%")))
         if row["normalisation"] == "plain"
     }
-    sizes = scores["20%", "0.01"].abs().mean(dim=0)
+    sizes = scores[PREDICTED["recommended"]].abs().mean(dim=0)
     every = len(sizes) // SINGLE_REVIEWS
     removed = sizes.argsort(stable=True)[every - 1 :: every].tolist()
     changes = single_removals(judge.retraining, judge.queries, removed, range(1, SINGLE_SEEDS + 1), progress)

@@ -2,8 +2,7 @@
 
 EK-FAC on the model itself, its layers those of the chapters (feed-forward and head) or LoRA's own, in the
 bases of `experiments.bases`, at checkpoints of a training on all reviews, for a grid of λ; beside it what
-looks at texts and labels only. About four minutes for each place and basis on two cores; what is done is
-kept in the cache.
+looks at texts and labels only. What is done is kept in the cache.
 """
 
 import copy

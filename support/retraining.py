@@ -148,7 +148,7 @@ class Retraining:
 
     def run(self, rows: Int[Tensor, " rows"], seed: int, without: int = -1) -> nn.Module:
         """The part after training on these rows; it is trained over by the next call. Row `without` is left
-        out of the batches it would be in: all others keep their places."""
+        out of the batches it would be in: all others keep their places. No row is −1."""
         *_, trained = self._steps(rows, seed, without)
         return trained
 

@@ -48,7 +48,7 @@ def test_what_is_written_is_read_and_what_is_missing_is_told(scored):
 
 def test_anyone_can_read_the_results_with_zarr(scored):
     group = zarr.open_group(scored.folder / "results.zarr", mode="r")
-    assert group.attrs["format"] == "influence-job-2"
+    assert group.attrs["format"] == "influence-job-3"
     assert group["scores"].metadata.dimension_names == ("query", "training")
 
 
@@ -258,7 +258,7 @@ def test_facts_are_shown_in_a_line_each_and_those_left_empty_are_not(store):
     rows = ",".join(map(str, range(500)))
     store.settle({"subject": {"model": "mine", "layers": "", "training_rows": rows}, "shards": 2})
     lines = shown(store).split("\n")
-    assert lines[:4] == [str(store.folder), "format: influence-job-2", "subject:", "  model: mine"]
+    assert lines[:4] == [str(store.folder), "format: influence-job-3", "subject:", "  model: mine"]
     assert lines[4].startswith("  training_rows: 0,1,2")
     assert lines[4].endswith("…")
     assert len(lines[4]) < 120
