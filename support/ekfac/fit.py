@@ -94,7 +94,7 @@ class CovarianceSums(Sums):
         return gradients.activations[new]
 
     def basis(self, name: str) -> Eigenbasis:
-        """A layer's eigenbasis: of the mean of a aᵀ over positions, and of Σ g gᵀ, mean over examples.
+        """A layer's eigenbasis: of the mean of a aᵀ over its positions, and of Σ g gᵀ, mean over examples.
         Its sums are given up: ask once, at the end."""
         positions = max(self.tensors[f"{name}/positions"].item(), 1)
         activation = self.tensors.pop(f"{name}/activations") / positions

@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from support.assets import AssetChanged, AssetMissing, sha256
+from support.assets import AssetDamaged, AssetMissing, sha256
 from support.ekfac.layers import uncovered
 from support.imdb import load_imdb
 from support.job.errors import DatasetNotUsable, ModelNotUsable
@@ -62,7 +62,7 @@ class Classifier:
 def load_classifier(subject: Subject, device: torch.device) -> Classifier:
     """The model in evaluation mode, gradients for the chosen layers only.
 
-    Raises `ModelNotUsable`, and for the packaged one `AssetChanged` and `AssetMissing`.
+    Raises `ModelNotUsable`, and for the packaged one `AssetDamaged` and `AssetMissing`.
     """
     try:
         model, tokenizer = _model_and_tokenizer(subject.model)
@@ -71,7 +71,7 @@ def load_classifier(subject: Subject, device: torch.device) -> Classifier:
         wrapped = ModelLogitsWrapper(model.eval(), tokenizer.pad_token_id).to(device)
         texts = tokenizer(["a", "a b c d e f g h i j k"], padding=True, return_tensors="pt").to(device)
         without = uncovered(model, {name: texts[name] for name in ("input_ids", "attention_mask")})
-    except (ModelNotUsable, AssetChanged, AssetMissing):
+    except (ModelNotUsable, AssetDamaged, AssetMissing):
         raise
     except Exception as error:  # the loaders', the hub's and the models' errors share no narrower class
         raise ModelNotUsable(
