@@ -74,11 +74,13 @@ lab: $(READY) ## open the notebooks in JupyterLab
 clean: ## back to a fresh clone: remove build/ and the environments
 	rm -rf build .venv .venv-pydvl
 
+# The language model without dependencies: requirements-language.txt says why.
 # Written last, so that an installation cut short is taken up again.
-$(READY): requirements-notebooks.txt pyproject.toml
+$(READY): requirements-notebooks.txt requirements-language.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d; this needs 3.11 or newer. Name one: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -r requirements-notebooks.txt
+	$(BIN)/python -m pip install --no-deps -r requirements-language.txt
 	touch $@
 
 # Without dependencies: requirements-peers.txt says why.

@@ -32,7 +32,9 @@ train, test = (
     ImdbDataset(imdb[split].shuffle(seed=0).select(range(count)), tokenizer)
     for split, count in (("train", reviews), ("test", 10))
 )
-engine = EkfacInfluence(ModelLogitsWrapper(model), hessian_regularization=1e-5)
+engine = EkfacInfluence(
+    ModelLogitsWrapper(model), hessian_regularization=1e-5, covariance_positions="all"
+)
 x, y, _ = next(iter(train.loader(reviews)))
 jobs = {
     "fit": lambda: engine.fit(train.loader(8)),

@@ -8,15 +8,17 @@ from benchmarks.work import Clock, Done, Job, Work
 from support import EkfacInfluence
 
 FILE = "curvature.safetensors"
+SETTINGS = {"hessian_regularization": REGULARIZATION, "covariance_positions": "all"}
+"""Kronfluence's, so that both do the same work."""
 
 
 def new_engine(work: Work) -> EkfacInfluence:
-    return EkfacInfluence(work.classifier, hessian_regularization=REGULARIZATION)
+    return EkfacInfluence(work.classifier, **SETTINGS)
 
 
 def fitted_engine(work: Work) -> EkfacInfluence:
     path = work.factors / FILE
-    return EkfacInfluence.load(path, work.classifier, hessian_regularization=REGULARIZATION)
+    return EkfacInfluence.load(path, work.classifier, **SETTINGS)
 
 
 def fit(work: Work) -> Job:

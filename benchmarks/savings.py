@@ -41,7 +41,9 @@ class Material:
     test: Reviews
 
     def engine(self, **settings) -> EkfacInfluence:
-        return EkfacInfluence(self.classifier, hessian_regularization=REGULARIZATION, **settings)
+        # Over all positions: kept as they are, those without gradient must not change what is compared.
+        settings = {"hessian_regularization": REGULARIZATION, "covariance_positions": "all"} | settings
+        return EkfacInfluence(self.classifier, **settings)
 
     def jobs(self, engine: EkfacInfluence) -> dict[str, Callable[[], Tensor | EkfacInfluence]]:
         train, test = self.train.batches(BATCH_SIZE), self.test.batches(BATCH_SIZE)

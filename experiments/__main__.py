@@ -2,9 +2,11 @@
 
 `banks` retrains, about half an hour on two cores for all; `judge` writes the table of scores against
 the banks; `tables` writes what compares all banks; `remove` retrains without the reviews that scorers
-name. All go on where they were when killed. Adapters have `python -m experiments.finetune`, the bank of
-whole models `python -m experiments.whole_model` and its judge `python -m experiments.whole_judgement`,
-notebooks `python -m experiments.collection`, and Kronfluence's scores `python -m benchmarks.fidelity`.
+name, and without single ones. All go on where they were when killed. Adapters have
+`python -m experiments.finetune`, the bank of whole models `python -m experiments.whole_model` and its judge
+`python -m experiments.whole_judgement`, the tail's banks before the engine on the model
+`python -m experiments.tail_on_model`, notebooks `python -m experiments.collection`, and Kronfluence's
+scores `python -m benchmarks.fidelity`.
 """
 
 import argparse
@@ -24,7 +26,7 @@ def main() -> None:
     banks.add_argument("names", nargs="*", help=f"of {', '.join(EXPERIMENTS)}; default: all")
     commands.add_parser("judge", help="write the table of scores")
     commands.add_parser("tables", help="write the tables that compare all banks")
-    commands.add_parser("remove", help="write the table of removals")
+    commands.add_parser("remove", help="write the tables of removals")
     chosen = parser.parse_args()
     if chosen.command == "judge":
         judgement.judge_all(progress=True).round(5).to_csv(judgement.JUDGEMENT, index=False)
@@ -32,6 +34,7 @@ def main() -> None:
         tables.write_all()
     elif chosen.command == "remove":
         removal.remove_all(progress=True).round(5).to_csv(removal.REMOVAL, index=False)
+        removal.removed_one_by_one(progress=True).round(6).to_csv(removal.SINGLE, index=False)
     else:
         unknown = sorted(set(chosen.names) - EXPERIMENTS.keys())
         if unknown:

@@ -6,7 +6,7 @@ others change one thing each, to see whether what holds on `main` holds beyond i
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -14,9 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from support.assets import AssetDamaged
 from support.ekfac.storage import replacing
 from support.imdb import ImdbDataset, load_imdb
-from support.judge import Bank, BankDamaged, Design, load_bank, retrained_margins
+from support.judge import Bank, Design, load_bank, retrained_margins
 from support.model import load_tokenizer
 from support.retraining import Recipe, Retraining, Reviews, read_for_the_tail, untrained_tail
 
@@ -89,9 +90,11 @@ def bank_path(name: str) -> Path:
 
 def retraining(experiment: Experiment, progress: bool = False) -> Retraining:
     """What trains the tail on the experiment's reviews by its recipe."""
-    recipe = experiment.recipe
-    reviews = training_reviews(experiment, progress)
-    return Retraining(untrained_tail(recipe.head_seed), reviews, recipe)
+    recipe, reviews = experiment.recipe, training_reviews(experiment, progress)
+    part = untrained_tail(recipe.head_seed)
+    if recipe.trained_for:
+        part = Retraining(part, reviews, replace(recipe, epochs=recipe.trained_for)).run_on_all(seed=0)
+    return Retraining(part, reviews, recipe)
 
 
 def make(name: str, progress: bool = False) -> Bank:
@@ -111,7 +114,7 @@ def make_or_load(
     """The bank of this design, from `path` as far as it was made before, and left there when done.
 
     Margins are kept in float16. A run that was killed goes on where it was. Raises `BankMismatch`
-    when `path` holds another bank and `BankDamaged` when it can't be read.
+    when `path` holds another bank and `AssetDamaged` when it can't be read.
     """
     wanted = identity(retraining, queries, design)
     if path.exists():
@@ -152,7 +155,7 @@ def _check(path: Path, wanted: dict[str, str]) -> None:
         with safe_open(path, "pt") as file:
             theirs = file.metadata() or {}
     except SafetensorError as error:
-        raise BankDamaged(f"{path} cannot be read ({error}). Delete it: it is made again.") from error
+        raise AssetDamaged(f"{path} cannot be read ({error}). Delete it: it is made again.") from error
     for name, value in wanted.items():
         if theirs.get(name) != value:
             raise BankMismatch(

@@ -1,6 +1,7 @@
-"""The other test: train again without the reviews that a scorer calls most helpful.
+"""The other tests: train again without the reviews that a scorer calls most helpful, or without a single one.
 
-If the scorer is right, the query's loss rises, and more than after removing as many at random.
+If the scorer is right, the query's loss rises, and more than after removing as many at random. Of a single
+review it says how much every query's loss changes: its influence over the number of reviews.
 """
 
 import hashlib
@@ -23,8 +24,15 @@ from support.judge import halves
 from support.retraining import Retraining, Reviews, losses, margins
 
 REMOVAL = Path(__file__).parent / "removal.csv"
+SINGLE = Path(__file__).parent / "single_removal.csv"
 COUNTS = (10, 30, 100)
 SEEDS = 3
+SINGLE_REVIEWS, SINGLE_SEEDS = 40, 16
+PREDICTED = {
+    "recommended": (RECOMMENDED.where, RECOMMENDED.regularization),
+    "EK-FAC, end, λ = 1e-2": ("100%", "0.01"),
+    "EK-FAC, end, λ = 1e-5": ("100%", "1e-05"),
+}
 REMOVED_FOR = range(halves(QUERIES)[1].start, halves(QUERIES)[1].start + 20)
 """Queries whose most helpful reviews are removed: the first of those that are reported on."""
 
@@ -65,6 +73,48 @@ def removal_curve(
             after = losses_without(retraining, queries, removed, seeds)
             rows.append({"query": query, "removed": count, "loss": after[query].item()})
     return pd.DataFrame(rows)
+
+
+def single_removals(
+    retraining: Retraining,
+    queries: Reviews,
+    removed: Sequence[int],
+    seeds: Sequence[int],
+    progress: bool = False,
+) -> Float[Tensor, "removed seeds queries"]:
+    """How far every query's loss rises when one review is left out; seed by seed, with all others in the
+    same batches."""
+    everything = torch.arange(len(retraining.reviews))
+    whole = [losses(margins(retraining.run(everything, seed), queries)) for seed in seeds]
+    changes = torch.empty(len(removed), len(seeds), len(queries))
+    for place, row in enumerate(tqdm(removed, "single removals", unit="review", disable=not progress)):
+        for number, seed in enumerate(seeds):
+            without = losses(margins(retraining.run(everything, seed, without=row), queries))
+            changes[place, number] = without - whole[number]
+    return changes
+
+
+def removed_one_by_one(progress: bool = False) -> pd.DataFrame:
+    """The committed table of single reviews, spread evenly over the ranks of their mean |influence|: for each
+    of them and each reported query, mean change of the loss over seeds, its standard error, and what the
+    recommended scorer and the customary one predict."""
+    judge = Judge("main", progress)
+    scores = {
+        (row["where"], row["regularization"]): row["scores"]
+        for row in judge.scores(Asked("EK-FAC", (1e-2, 1e-5), ("20%", "100%")))
+        if row["normalisation"] == "plain"
+    }
+    sizes = scores[PREDICTED["recommended"]].abs().mean(dim=0)
+    every = len(sizes) // SINGLE_REVIEWS
+    removed = sizes.argsort(stable=True)[every - 1 :: every].tolist()
+    changes = single_removals(judge.retraining, judge.queries, removed, range(1, SINGLE_SEEDS + 1), progress)
+    mean, error = changes.mean(dim=1), changes.std(dim=1) / SINGLE_SEEDS**0.5
+    columns = {"change": mean, "standard error": error}
+    columns |= {name: scores[key][:, removed].T / len(sizes) for name, key in PREDICTED.items()}
+    reported = halves(QUERIES)[1]
+    table = pd.DataFrame({name: part[:, reported].flatten().numpy() for name, part in columns.items()})
+    places = pd.MultiIndex.from_product([removed, range(QUERIES)[reported]], names=["review", "query"])
+    return table.set_index(places).reset_index()
 
 
 def scorers_to_remove_by(judge: Judge) -> dict[str, Scores]:

@@ -2,8 +2,7 @@
 
 EK-FAC on the model itself, its layers those of the chapters (feed-forward and head) or LoRA's own, in the
 bases of `experiments.bases`, at checkpoints of a training on all reviews, for a grid of λ; beside it what
-looks at texts and labels only. About four minutes for each place and basis on two cores; what is done is
-kept in the cache.
+looks at texts and labels only. What is done is kept in the cache.
 """
 
 import copy
@@ -19,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from experiments.bank_making import QUERIES, TRAIN_REVIEWS
-from experiments.bases import BASES, Scores, curvatures, scored
+from experiments.bases import BASES, Damping, Scores, Share, curvatures, scored
 from experiments.finetune import Finetuning
 from experiments.judgement import agreement_row
 from experiments.scorers import SIMILARITIES, Question
@@ -34,7 +33,12 @@ from support.retraining import Reviews, read_vectors
 
 TABLE = Path(__file__).parent / "whole_model.csv"
 PLACES = (0.1, 0.2, 0.5, 1.0)
-REGULARIZATIONS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+ALL_BASES_AT = (0.2, 1.0)
+DAMPINGS = (
+    *(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+    *(Share(factor, "mean") for factor in (0.1, 1.0, 10.0, 100.0)),
+    *(Share(factor, "0.99 quantile") for factor in (0.1, 1.0, 10.0)),
+)
 TRACKED = ("chapters", "LoRA")
 
 
@@ -78,26 +82,28 @@ def engine_at(share: float, tracked: str) -> EkfacInfluence:
     return EkfacInfluence(ModelLogitsWrapper(model))
 
 
-def scores_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, float, Scores]]:
+def scores_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, Damping, Scores]]:
     """Kind, λ and scores; computed once, then read from the cache."""
     engine = engine_at(share, tracked)
-    key = hashlib.sha256(f"{digest(dict(engine.model.state_dict()))} {REGULARIZATIONS}".encode()).hexdigest()
+    key = hashlib.sha256(
+        f"{digest(dict(engine.model.state_dict()))} {[str(value) for value in DAMPINGS]}".encode()
+    ).hexdigest()
     files = {kind: cache_folder() / "fidelity" / f"whole-{key[:24]}-{kind}.safetensors" for kind in kinds}
     train, queries = (
         list(reviews(split, rows).loader(50)) for split, rows in (("train", TRAIN_REVIEWS), ("test", QUERIES))
     )
     missing = [kind for kind, file in files.items() if not file.exists()]
-    found = curvatures(engine, train, progress=True) if missing else {}
+    found = curvatures(engine, train, missing, progress=True) if missing else {}
     for kind in missing:
         tensors = {}
-        for value, scores in scored(engine, found[kind], queries, train, REGULARIZATIONS, True).items():
+        for value, scores in scored(engine, found[kind], queries, train, DAMPINGS, True).items():
             tensors |= {f"{value}/influences": scores.influences, f"{value}/self": scores.self_influences}
         means = torch.stack([layer.eigenvalues.mean() for layer in found[kind].values()])
         with replacing(files[kind]) as fresh:
             save_file(tensors | {"mean eigenvalues": means}, fresh)
     for kind, file in files.items():
         tensors = load_file(file)
-        for value in REGULARIZATIONS:
+        for value in DAMPINGS:
             yield kind, value, Scores(tensors[f"{value}/influences"], tensors[f"{value}/self"])
 
 
@@ -122,7 +128,8 @@ def table() -> pd.DataFrame:
     asked = [(share, tracked) for tracked in TRACKED for share in PLACES]
     for share, tracked in tqdm(asked, "places", unit="place"):
         names = list(engine_at(share, tracked).layers)
-        kinds = BASES if tracked == "chapters" else ("all positions", "gradient")
+        all_bases = tracked == "chapters" and share in ALL_BASES_AT
+        kinds = BASES if all_bases else ("all positions", "gradient")
         for kind, value, scores in scores_at(share, tracked, kinds):
             told = {"scorer": "EK-FAC", "where": f"{share:.0%}", "tracked": tracked, "basis": kind}
             told |= {"regularization": str(value)}

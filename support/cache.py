@@ -1,8 +1,7 @@
 """Fitted curvature kept under a key of its content, so that the next notebook waits seconds.
 
 The key covers the model's weights, the tracked layers, every input row up to its last real token and the
-settings of the fit, and a file knows its model by what it says, so a cached file is never stale. λ, on
-which no curvature depends, is not part of it.
+settings of the fit, so a cached file is never stale. λ, on which no curvature depends, is not part of it.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.blocks import count_of, unlabelled
+from support.ekfac.batches import count_of, unlabelled
 from support.ekfac.errors import DamagedFile, WrongModel
 
 CACHE_VARIABLE = "SUPPORT_CACHE"
@@ -30,10 +29,8 @@ def cache_folder() -> Path:
 
 
 def fit_or_load(engine: EkfacInfluence, loader: Iterable, folder: Path | None = None) -> EkfacInfluence:
-    """`engine.fit(loader)`, or its result from the cache if the same fit was made before.
-
-    A damaged file is told by a `CacheDamaged` warning and computed again. Raises as `fit` does.
-    """
+    """`engine.fit(loader)`, or its result from the cache if the same fit was made before. A damaged file is
+    told by a `CacheDamaged` warning and computed again. Raises as `fit` does."""
     path = (folder or cache_folder()) / f"{_content_key(engine, loader)}.safetensors"
     try:
         return engine.load_curvature(path)

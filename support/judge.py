@@ -1,7 +1,5 @@
-"""Are the influences true? Retraining on many random subsets, and how well scores agree with it.
-
-Scores are `(queries, train)`; positive says that more weight on this training example would lower the
-loss of this query. Any scorer that gives such a matrix can be judged.
+"""Are the influences true? Retraining on many random subsets, and how well scores agree with it. Positive
+scores say that more weight on this training example would lower the loss of this query.
 """
 
 import itertools
@@ -18,11 +16,13 @@ from scipy import stats
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from support.assets import AssetDamaged
 from support.retraining import Retraining, Reviews, losses, margins
 
-
-class BankDamaged(ValueError):
-    """A file of a bank cannot be read."""
+Membership = Bool[Tensor, "subsets train"]
+Outcomes = Float[Tensor, "subsets queries"]
+Scores = Float[Tensor, "queries train"]
+PerQuery = Float[np.ndarray, " queries"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Design:
     balanced: bool = False
     draw: int = 0
 
-    def membership(self, labels: Int[Tensor, " train"]) -> Bool[Tensor, "subsets train"]:
+    def membership(self, labels: Int[Tensor, " train"]) -> Membership:
         """Which reviews are in each subset."""
         generator = torch.Generator().manual_seed(self.draw)
         groups = [labels == 0, labels == 1] if self.balanced else [torch.ones_like(labels).bool()]
@@ -53,11 +53,11 @@ class Design:
 class Bank:
     """`membership` (subsets, train), and `margins` (subsets, seeds, queries) after each retraining."""
 
-    membership: Bool[Tensor, "subsets train"]
+    membership: Membership
     margins: Float[Tensor, "subsets seeds queries"]
 
     @property
-    def outcomes(self) -> Float[Tensor, "subsets queries"]:
+    def outcomes(self) -> Outcomes:
         """Cross-entropy of each query, mean over seeds."""
         return losses(self.margins).mean(dim=1)
 
@@ -89,14 +89,12 @@ def make_bank(retraining: Retraining, queries: Reviews, design: Design, progress
 
 
 def load_bank(path: Path) -> Bank:
-    """A bank from its file. Raises `FileNotFoundError` and `BankDamaged`."""
+    """A bank from its file. Raises `FileNotFoundError`, and `AssetDamaged` when it cannot be read."""
     try:
         tensors = load_file(path)
     except SafetensorError as error:
-        raise BankDamaged(
-            f"{path} cannot be read ({error}). Take it from the repository again, or delete it and "
-            "make it again: python -m experiments banks"
-        ) from error
+        cure = "Take it from the repository, or delete it and make it again: python -m experiments banks"
+        raise AssetDamaged(f"{path} cannot be read ({error}). {cure}") from error
     return Bank(tensors["membership"], tensors["margins"].float())
 
 
@@ -104,7 +102,7 @@ def load_bank(path: Path) -> Bank:
 class Agreement:
     """One number per query, and their mean with a bootstrap interval over queries."""
 
-    per_query: Float[np.ndarray, " queries"]
+    per_query: PerQuery
 
     @property
     def mean(self) -> float:
@@ -118,23 +116,18 @@ class Agreement:
         return tuple(map(float, found.confidence_interval))
 
 
-def subset_scores(
-    scores: Float[Tensor, "queries train"], membership: Bool[Tensor, "subsets train"]
-) -> Float[Tensor, "subsets queries"]:
+def subset_scores(scores: Scores, membership: Membership) -> Outcomes:
     """Σ over each subset's reviews of their influence on each query."""
     return membership.to(scores) @ scores.T
 
 
-def linear_datamodeling_score(scores: Float[Tensor, "queries train"], bank: Bank) -> Agreement:
+def linear_datamodeling_score(scores: Scores, bank: Bank) -> Agreement:
     """For each query, Spearman's correlation over the subsets between the summed influence of a
     subset and how low the loss came out after training on it (Ilyas et al. 2022; Park et al. 2023)."""
-    predicted = subset_scores(scores.double(), bank.membership)
-    return Agreement(rank_correlations(predicted, -bank.outcomes))
+    return Agreement(rank_correlations(subset_scores(scores.double(), bank.membership), -bank.outcomes))
 
 
-def rank_correlations(
-    predicted: Float[Tensor, "subsets queries"], observed: Float[Tensor, "subsets queries"]
-) -> Float[np.ndarray, " queries"]:
+def rank_correlations(predicted: Outcomes, observed: Outcomes) -> PerQuery:
     """Spearman's correlation of each column; 0 where a column is constant."""
     # Sums of equal numbers in another order differ by rounding, which is no order of subsets.
     rounded = np.stack([side.double().numpy().round(10) for side in (predicted, observed)])
@@ -148,27 +141,21 @@ def rank_correlations(
 def reliability(bank: Bank) -> Agreement:
     """Rank correlation over subsets between two halves of a bank's seeds, mean over the ways of halving
     them. Raises `ValueError` for a bank of one seed."""
-    seeds = set(range(bank.margins.shape[1]))
+    seeds, found = set(range(bank.margins.shape[1])), []
     if len(seeds) == 1:
-        raise ValueError(
-            "This bank has one seed for each subset, and noise shows only between two. "
-            "Make it with more: Design(seeds=2)."
-        )
-    half, found = len(seeds) // 2, []
-    for left in itertools.combinations(seeds, half):
-        right = sorted(seeds - set(left))[:half]
+        told = "This bank has one seed for each subset, and noise shows only between two."
+        raise ValueError(f"{told} Make it with more: Design(seeds=2).")
+    for left in itertools.combinations(seeds, len(seeds) // 2):
+        right = sorted(seeds - set(left))[: len(left)]
         one, other = (-losses(bank.margins[:, list(side)]).mean(dim=1) for side in (left, right))
         found.append(rank_correlations(one, other))
     return Agreement(np.mean(found, axis=0))
 
 
 def noise_ceiling(bank: Bank) -> float:
-    """The score that one who knows the expected outcomes would get, about; 0 where all is noise.
-
-    The correlation between truth and a noisy measurement is √ of the measurement's reliability. With
-    r that of half the seeds, k times as many have k r / (1 + (k − 1) r) (Spearman–Brown). Raises as
-    `reliability`.
-    """
+    """The score that one who knows the expected outcomes would get, about: √ of the outcomes' reliability,
+    which is k r / (1 + (k − 1) r) of k times as many seeds as have r (Spearman–Brown). 0 where all is
+    noise. Raises as `reliability`."""
     half, seeds = max(reliability(bank).mean, 0.0), bank.margins.shape[1]
     times = seeds / (seeds // 2)
     return float(np.sqrt(times * half / (1 + (times - 1) * half)))

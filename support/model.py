@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import DistilBertForSequenceClassification, PreTrainedTokenizerBase
+from transformers import DistilBertForSequenceClassification as Classifier
+from transformers import PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from support import assets
-from support.assets import Source
 from support.imdb import ImdbDataset
 
 HUB_MODEL = "assemblyai/distilbert-base-uncased-sst2"
@@ -36,39 +36,24 @@ TRACKED_LAYERS = ("ffn", "pre_classifier", "classifier")
 LABELS = {0: "negative", 1: "positive"}
 
 
-class AdapterMismatch(ValueError):
-    """The adapter's tensors are not those that the model expects."""
-
-
-class AdapterDamaged(ValueError):
-    """A file of the adapter cannot be read."""
-
-
-def load_tokenizer(source: Source | str = "packaged", revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The WordPiece tokenizer (uncased, 30,522 pieces) that belongs to `load_model(source)`.
-
-    Raises `UnknownSource`, `AssetMissing`, `AssetChanged` or `HubUnreachable`.
-    """
-    assets.check_source(source)
-    if source == "hub":
+def load_tokenizer(source: str = "packaged", revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The uncased WordPiece tokenizer that belongs to `load_model(source)`. Raises `UnknownSource`,
+    `AssetMissing`, `AssetDamaged` or `HubUnreachable`."""
+    if not assets.is_packaged(source):
         return assets.from_hub(transformers.AutoTokenizer.from_pretrained, HUB_MODEL, revision)
     special = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "cls", "sep", "unk", "mask")}
     path = str(assets.find(assets.TOKENIZER))
     return transformers.PreTrainedTokenizerFast(tokenizer_file=path, model_max_length=512, **special)
 
 
-def load_model(
-    source: Source | str = "packaged", revision: str | None = None, snapshot: str = "final"
-) -> DistilBertForSequenceClassification:
+def load_model(source: str = "packaged", revision: str | None = None, snapshot: str = "final") -> Classifier:
     """The classifier in evaluation mode, float32.
 
     `packaged`: the encoder with the adapter `snapshot` merged in; those from the way through training
-    are in the repository only. `hub`: `assemblyai/distilbert-base-uncased-sst2` at `revision`
-    (commit, tag or branch; None is the hub's `main`); it has no snapshots, which is a `ValueError`.
-    Raises `UnknownSource`, `AssetMissing`, `AssetChanged`, `HubUnreachable`, and as `merge_adapter`.
+    are in the repository only. `hub`: `HUB_MODEL` at `revision` (None is the hub's `main`), which has no
+    snapshots (`ValueError`). Raises as `load_tokenizer` and `merge_adapter`.
     """
-    assets.check_source(source)
-    if source == "packaged":
+    if assets.is_packaged(source):
         _refuse_changed_adapter(ADAPTER_FOLDER / snapshot)
         return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
     if snapshot != "final":
@@ -78,14 +63,14 @@ def load_model(
     return assets.from_hub(load, HUB_MODEL, revision, **safe).eval()
 
 
-def packaged_encoder(head_seed: int = 0) -> DistilBertForSequenceClassification:
+def packaged_encoder(head_seed: int = 0) -> Classifier:
     """all-MiniLM-L6-v2 as a DistilBERT under an untrained two-class head drawn from `head_seed`."""
     sizes = {"dim": 384, "hidden_dim": 1536, "n_layers": 6, "n_heads": 12, "num_labels": 2}
     numbers = {name: label for label, name in LABELS.items()}
     config = transformers.DistilBertConfig(**sizes, id2label=LABELS, label2id=numbers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(head_seed)
-        model = DistilBertForSequenceClassification(config)
+        model = Classifier(config)
     model.distilbert.load_state_dict(distilbert_state(load_file(assets.find(assets.ENCODER_WEIGHTS))))
     return model
 
@@ -127,37 +112,29 @@ def adapter_sha256(folder: Path) -> dict[str, str]:
 
 
 def _refuse_changed_adapter(folder: Path) -> None:
-    """Raise `AssetChanged` unless the committed adapter has the bytes that its training recorded."""
+    """Raise `AssetDamaged` unless the committed adapter has the bytes that its training recorded."""
     found = adapter_sha256(folder)
     recorded = training_record().get("adapters_sha256", {}).get(folder.name, {})
     for name in ADAPTER_FILES:
         if found[name] != recorded.get(name):
             differs = f"has SHA-256 {found[name]}, expected {recorded.get(name)}"
-            raise assets.AssetChanged(
+            raise assets.AssetDamaged(
                 f"{name} of the adapter {folder.name!r} {differs}. "
                 "Take it from the repository again: git checkout -- support/adapter"
             )
 
 
-def merge_adapter(
-    model: DistilBertForSequenceClassification, folder: Path
-) -> DistilBertForSequenceClassification:
-    """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again.
-
-    Raises `AssetMissing` when there is none, `AdapterDamaged` when it cannot be read, and
-    `AdapterMismatch`, naming the first tensor, when names or shapes are not those of this model.
-    """
+def merge_adapter(model: Classifier, folder: Path) -> Classifier:
+    """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again. Raises
+    `AssetMissing` when there is none, and `AssetDamaged` when it can't be read or is not of this model."""
     config, state = _read_adapter(folder)
     with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
         adapted = with_adapter(model, config)
-    theirs, ours = (
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        for tensors in (state, peft.get_peft_model_state_dict(adapted))
-    )
-    for name in sorted(theirs.keys() | ours.keys()):
-        found, expected = theirs.get(name, "absent"), ours.get(name, "absent")
+    both = state, peft.get_peft_model_state_dict(adapted)
+    for name in sorted(set().union(*both)):
+        found, expected = (tuple(one[name].shape) if name in one else "absent" for one in both)
         if found != expected:
-            raise AdapterMismatch(
+            raise assets.AssetDamaged(
                 f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {found} in the "
                 f"adapter, {expected} in the model. Train it again: python -m experiments.finetune"
             )
@@ -188,7 +165,7 @@ def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
         config, weights = peft.LoraConfig.from_pretrained(str(folder)), load_file(folder / ADAPTER_FILES[1])
         return config, {name: tensor.float() for name, tensor in weights.items()}
     except (ValueError, TypeError, SafetensorError) as error:
-        raise AdapterDamaged(
+        raise assets.AssetDamaged(
             f"The adapter {folder.name!r} cannot be read ({type(error).__name__}: {error}). "
             "Take it from the repository again: git checkout -- support/adapter"
         ) from error
@@ -197,12 +174,10 @@ def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
 def require_gradients_only(
     model: nn.Module, parts: Sequence[str] = TRACKED_LAYERS, without: Mapping[str, str] | None = None
 ) -> list[str]:
-    """Freeze everything but the linear layers with one of `parts` in their dotted names; their names.
-
-    No parts mean all linear layers. `without` are layers that stay frozen, each with the reason in words, as
+    """Freeze everything but the linear layers with one of `parts` in their dotted names (no parts: all of
+    them); their names. `without` are layers that stay frozen, each with the reason in words, as
     `support.ekfac.layers.uncovered` gives them. Raises `ValueError`, naming the parts there are, for each
-    part that matches no layer, and when there is no layer at all.
-    """
+    part that matches no layer, and when there is no layer at all."""
     without = without or {}
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     linear = [name for name in linear if name not in without]
@@ -273,17 +248,15 @@ def class_probabilities(
     """Softmax of the logits of every review, in the order of the dataset."""
     longest_first = torch.tensor(dataset.lengths()).argsort(descending=True, stable=True)
     bar = tqdm(total=len(dataset), unit="review", disable=not progress)
-    probabilities = []
+    found = []
     with torch.inference_mode(), bar:
         for rows in longest_first.split(batch_size):
-            probabilities.append(model(dataset.batch(rows.tolist())[0]).softmax(dim=1))
+            found.append(model(dataset.batch(rows.tolist())[0]).softmax(dim=1))
             bar.update(len(rows))
-    in_order = torch.empty(len(dataset), probabilities[0].shape[1])
-    in_order[longest_first] = torch.cat(probabilities).float()
-    return in_order
+    return torch.cat(found).float()[longest_first.argsort()]
 
 
 def held_out_predictions() -> pd.DataFrame:
-    """What the packaged model says about each of the 5,000 held-out reviews, in their order: columns
-    `label`, `tokens` (after the cut) and `positive_probability`, as written after training."""
+    """What the packaged model said of each held-out review after training, in their order: columns
+    `label`, `tokens` (after the cut) and `positive_probability`."""
     return pd.read_csv(ADAPTER_FOLDER / "held_out.csv")

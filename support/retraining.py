@@ -1,15 +1,12 @@
-"""Frozen vectors, and the small part of a model above them that is trained again and again.
-
-What everything below the part makes of a review is computed once: one vector, that of [CLS]. A training
-is then decided by its recipe, its rows and its seed, which orders the reviews; nothing else is random.
+"""The small part of a model that is trained again and again, above one frozen vector per review: what
+everything below the part makes of [CLS]. Recipe, rows and seed, which orders them, decide a training.
 """
 
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -23,8 +20,6 @@ from support.cache import cache_folder
 from support.ekfac.storage import replacing
 from support.imdb import ImdbDataset
 from support.model import ModelLogitsWrapper, packaged_encoder, require_gradients_only
-
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,28 +39,20 @@ def read_vectors(
 ) -> Reviews:
     """What arrives at `place`, a module of `model`, of every review: its vector of [CLS]."""
     seen: list[Tensor] = []
-    hook = place.register_forward_pre_hook(
-        lambda _, inputs: seen.append(inputs[0][:, 0] if inputs[0].ndim == 3 else inputs[0])
-    )
     by_length = torch.tensor(dataset.lengths()).argsort(stable=True)
     bar = tqdm(by_length.split(16), "reading reviews", unit="batch", disable=not progress)
-    try:
-        with torch.inference_mode():
-            for rows in bar:
-                model(dataset.batch(rows.tolist())[0])
-    finally:
-        hook.remove()
-    vectors = torch.empty(len(dataset), seen[0].shape[1])
-    vectors[by_length] = torch.cat(seen).float()
-    return Reviews(vectors, dataset.labels, dataset.texts)
+    hook = place.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode(), hook:
+        for rows in bar:
+            model(dataset.batch(rows.tolist())[0])
+    vectors = torch.cat([arrived[:, 0] if arrived.ndim == 3 else arrived for arrived in seen])
+    return Reviews(vectors.float()[by_length.argsort()], dataset.labels, dataset.texts)
 
 
 def read_for_the_tail(dataset: ImdbDataset, progress: bool = False) -> Reviews:
     """What a `ClassifierTail` of the packaged encoder is given of every review; read once, then cached."""
-    digest = hashlib.sha256()
-    for ids in dataset.input_ids:
-        digest.update(ids.numpy().tobytes() + b".")
-    path = cache_folder() / f"vectors-{digest.hexdigest()[:32]}.safetensors"
+    tokens = b"".join(ids.numpy().tobytes() + b"." for ids in dataset.input_ids)
+    path = cache_folder() / f"vectors-{hashlib.sha256(tokens).hexdigest()[:32]}.safetensors"
     if not path.exists():
         encoder = packaged_encoder().eval()
         place = encoder.distilbert.transformer.layer[-1].ffn
@@ -82,12 +69,6 @@ def select(reviews: Reviews, rows: Shaped[Tensor, " rows"]) -> Reviews:
     return Reviews(reviews.vectors[rows], reviews.labels[rows], texts)
 
 
-def joined(one: Reviews, other: Reviews) -> Reviews:
-    """The reviews of both, one after the other."""
-    vectors = torch.cat([one.vectors, other.vectors])
-    return Reviews(vectors, torch.cat([one.labels, other.labels]), [*one.texts, *other.texts])
-
-
 def in_parts(reviews: Reviews, sizes: Sequence[int]) -> list[Reviews]:
     """The reviews cut, in their order, into parts of these sizes."""
     return [select(reviews, rows) for rows in torch.arange(len(reviews)).split(list(sizes))]
@@ -99,11 +80,8 @@ def batches(reviews: Reviews) -> DataLoader:
 
 
 class ClassifierTail(nn.Module):
-    """The last feed-forward layers and the head: vectors of [CLS] after the last attention → logits.
-
-    Shares its layers with `classifier`; the linear ones require gradients, the layer norm does not.
-    In `eval()` mode.
-    """
+    """The last feed-forward layers and the head, shared with `classifier`: vectors of [CLS] after the last
+    attention → logits. Linear layers require gradients, the layer norm does not; in `eval()` mode."""
 
     def __init__(self, classifier: DistilBertForSequenceClassification):
         super().__init__()
@@ -129,14 +107,13 @@ def untrained_head(width: int, seed: int = 0) -> nn.Sequential:
     for layer in (first, last):  # as transformers starts a new head
         nn.init.normal_(layer.weight, std=0.02, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(layer.bias)
-    layers = OrderedDict(pre_classifier=first, relu=nn.ReLU(), classifier=last)
-    return nn.Sequential(layers).eval()
+    return nn.Sequential(OrderedDict(pre_classifier=first, relu=nn.ReLU(), classifier=last)).eval()
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW with linear warm-up and decay, from a part whose head was drawn from `head_seed` and that was
-    first trained on all the reviews for `trained_for` epochs."""
+    """AdamW with linear warm-up and decay. The last two tell of the part: its head was drawn from
+    `head_seed`, and it was first trained on all the reviews for `trained_for` epochs."""
 
     epochs: int = 3
     learning_rate: float = 3e-4
@@ -149,11 +126,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state on the way through training, after so many steps; `model` makes it."""
+    """The part on the way through training, after so many steps."""
 
     name: str
-    model: Callable[[], nn.Module]
     step: int
+    part: nn.Module
+
+    def model(self) -> nn.Module:
+        """A copy, free to be changed."""
+        return copy.deepcopy(self.part)
 
 
 class Retraining:
@@ -164,14 +145,12 @@ class Retraining:
         self.part, self.reviews, self.recipe = part, reviews, recipe
         self.rates: list[float] = []
         self.start = copy.deepcopy(part.state_dict())
-        if recipe.trained_for:
-            self._train(torch.arange(len(reviews)), seed=0, epochs=recipe.trained_for)
-            self.start = copy.deepcopy(part.state_dict())
 
-    def run(self, rows: Int[Tensor, " rows"], seed: int) -> nn.Module:
-        """The part after training on these rows; it is trained over by the next call."""
-        self._train(rows, seed, self.recipe.epochs)
-        return self.part
+    def run(self, rows: Int[Tensor, " rows"], seed: int, without: int = -1) -> nn.Module:
+        """The part after training on these rows; it is trained over by the next call. Row `without` is left
+        out of the batches it would be in: all others keep their places. No row is −1."""
+        *_, trained = self._steps(rows, seed, without)
+        return trained
 
     def run_on_all(self, seed: int) -> nn.Module:
         """`run` on all reviews."""
@@ -180,41 +159,36 @@ class Retraining:
     def path(self, rows: Int[Tensor, " rows"], seed: int, shares: Iterable[float]) -> list[Checkpoint]:
         """Checkpoints of one run at these shares of its steps."""
         steps = self.recipe.epochs * -(-len(rows) // self.recipe.batch_size)
-        kept = sorted({round(share * steps) for share in shares})
-        states = self._train(rows, seed, self.recipe.epochs, keep_at=kept)
+        wanted = {round(share * steps) for share in shares}
         return [
-            Checkpoint(f"step {step} of {steps}", partial(self._part_in, states[step]), step) for step in kept
+            Checkpoint(f"step {step} of {steps}", step, copy.deepcopy(part))
+            for step, part in enumerate(self._steps(rows, seed))
+            if step in wanted
         ]
 
-    def _part_in(self, state: State) -> nn.Module:
-        fresh = copy.deepcopy(self.part)
-        fresh.load_state_dict(state)
-        return fresh
-
-    def _train(self, rows: Tensor, seed: int, epochs: int, keep_at: Sequence[int] = ()) -> dict[int, State]:
-        """States of the part after the steps `keep_at`."""
+    def _steps(self, rows: Tensor, seed: int, without: int = -1) -> Iterator[nn.Module]:
+        """One training: the part before its first step, and after each."""
         if not len(rows):
             raise ValueError("There are no rows to train on.")
         self.part.load_state_dict(self.start)
         recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
         trained = [p for p in self.part.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
-        shuffled = (rows[torch.randperm(len(rows), generator=generator)] for _ in range(epochs))
-        batches = [batch for epoch in shuffled for batch in epoch.split(recipe.batch_size)]
+        shuffled = (rows[torch.randperm(len(rows), generator=generator)] for _ in range(recipe.epochs))
+        whole = (batch for epoch in shuffled for batch in epoch.split(recipe.batch_size))
+        batches = [left for batch in whole if len(left := batch[batch != without])]
         warmup = max(1, round(recipe.warmup_share * len(batches)))
         schedule = get_linear_schedule_with_warmup(optimizer, warmup, len(batches))
-        states = {0: copy.deepcopy(self.start)} if 0 in keep_at else {}
         self.rates = []
-        for step, batch in enumerate(batches, start=1):
+        yield self.part
+        for batch in batches:
             logits = self.part(self.reviews.vectors[batch])
             nn.functional.cross_entropy(logits, self.reviews.labels[batch]).backward()
             self.rates.append(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-            if step in keep_at:
-                states[step] = copy.deepcopy(self.part.state_dict())
-        return states
+            yield self.part
 
 
 def margins(part: nn.Module, reviews: Reviews) -> Float[Tensor, " reviews"]:

@@ -1,11 +1,10 @@
-"""Reviews as something to read: escaped, cut into paragraphs, harmless on a terminal.
-
-Reviews are data from strangers. Nothing of them reaches a page unescaped; of their markup only line
-breaks are kept.
+"""Reviews as something to read. They are data from strangers: nothing of them reaches a page unescaped, of
+their markup only line breaks are kept, and what a terminal would obey is written out.
 """
 
 import html
 import re
+import sys
 from unicodedata import category
 
 from IPython.display import HTML
@@ -32,13 +31,12 @@ def visible(text: str) -> str:
 
 def show_review(text: str, caption: str = "", longest: int | None = None) -> HTML:
     """A review set as a quotation under a caption; after `longest` words only how many follow."""
-    kept, left_out = [paragraph.split() for paragraph in paragraphs(text)], 0
-    if longest is not None:
-        left_out = max(sum(map(len, kept)) - longest, 0)
-        room = [longest - sum(map(len, kept[:number])) for number in range(len(kept))]
-        kept = [words[:left] for words, left in zip(kept, room, strict=True) if left > 0]
-    body = "".join(f"<p>{html.escape(' '.join(words))}</p>" for words in kept)
-    if left_out:
-        body += f"<p><em>… and {left_out} more words</em></p>"
+    body, room = "", sys.maxsize if longest is None else longest
+    for words in map(str.split, paragraphs(text)):
+        if room > 0:
+            body += f"<p>{html.escape(' '.join(words[:room]))}</p>"
+        room -= len(words)
+    if room < 0:
+        body += f"<p><em>… and {-room} more words</em></p>"
     head = f"<figcaption><strong>{html.escape(caption)}</strong></figcaption>" if caption else ""
     return HTML(f"<figure>{head}<blockquote>{body}</blockquote></figure>")

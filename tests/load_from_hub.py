@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 
 import torch
+from transformers import PreTrainedModel
 
 from support.assets import HubUnreachable
 from support.imdb import load_imdb
+from support.language import load_language_model
 from support.model import load_model, load_tokenizer
 
 TEXT = "Not the worst film of Brad Sykes."
@@ -24,7 +26,15 @@ def reviews(revision: str | None) -> dict:
 
 
 def model(revision: str | None) -> dict:
-    loaded = load_model("hub", revision)
+    return about(load_model("hub", revision))
+
+
+def writer(revision: str | None) -> dict:
+    loaded, tokenizer = load_language_model("hub", revision)
+    return about(loaded) | {"token_ids": tokenizer(TEXT)["input_ids"]}
+
+
+def about(loaded: PreTrainedModel) -> dict:
     return {
         "class": type(loaded).__name__,
         "layers": [name for name, _ in loaded.named_modules()],
@@ -47,7 +57,7 @@ def outcome(load: Callable, revision: str | None):
 
 if __name__ == "__main__":
     time.sleep = lambda seconds: None  # the hub's client waits 23 seconds between its six tries
-    loaders = {"reviews": reviews, "model": model, "token_ids": token_ids}
+    loaders = {"reviews": reviews, "model": model, "writer": writer, "token_ids": token_ids}
     found = {
         asked: {name: outcome(load, None if asked == "None" else asked) for name, load in loaders.items()}
         for asked in sys.argv[1:]

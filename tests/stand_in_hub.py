@@ -1,17 +1,19 @@
 """A Hugging Face hub in miniature on 127.0.0.1.
 
 It holds what `source="hub"` asks for: under the real model's name a tiny random DistilBERT with the
-real tokenizer, under the real dataset's name a few real reviews, in the hub's file layout. Each has
-two commits, `main` and `earlier`, that differ, so that one can see which of them was handed out.
-What the server answers is what `transformers` and `datasets` were seen to ask.
+real tokenizer, under the language model's a tiny Llama with the same, under the real dataset's name a few
+real reviews, in the hub's file layout. Each has two commits, `main` and `earlier`, that differ, so that
+one can see which of them was handed out. What the server answers is what `transformers` and `datasets`
+were seen to ask.
 """
 
 import hashlib
 import io
 import json
+import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,12 +21,20 @@ from urllib.parse import unquote, urlsplit
 
 import datasets
 import torch
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import (
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+)
 
+from support import language
 from support.imdb import HUB_DATASET, load_imdb
 from support.model import HUB_MODEL, load_tokenizer
 
 COMMITS = {"main": "a" * 40, "earlier": "b" * 40}
+REVISIONS = COMMITS | {commit: commit for commit in COMMITS.values()}
 MODEL_SEED = {"main": 0, "earlier": 1}
 DTYPE = {"main": torch.float32, "earlier": torch.float16}
 ROWS_PER_CLASS = {"main": 40, "earlier": 30}
@@ -51,6 +61,13 @@ def tiny_distilbert(seed: int) -> DistilBertForSequenceClassification:
     return DistilBertForSequenceClassification(config).eval()
 
 
+def tiny_llama(seed: int) -> LlamaForCausalLM:
+    """Two blocks of width 8 that read the words of the real classifier's tokenizer, random weights."""
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=30522, initializer_range=0.2, **sizes)).eval()
+
+
 def first_of_each_class(reviews: datasets.Dataset, rows: int) -> datasets.Dataset:
     """The first `rows` negative reviews, then the first `rows` positive ones."""
     labels = list(reviews["label"])
@@ -58,10 +75,10 @@ def first_of_each_class(reviews: datasets.Dataset, rows: int) -> datasets.Datase
     return reviews.select([start + row for start in starts for row in range(rows)])
 
 
-def model_files(revision: str) -> Files:
-    """The model's repository, as `save_pretrained` lays it out."""
+def model_files(revision: str, tiny: Callable[[int], PreTrainedModel] = tiny_distilbert) -> Files:
+    """A model's repository, as `save_pretrained` lays it out."""
     with tempfile.TemporaryDirectory() as folder:
-        tiny_distilbert(MODEL_SEED[revision]).to(DTYPE[revision]).save_pretrained(folder)
+        tiny(MODEL_SEED[revision]).to(DTYPE[revision]).save_pretrained(folder)
         load_tokenizer().save_pretrained(folder)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
@@ -82,6 +99,36 @@ def dataset_files(revision: str) -> Files:
     return files
 
 
+def answers(kind: str, name: str, files: dict[str, Files]) -> dict[str, tuple[bytes, str]]:
+    """What is asked of a repository, its files by commit: by path the answer, and the commit it is of."""
+    found: dict[str, tuple[bytes, str]] = {}
+    api, place = f"/api/{kind}/{name}", f"/{name}" if kind == "models" else f"/{kind}/{name}"
+    for revision, commit in REVISIONS.items():
+        kept = files[commit]
+        about = {"id": name, "sha": commit, "siblings": [{"rfilename": file} for file in kept]}
+        found[f"{api}/revision/{revision}"] = json.dumps(about).encode(), commit
+        for folder in {parent for file in kept for parent in Path(file).parents}:
+            tree = "/".join([api, "tree", revision, *folder.parts])
+            found[tree] = json.dumps(_listed(kept, folder)).encode(), commit
+        for file, content in kept.items():
+            found[f"{place}/resolve/{revision}/{file}"] = content, commit
+    return found | {api: found[f"{api}/revision/main"]}
+
+
+def _listed(files: Files, folder: Path) -> list[dict[str, object]]:
+    """Files under a folder, and the folders on the way: a listing may always say more than asked."""
+    inside = [Path(file) for file in files if folder in Path(file).parents]
+    folders = {parent for file in inside for parent in file.parents if folder in parent.parents}
+    listed = [{"type": "directory", "path": str(path), "size": 0, "oid": ""} for path in folders]
+    for path, content in ((str(file), files[str(file)]) for file in inside):
+        listed.append({"type": "file", "path": path, "size": len(content), "oid": _oid(content)})
+    return listed
+
+
+def _oid(content: bytes) -> str:
+    return hashlib.sha1(content).hexdigest()
+
+
 class StandInHub(ThreadingHTTPServer):
     """The server; `requests` holds method and path of everything it was asked."""
 
@@ -89,10 +136,13 @@ class StandInHub(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), RequestHandler)
-        self.repositories = {
-            f"models/{HUB_MODEL}": {revision: model_files(revision) for revision in COMMITS},
-            f"datasets/{HUB_DATASET}": {revision: dataset_files(revision) for revision in COMMITS},
-        }
+        self.answers = {}
+        for kind, name, files in (
+            ("models", HUB_MODEL, model_files),
+            ("models", language.HUB_MODEL, lambda revision: model_files(revision, tiny_llama)),
+            ("datasets", HUB_DATASET, dataset_files),
+        ):
+            self.answers |= answers(kind, name, {commit: files(at) for at, commit in COMMITS.items()})
         self.requests: list[str] = []
 
     @property
@@ -110,85 +160,32 @@ def running_hub() -> Iterator[StandInHub]:
 
 
 class RequestHandler(BaseHTTPRequestHandler):
-    """Three routes: what a repository is, which files it has, and one of them."""
+    """Gives the answer, or says whether it is the revision or a file of it that is not there."""
 
     protocol_version = "HTTP/1.1"
     server: StandInHub
 
     def do_GET(self) -> None:
         self.server.requests.append(f"{self.command} {self.path}")
-        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-        if parts[0] == "api":
-            self._answer_api(parts[1:])
+        path = unquote(urlsplit(self.path).path)
+        content, commit = self.server.answers.get(path, (None, ""))
+        self.send_response(200 if content is not None else 404)
+        if content is None:
+            asked = re.search(r"/(?:resolve|revision|tree)/([^/]+)", path)
+            commit = dict(COMMITS, **{one: one for one in COMMITS.values()}).get(
+                asked[1] if asked else "", ""
+            )
+            self.send_header("X-Error-Code", "EntryNotFound" if commit else "RevisionNotFound")
+            content = b""
         else:
-            self._answer_file(parts if parts[0] == "datasets" else ["models", *parts])
-
-    do_HEAD = do_GET  # noqa: N815 (the name that http.server calls)
-
-    def _answer_api(self, parts: list[str]) -> None:
-        """`/api/{kind}/{owner}/{name}[/{question}/{revision}[/{path}]]`."""
-        name, (question, revision, *path) = "/".join(parts[:3]), parts[3:] or ["revision", "main"]
-        found = self._at_revision(name, revision)
-        if found is None:
-            return
-        commit, files = found
-        if question == "revision":
-            siblings = [{"rfilename": file} for file in files]
-            self._send_json({"id": "/".join(parts[1:3]), "sha": commit, "siblings": siblings})
-        elif question == "tree" and (entries := _tree(files, "/".join(path))):
-            self._send_json(entries)
-        else:
-            self._refuse("EntryNotFound")
-
-    def _answer_file(self, parts: list[str]) -> None:
-        """`/[datasets/]{owner}/{name}/resolve/{revision}/{file}`."""
-        name, revision, file = "/".join(parts[:3]), parts[4], "/".join(parts[5:])
-        found = self._at_revision(name, revision)
-        if found is None:
-            return
-        commit, files = found
-        if file not in files:
-            self._refuse("EntryNotFound", {"X-Repo-Commit": commit})
-            return
-        headers = {"ETag": f'"{_oid(files[file])}"', "X-Repo-Commit": commit}
-        self._send(200, files[file], headers)
-
-    def _at_revision(self, name: str, revision: str) -> tuple[str, Files] | None:
-        """Commit and files, or None after the refusal has been sent."""
-        if name not in self.server.repositories:
-            return self._refuse("RepoNotFound")
-        for branch, commit in COMMITS.items():
-            if revision in (branch, commit):
-                return commit, self.server.repositories[name][branch]
-        return self._refuse("RevisionNotFound")
-
-    def _refuse(self, code: str, headers: dict[str, str] | None = None) -> None:
-        self._send(404, b"", {"X-Error-Code": code, **(headers or {})})
-
-    def _send_json(self, answer: object) -> None:
-        self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for header, value in {**headers, "Content-Length": str(len(content))}.items():
-            self.send_header(header, value)
+            self.send_header("ETag", f'"{_oid(content)}"')
+        self.send_header("X-Repo-Commit", commit)
+        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
 
+    do_HEAD = do_GET  # noqa: N815 (the name that http.server calls)
+
     def log_message(self, *_: object) -> None:
         """Silence: `StandInHub.requests` is the log."""
-
-
-def _oid(content: bytes) -> str:
-    return hashlib.sha1(content).hexdigest()
-
-
-def _tree(files: Files, folder: str) -> list[dict[str, object]]:
-    """Files under a folder, and the folders on the way: a listing may always say more than asked."""
-    inside = [Path(file) for file in files if Path(folder) in Path(file).parents]
-    folders = {parent for file in inside for parent in file.parents if Path(folder) in parent.parents}
-    listed = [{"type": "directory", "path": str(path), "size": 0, "oid": ""} for path in folders]
-    for path, content in ((str(file), files[str(file)]) for file in inside):
-        listed.append({"type": "file", "path": path, "size": len(content), "oid": _oid(content)})
-    return listed

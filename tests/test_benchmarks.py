@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import plan, running
 from benchmarks.plan import Cell, Plan, Setting
-from benchmarks.results import Spread, agreement, collect, exponent, ratios, spread
+from benchmarks.results import Spread, collect, exponent, ratios, spread
 from benchmarks.running import MeasurementFailed, Version, Workshop, key, output_of, recorded, run
 from benchmarks.table import MISSING, shown, side_by_side
 
@@ -39,14 +39,18 @@ def row_of(found):
     return [text.strip() for text in row.strip("|").split("|")][1:]
 
 
-def test_ratios_compare_what_was_measured_in_the_same_round():
-    assert ratios([12.0, None, 24.0, 8.0], [4.0, 5.0, 6.0, None]) == [3.0, None, 4.0, None]
-
-
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0, 3.0])
 def test_the_exponent_of_a_power_law_is_its_power(power):
     sizes = [8, 16, 32, 64]
     assert exponent(sizes, [0.3 * size**power for size in sizes]) == pytest.approx(power, abs=1e-12)
+    assert exponent([1, 2, 4], [1.0, None, 4.0]) is None
+
+
+def test_spreads_and_ratios_are_of_what_was_measured_ratios_in_the_same_round():
+    assert spread([3.0, 1.0, None, 7.0]) == Spread(median=3.0, low=1.0, high=7.0)
+    assert spread([None, None]) is None
+    assert shown([5.0, None]) == "5.00"
+    assert ratios([12.0, None, 24.0, 8.0], [4.0, 5.0, 6.0, None]) == [3.0, None, 4.0, None]
 
 
 def test_the_table_has_medians_spreads_and_ratios_and_what_is_missing_is_no_number():
@@ -64,25 +68,18 @@ def test_the_table_has_medians_spreads_and_ratios_and_what_is_missing_is_no_numb
         assert row[2] == row[3] == row[6] == MISSING
 
 
-def test_agreement_is_correlation_and_relative_difference():
-    assert agreement([1.0, 2.0, 4.0], [1.0, 2.0, 4.0]) == {
-        "correlation": pytest.approx(1.0),
-        "relative_difference": 0.0,
-    }
-    assert agreement([2.0, 4.0], [1.0, 2.0])["relative_difference"] == pytest.approx(1.0)
-
-
-def test_scores_of_the_same_job_are_compared():
+def test_scores_of_the_same_job_are_compared_by_correlation_and_relative_difference():
     ours, theirs = (Cell("score", SETTING, name, 2, 1, repeats=1) for name in ("ours", "kronfluence"))
     other = Cell("score", SETTING, "kronfluence", 3, 1, repeats=1)
     cells = [ours, theirs, other]
     found = published(
         [record(cell, 0, 1.0, scores=cell.name) for cell in cells],
         Plan("scores", cells, growth={}),
-        {ours.name: [1.0, 2.0], theirs.name: [1.0, 2.0], other.name: [1.0, 2.0, 3.0]},
+        {ours.name: [1.0, 2.0], theirs.name: [2.0, 1.0], other.name: [1.0, 2.0, 3.0]},
     )
     (pair,) = found["agreement"]
     assert (pair["peer"], pair["reviews"]) == ("kronfluence", 2)
+    assert (pair["correlation"], pair["relative_difference"]) == pytest.approx((-1, 0.4**0.5))
 
 
 def test_growth_has_an_exponent_for_every_part():
@@ -93,12 +90,6 @@ def test_growth_has_an_exponent_for_every_part():
     (along,) = published(taken, grown)["growth"]
     assert along["sizes"] == [2, 4, 8]
     assert along["exponents"] == {"fit": pytest.approx(1.0), "score": pytest.approx(2.0)}
-
-
-def test_engines_take_turns():
-    turns = [(cell.engine, turn) for cell, turn in running.rounds(PLAN)]
-    once = ["bare", "ours", "kronfluence"]
-    assert turns == [(engine, turn) for turn in range(3) for engine in once]
 
 
 @pytest.mark.parametrize("whole", [plan.full(), plan.quick()], ids=["full", "quick"])
@@ -129,25 +120,24 @@ def take(taken):
     return measured
 
 
-def test_a_run_goes_on_where_it_was_killed(workshop, take, taken):
+def test_a_run_takes_turns_goes_on_where_it_was_killed_and_measures_another_version_anew(
+    workshop, take, taken
+):
     complete = run(PLAN, workshop, take)
+    turns = [(cell, turn) for turn in range(3) for cell in (PASSES, OURS, THEIRS)]
+    assert taken == turns
     lines = workshop.log.read_text().splitlines(keepends=True)
     workshop.log.write_text("".join(lines[:4]) + lines[4][:20])  # killed while it wrote the fifth
     taken.clear()
     resumed = run(PLAN, workshop, take)
-    assert taken == running.rounds(PLAN)[4:]
+    assert taken == turns[4:]
     assert [r["key"] for r in resumed] == [r["key"] for r in complete]
     assert resumed[:4] == complete[:4]
     taken.clear()
     assert run(PLAN, workshop, take) == resumed
     assert not taken
-
-
-def test_another_version_of_the_code_is_measured_anew(workshop, take, taken):
-    run(PLAN, workshop, take)
-    taken.clear()
     run(PLAN, Workshop(workshop.folder, Version("v2")), take)
-    assert taken == running.rounds(PLAN)
+    assert taken == turns
 
 
 def test_a_failure_is_told_recorded_and_tried_again(workshop, take, taken, capsys):
@@ -172,10 +162,3 @@ def test_a_process_that_fails_tells_its_command_and_its_last_words():
         output_of([sys.executable, "-c", script])
     assert script in str(failure.value)
     assert "ended with 1" in str(failure.value)
-
-
-def test_the_spread_is_the_median_between_smallest_and_largest_and_one_measurement_has_none():
-    assert spread([3.0, 1.0, None, 7.0]) == Spread(median=3.0, low=1.0, high=7.0)
-    assert spread([None, None]) is None
-    assert shown([5.0, None]) == "5.00"
-    assert exponent([1, 2, 4], [1.0, None, 4.0]) is None

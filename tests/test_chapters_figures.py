@@ -80,9 +80,7 @@ def test_a_figure_has_its_title_and_says_what_it_measures_on_a_white_ground(figu
     assert shown.get_facecolor() == (1, 1, 1, 1)
 
 
-@pytest.mark.parametrize(
-    "function", [figures.influence_heatmap, influences.influences_by_labels], ids=["pairs", "all"]
-)
+@pytest.mark.parametrize("function", [figures.influence_heatmap, influences.influences_by_labels])
 def test_influence_colours_are_centred_on_zero(drawn, function):
     low, high = drawn(function)[0].collections[0].get_clim()
     assert low == -high < 0
@@ -93,6 +91,11 @@ def test_rows_and_columns_are_sorted_by_label(drawn):
     np.testing.assert_array_equal(mesh.get_array().reshape(2, 3), INFLUENCES[[1, 0]][:, [0, 2, 1]])
 
 
+def test_every_pair_of_twins_is_a_point(drawn):
+    points = drawn(scale.twins)[0].collections[0].get_offsets()
+    np.testing.assert_allclose(points, [[0, 1], [0.02, 0.1], [0.7, 0.05]])
+
+
 def test_panels_side_by_side_share_one_scale_and_name_their_labels(drawn):
     left, right, *_ = drawn(corruption.influences_side_by_side)
     limits = [panel.collections[0].get_clim() for panel in (left, right)]
@@ -101,13 +104,10 @@ def test_panels_side_by_side_share_one_scale_and_name_their_labels(drawn):
     assert names == [["neg", "pos", "neg"], ["pos", "neg", "pos"]]
 
 
-def test_a_finding_curve_is_the_mean_over_trials_in_percent(drawn):
+def test_finding_curves_and_accuracies_after_dropping_are_means_over_trials_in_percent(drawn):
     line, perfect = drawn(corruption.finding_curves)[0].lines
     np.testing.assert_array_equal(line.get_xydata(), [[0, 0], [50, 75], [100, 100]])
     np.testing.assert_array_equal(perfect.get_xydata(), [[0, 0], [50, 100], [100, 100]])
-
-
-def test_accuracies_after_dropping_are_means(drawn):
     axes = drawn(corruption.accuracy_after_dropping)[0]
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [85, 90])
     assert [name.get_text() for name in axes.texts] == ["all kept"]
@@ -131,9 +131,8 @@ def test_each_line_is_a_training_review_told_by_name_marker_and_stroke(drawn):
 
 def test_shares_have_one_dot_per_test_review_a_median_and_the_squares(drawn):
     axes = drawn(layers.layer_shares)[0]
-    *dots, medians = axes.collections
-    for layer, of_layer in enumerate(dots):
-        np.testing.assert_allclose(of_layer.get_offsets()[:, 1], 100 * SHARES[:, layer])
+    dots, medians = axes.collections
+    np.testing.assert_allclose(dots.get_offsets()[:, 1], 100 * SHARES.ravel())
     heights = [segment[0, 1] for segment in medians.get_segments()]
     np.testing.assert_allclose(heights, [55, 25, 20])
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [80, 20, 0])
@@ -147,11 +146,6 @@ def test_concentration_has_a_line_for_each_query_a_median_and_equality(drawn):
     np.testing.assert_allclose(curves[:3], 100 * scale.cumulative_shares(SCORES))
     np.testing.assert_allclose(curves[3], np.median(curves[:3], axis=0))
     assert "50%: 2" in [text.get_text() for text in axes.texts]
-
-
-def test_every_pair_of_twins_is_a_point(drawn):
-    points = drawn(scale.twins)[0].collections[0].get_offsets()
-    np.testing.assert_allclose(points, [[0, 1], [0.02, 0.1], [0.7, 0.05]])
 
 
 def test_spectra_fall_from_the_largest_eigenvalue_and_show_the_regularizations(drawn):

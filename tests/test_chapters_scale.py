@@ -22,15 +22,18 @@ def test_as_many_are_needed_as_reach_the_share(share, needed):
     assert (examples_for(1.0, scores) <= 1000).all()  # whatever the rounding
 
 
-def test_twins_are_nearest_and_a_pair_stands_once():
-    draw = np.random.default_rng(0)
-    scores = draw.normal(size=(5, 6))
-    scores[:, 4] = scores[:, 1]
-    pairs = nearest(scores)
-    assert pairs.loc[0].tolist() == [1, 4, 0.0]
+def test_twins_are_nearest_each_has_the_nearest_of_the_others_and_a_pair_stands_once():
     assert nearest(np.array([[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]])).loc[0].tolist() == [0, 2, 0.0]
-    assert len(pairs) == len({(a, b) for a, b in zip(pairs["one"], pairs["other"], strict=True)})
-    assert (pairs["one"] < pairs["other"]).all()
+    scores = np.random.default_rng(0).normal(size=(5, 7))
+    scores[:, 4] = scores[:, 1]
+    apart, pairs = distances(scores) + np.where(np.eye(7), np.inf, 0), nearest(scores)
+    assert pairs.loc[0].tolist() == [1, 4, 0.0]
+    assert {*pairs["one"], *pairs["other"]} == set(range(7))
+    for one, other, distance in pairs.itertuples(index=False):
+        assert one < other
+        assert distance == apart[one, other]
+        assert distance in (apart[one].min(), apart[other].min())
+    assert not pairs.duplicated(["one", "other"]).any()
     assert pairs["distance"].is_monotonic_increasing
 
 
@@ -38,16 +41,6 @@ def test_distance_is_the_difference_over_the_larger_of_the_two():
     apart = distances(np.array([[3.0, 0.0, 30.0], [4.0, 10.0, 40.0]]))
     one, other = 45**0.5 / 10, 1800**0.5 / 50
     np.testing.assert_allclose(apart, [[0, one, 0.9], [one, 0, other], [0.9, other, 0]])
-
-
-def test_each_has_the_nearest_of_the_others():
-    scores = np.random.default_rng(1).normal(size=(3, 7))
-    apart = distances(scores) + np.where(np.eye(7), np.inf, 0)
-    pairs = nearest(scores)
-    assert {*pairs["one"], *pairs["other"]} == set(range(7))
-    for one, other, distance in pairs.itertuples(index=False):
-        assert distance == apart[one, other]
-        assert distance in (apart[one].min(), apart[other].min())
 
 
 def test_texts_are_as_alike_as_their_words():

@@ -4,11 +4,10 @@ import re
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from support.chapters import words
-from support.chapters.words import Word, loudness, merge, show_words, strongest_words, word_influences
+from support.chapters.words import Word, loudness, show_words, strongest_words, word_influences
 from tests.page import Page
 
 TEXT = "Unwatchable, and yet I loved it.<br /><br />It isn't for everyone; I LOVED it!"
@@ -17,9 +16,8 @@ LIGHT, DARK = [((255, 255, 255), (0, 0, 0)), ((19, 20, 22), (207, 208, 208))]
 """(ground, text) of a plain page and of the documentation's dark theme."""
 
 
-def numbers_for(tokenizer, text, padding=0):
-    count = len(tokenizer(text)["input_ids"])
-    return np.concatenate([np.random.default_rng(0).normal(size=count), np.zeros(padding)])
+def numbers_for(tokenizer, text):
+    return np.random.default_rng(0).normal(size=len(tokenizer(text)["input_ids"]))
 
 
 @pytest.fixture
@@ -31,15 +29,11 @@ def review(tokenizer):
 
 
 @pytest.mark.parametrize("text", [TEXT, HOSTILE, "", "naïve café — 日本映画 😀", "x" * 300])
-def test_words_add_up_to_their_tokens(tokenizer, text):
+def test_words_add_up_to_their_tokens_and_padding_changes_nothing(tokenizer, text):
     numbers = numbers_for(tokenizer, text)
     spread = word_influences(tokenizer, text, numbers)
     assert sum(word.influence for word in spread) == pytest.approx(numbers.sum(), abs=1e-12)
-
-
-def test_padding_changes_nothing(tokenizer, review):
-    padded = numbers_for(tokenizer, TEXT, padding=9)
-    assert word_influences(tokenizer, TEXT, padded) == review
+    assert word_influences(tokenizer, text, np.pad(numbers, (0, 9))) == spread
 
 
 @pytest.mark.parametrize("extra", [-1, 1], ids=["too few", "something behind the end"])
@@ -73,15 +67,12 @@ def test_the_table_adds_repetitions_and_starts_with_the_strongest(review):
 # Loudness
 
 
-def test_shares_of_all_occurrences_add_up_to_one():
+@pytest.mark.parametrize("scale", [1, -3])
+def test_shares_of_all_occurrences_have_neither_signs_nor_a_scale_and_add_up_to_one(scale):
     spread = [Word("[CLS]", 0, 0, 9.0), Word("no", 0, 2, 1.0), Word(",", 2, 3, 5.0)]
     spread += [Word("No", 4, 6, -2.0), Word("way", 7, 10, 1.0)]
-    assert loudness(spread).to_dict() == {"no": 0.375, "way": 0.25}
-
-
-def test_loudness_has_neither_signs_nor_a_scale(review):
-    louder = [replace(word, influence=-3 * word.influence) for word in review]
-    pd.testing.assert_series_equal(loudness(louder), loudness(review))
+    louder = [replace(word, influence=scale * word.influence) for word in spread]
+    assert loudness(louder).to_dict() == {"no": 0.375, "way": 0.25}
 
 
 # A word taken out
@@ -152,10 +143,9 @@ def luminance(rgb):
     return float(np.dot([0.2126, 0.7152, 0.0722], linear))
 
 
-def test_a_merged_word_has_the_sum_of_its_pieces_and_equal_words_side_by_side_stay_two():
-    pieces, offsets = ["un", "##watch", "##able", "no", "no"], [(0, 2), (2, 7), (7, 11), (12, 14), (15, 17)]
-    spread = merge("Unwatchable no no", pieces, offsets, [1.0, -2.0, 4.0, 8.0, 9.0])
-    assert spread == [Word("Unwatchable", 0, 11, 3.0), Word("no", 12, 14, 8.0), Word("no", 15, 17, 9.0)]
+def test_a_merged_word_has_the_sum_of_its_pieces_and_equal_words_side_by_side_stay_two(tokenizer):
+    _, *spread, _ = word_influences(tokenizer, "isn't no no", np.array([0, 1.0, -2.0, 4.0, 8.0, 9.0, 0]))
+    assert spread == [Word("isn't", 0, 5, 3.0), Word("no", 6, 8, 8.0), Word("no", 9, 11, 9.0)]
 
 
 def test_pieces_contractions_and_line_breaks_are_words_that_stand_where_they_say(review):

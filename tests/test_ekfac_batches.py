@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset, WeightedRandomSampler
 
 from support.ekfac import Categorical, EkfacInfluence, ExactInfluence, Gaussian, blocks, errors
-from support.ekfac.blocks import blocks_of, count_of, refuse_other_labels
+from support.ekfac.batches import count_of, refuse_other_labels
+from support.ekfac.blocks import blocks_of
 from support.ekfac.storage import read
 from tests.dense import PAD, assert_same, labels, perceptron, sentences, token_classifier, vectors
 

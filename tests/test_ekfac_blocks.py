@@ -1,7 +1,5 @@
 """Which examples go through the model together never changes a number, only the padding read."""
 
-import warnings
-
 import pytest
 import torch
 
@@ -31,21 +29,15 @@ def answers(engine):
     }
 
 
-@pytest.fixture
-def few_tokens(monkeypatch):
-    monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", 8)
-
-
-@pytest.mark.usefixtures("few_tokens")
-def test_blocks_hold_the_longest_first_and_as_many_as_fit_the_tokens():
-    assert [block.rows for block in blocks_of(X, Y, MASK)] == [[1], [4, 2], [0, 3]]
-
-
-@pytest.mark.usefixtures("few_tokens")
-def test_only_columns_that_are_padding_to_the_whole_block_are_trimmed():
-    for block in blocks_of(X, Y, MASK):
+@pytest.mark.parametrize(("tokens", "rows"), [(8, [[1], [4, 2], [0, 3]]), (3, [[1], [4], [2], [0], [3]])])
+def test_blocks_hold_the_longest_first_as_many_as_fit_the_tokens_and_no_column_of_padding(
+    monkeypatch, tokens, rows
+):
+    monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", tokens)
+    found = blocks_of(X, Y, MASK)
+    assert [block.rows for block in found] == rows
+    for block in found:
         longest = MASK(X[block.rows]).sum(dim=1).max()
-        assert block.inputs.shape[1] == longest
         assert_same(block.inputs, X[block.rows, :longest])
         assert (X[block.rows, longest:] == PAD).all()
         assert_same(block.labels, Y[block.rows])
@@ -55,11 +47,6 @@ def test_padding_on_the_left_or_in_the_middle_is_not_trimmed():
     left = torch.tensor([[PAD, PAD, 3, 4], [PAD, 5, PAD, 6]])
     (block,) = blocks_of(left, None, MASK)
     assert_same(block.inputs, left[block.rows])
-
-
-def test_an_example_longer_than_the_tokens_goes_alone(monkeypatch):
-    monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", 3)
-    assert [block.rows for block in blocks_of(X, Y, MASK)] == [[1], [4], [2], [0], [3]]
 
 
 def test_inputs_without_a_mask_keep_their_order(monkeypatch):
@@ -136,28 +123,22 @@ def test_a_block_that_does_not_fit_into_memory_is_halved_and_gives_the_same_numb
     assert_same(found, expected)
 
 
-def test_a_single_example_that_does_not_fit_raises_what_the_model_raised():
-    model = token_classifier()
-
-    def refuse(*_):
-        raise NO_MEMORY["device"]
-
-    model.outer.register_forward_hook(refuse)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", BlockHalved)
-        with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
-            fitted(model)
-
-
-def test_any_other_failure_is_not_retried():
-    model = token_classifier()
-    calls = []
+@pytest.mark.parametrize(
+    ("error", "calls"),
+    [(NO_MEMORY["device"], 2), (RuntimeError("something else"), 1)],
+    ids=["memory", "else"],
+)
+@pytest.mark.filterwarnings("ignore::support.ekfac.errors.BlockHalved")
+def test_what_the_model_raises_is_raised_at_once_and_for_want_of_memory_when_one_example_is_left(
+    error, calls
+):
+    model, seen = token_classifier(), []
 
     def fail(*_):
-        calls.append(1)
-        raise RuntimeError("something else")
+        seen.append(1)
+        raise error
 
     model.outer.register_forward_hook(fail)
-    with pytest.raises(RuntimeError, match="something else"):
+    with pytest.raises(type(error), match=str(error)):
         fitted(model)
-    assert len(calls) == 1
+    assert len(seen) == calls

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.ekfac import EkfacInfluence, Gaussian
+from support.ekfac import Categorical, EkfacInfluence, Gaussian
 from tests import dense
 from tests.dense import assert_same, labels, perceptron, sentences, token_classifier, vectors
 
@@ -39,21 +39,6 @@ def test_ekfac_and_kfac_are_exact_for_deep_linear_networks_under_a_gaussian_like
         assert_same(dense.approximate_block(engine.curvature[name]), block)
 
 
-def test_influences_equal_the_dense_damped_solve_for_deep_linear_networks():
-    model = perceptron(5, 4, 3, bias=True, nonlinear=False)
-    x, queries = vectors(5, 5), vectors(2, 5, seed=1)
-    y, targets = vectors(5, 3, seed=2), vectors(2, 3, seed=3)
-    engine = EkfacInfluence(model, hessian_regularization=DAMPING, likelihood=Gaussian())
-    engine.fit([(x, y)])
-    expected = dense.damped_influences(
-        dense.fisher_blocks(dense.output_gradient_matrices(model, x)),
-        dense.gaussian_loss_gradients(model, queries, targets),
-        dense.gaussian_loss_gradients(model, x, y),
-        DAMPING,
-    )
-    assert_same(engine.influences(queries, targets, x, y), expected)
-
-
 def test_covariances_are_means_over_real_positions_and_over_examples():
     model = token_classifier()
     x = sentences(4, 2, 3)
@@ -85,15 +70,22 @@ def test_with_no_curvature_but_damping_influences_are_the_loops_gradient_product
         assert_same(engine.influences_by_layer(x, y)[name], rows @ rows.T, tolerance=1e-12)
 
 
-def test_factors_are_the_preconditioned_gradients_of_the_engines_own_approximation():
-    model = token_classifier(classes=3)
-    x, y = sentences(4, 2, 3), labels(3, 3)
-    engine = EkfacInfluence(model, hessian_regularization=DAMPING).fit([(x,)])
-    loop = dense.loss_gradients(model, x, y)
+@pytest.mark.parametrize(
+    ("likelihood", "y", "gradients"),
+    [
+        (Categorical(), labels(3, 3), dense.loss_gradients),
+        (Gaussian(), vectors(3, 3, seed=2), dense.gaussian_loss_gradients),
+    ],
+    ids=["classes", "regression"],
+)
+def test_factors_are_the_preconditioned_gradients_of_the_engines_own_approximation(likelihood, y, gradients):
+    model, x = token_classifier(classes=3), sentences(4, 2, 3)
+    engine = EkfacInfluence(model, hessian_regularization=DAMPING, likelihood=likelihood).fit([(x,)])
+    loop = gradients(model, x, y)
     for name, factors in engine.influence_factors(x, y).items():
         block = dense.approximate_block(engine.curvature[name])
         damped = block + DAMPING * torch.eye(len(block), dtype=torch.float64)
-        rows = torch.stack([gradients[name].flatten() for gradients in loop])
+        rows = torch.stack([one[name].flatten() for one in loop])
         assert_same(factors.flatten(1), torch.linalg.solve(damped, rows.T).T)
 
 

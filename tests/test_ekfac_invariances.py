@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from support.ekfac import EkfacInfluence, blocks
-from support.ekfac.blocks import EXAMPLES_AT_A_TIME
 from support.ekfac.passes import Pass
 from tests.dense import assert_same, labels, sentences, token_classifier, vectors
 
@@ -60,27 +59,6 @@ def test_factors_then_scores_equal_influences(test, train):
     found = engine.influences_from_factors(factors, X[:train], labels(train))
     assert found.shape == (test, train)
     assert_same(found, engine.influences(queries, query_labels, X[:train], labels(train)), 0)
-
-
-def test_more_examples_than_are_taken_at_a_time_are_scored_as_if_alone():
-    many = sentences(*[2 + n % 4 for n in range(EXAMPLES_AT_A_TIME + 3)], seed=5)
-    y = labels(len(many))
-    engine = fitted([(X,)])
-    found = engine.influences(many, y, X, labels(5))
-    alone = [engine.influences(many[n : n + 1], y[n : n + 1], X, labels(5)) for n in range(len(y))]
-    assert_same(found, torch.cat(alone))
-    own = [engine.self_influences(many[n : n + 1], y[n : n + 1]) for n in range(len(y))]
-    assert_same(engine.self_influences(many, y), torch.cat(own))
-
-
-def test_a_flipped_label_flips_the_gradient_of_a_binary_example():
-    engine = fitted([(X,)])
-    with torch.no_grad():
-        probabilities = MODEL(X).softmax(dim=1)
-    y = labels(5)
-    flipped = engine.influences(QUERIES, QUERY_LABELS, X, 1 - y)
-    residual = 1 - probabilities[torch.arange(5), y]
-    assert_same(flipped, influences(engine) * -((1 - residual) / residual))
 
 
 def test_regularization_can_be_changed_after_the_fit():

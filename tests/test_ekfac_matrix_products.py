@@ -41,13 +41,13 @@ def test_a_large_product_is_a_product(dtype, transposed):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(6, 3), (2, 3, 3)])
-@pytest.mark.parametrize("zeros", [0, 1, 5, 6])
+@pytest.mark.parametrize("zeros", [slice(0), slice(1), slice(5), slice(6), (slice(None), 0)])
 def test_frozen_linears_are_linears_both_ways(anywhere, bias, shape, zeros):
     torch.manual_seed(0)
     layer = nn.Linear(3, 4, bias=bias).requires_grad_(False)
     inputs = torch.randn(shape, requires_grad=True)
     gradient = torch.randn(*shape[:-1], 4)
-    gradient.flatten(0, -2)[:zeros] = 0
+    gradient.flatten(0, -2)[zeros] = 0  # rows, or the first entry of each
     with FrozenLinears():
         outputs = layer(inputs)
     assert "FrozenLinear" in outputs.grad_fn.name()
@@ -55,16 +55,6 @@ def test_frozen_linears_are_linears_both_ways(anywhere, bias, shape, zeros):
     plain = layer(inputs)
     torch.testing.assert_close(outputs, plain)
     torch.testing.assert_close(quick, torch.autograd.grad(plain, inputs, gradient)[0])
-
-
-def test_a_row_counts_though_its_first_gradient_is_zero(anywhere):
-    torch.manual_seed(0)
-    layer = nn.Linear(3, 4).requires_grad_(False)
-    inputs, gradient = torch.randn(6, 3, requires_grad=True), torch.randn(6, 4)
-    gradient[:, 0] = 0
-    with FrozenLinears():
-        (found,) = torch.autograd.grad(layer(inputs), inputs, gradient)
-    torch.testing.assert_close(found, gradient @ layer.weight)
 
 
 def test_weights_that_want_gradients_get_them(anywhere):

@@ -1,14 +1,18 @@
 """A budget of memory decides how many queries are scored together, and nothing else."""
 
+import weakref
+
 import pytest
 import torch
 
-from support.ekfac import EkfacInfluence
+from support.ekfac import EkfacInfluence, memory
 from support.ekfac.blocks import Block
 from support.ekfac.errors import BadSetting, EmptyLoader
 from support.ekfac.influence import NORMALISATIONS
-from support.ekfac.layers import tracked_layers
-from support.ekfac.memory import factor_bytes, in_groups, queries_at_a_time
+from support.ekfac.layers import tracked_layers, widest_outputs
+from support.ekfac.likelihood import loss_directions
+from support.ekfac.memory import factor_bytes, in_groups, parts_that_fit, queries_at_a_time
+from support.ekfac.passes import Passes
 from tests.dense import labels, sentences, token_classifier
 
 X, Y = sentences(5, 3, 4, 2, 5), labels(5)
@@ -70,3 +74,30 @@ def test_training_examples_that_come_only_once_are_refused_when_they_are_needed_
 def test_a_budget_that_is_no_number_of_bytes_is_refused(budget):
     with pytest.raises(BadSetting, match=f"memory_budget={budget}.*above zero"):
         fitted(budget)
+
+
+@pytest.mark.parametrize(
+    ("examples", "tokens", "outputs", "parts"), [(8, 128, 3072, 1), (8, 128, 49152, 2), (3, 9, 2**30, 3)]
+)
+def test_blocks_are_cut_where_logits_would_fill_the_memory_down_to_one_example(
+    examples, tokens, outputs, parts
+):
+    assert parts_that_fit(examples, tokens, outputs) == parts
+
+
+def test_logits_are_cut_into_parts_that_change_nothing(monkeypatch):
+    expected, most = fitted().score(LOADER, [(X, Y)]), []
+    monkeypatch.setattr(memory, "OUTPUTS_AT_A_TIME", 2 * 5 * widest_outputs(token_classifier()))
+    monkeypatch.setattr(Passes, "outputs", lambda passes, x: (most.append(len(x)), passes.model(x))[1])
+    found = fitted().score(LOADER, [(X, Y)])
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    assert max(most) == 2
+
+
+def test_what_a_pass_held_is_let_go_before_the_next_one():
+    alive = weakref.WeakSet()
+    blocks = [Block([0], X[:1], Y[:1]), Block([0], X[1:2], Y[1:2])]
+    engine = fitted()
+    for one in engine.passes.over(blocks, loss_directions(engine.likelihood)):
+        assert not alive
+        alive.add(one.outputs)

@@ -1,12 +1,20 @@
-"""Layers and models that behave in their own way: each is right, or refused by name with a cure."""
+"""Layers and models that behave in their own way: each right, or refused by name with a cure that works."""
+
+import copy
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from support.ekfac import EkfacInfluence, ExactInfluence
-from support.ekfac.errors import LayerNotSupported, ModelInTrainingMode, OutputsNotSupported, WrongModel
+from support.ekfac import Bernoulli, EkfacInfluence, ExactInfluence
+from support.ekfac.errors import (
+    BatchNotSupported,
+    LayerNotSupported,
+    ModelInTrainingMode,
+    OutputsNotSupported,
+    WrongModel,
+)
 from tests.dense import (
     Doubled,
     assert_same,
@@ -21,6 +29,7 @@ from tests.dense import (
 )
 
 X, Y = vectors(5, 4), labels(5)
+FLOATS, CLASSES = vectors(6, 4).float(), labels(6)
 TOKENS = sentences(5, 3, 4, 2, 5)
 
 
@@ -130,15 +139,11 @@ def test_batch_and_positions_exchanged_are_refused_though_both_have_one_size():
         engine(composed(exchanging, layer=(4, 3), last=(3, 2)), X[:4].view(2, 2, 4))
 
 
-def test_a_model_that_sees_padding_is_refused():
+def test_a_model_that_sees_padding_or_its_neighbours_is_refused():
     with pytest.raises(OutputsNotSupported, match="Does the model see padding"):
         engine(answering(lambda logits, ids: logits / ids.shape[1]), TOKENS)
-
-
-def test_a_model_that_sees_its_neighbours_is_refused():
-    model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=0), nn.Linear(3, 2)).double().eval()
     with pytest.raises(OutputsNotSupported, match="other examples"):
-        engine(model)
+        engine(nn.Sequential(nn.Linear(4, 3), nn.Softmax(dim=0), nn.Linear(3, 2)).double().eval())
 
 
 def test_a_parametrised_layer_is_refused_with_a_cure_that_works():
@@ -170,3 +175,95 @@ def test_a_curvature_is_loaded_by_a_model_in_eval_mode_only(tmp_path):
     with pytest.raises(ModelInTrainingMode, match=r"model.eval\(\)"):
         EkfacInfluence.load(tmp_path / "curvature", model.train())
     assert_same(model[1].running_mean, before)
+
+
+# Models and batches that people have and nobody thinks of
+
+
+class Widening(nn.Module):
+    """A body in float32 under a head in float64."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(4, 3), nn.Linear(3, 2).double()
+
+    def forward(self, x):
+        return self.head(self.body(x).relu().double())
+
+
+def test_layers_of_two_precisions_are_scored_in_the_wider_one():
+    engine = EkfacInfluence(Widening().eval()).fit([(FLOATS, CLASSES)])
+    found = engine.influences(FLOATS, CLASSES)
+    assert found.dtype == torch.float64
+    expected = (
+        EkfacInfluence(Widening().double().eval())
+        .fit([(FLOATS.double(), CLASSES)])
+        .influences(FLOATS.double(), CLASSES)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    torch.testing.assert_close(engine.self_influences(FLOATS, CLASSES), found.diagonal())
+
+
+class WithExtraState(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+@pytest.mark.parametrize("layer", [nn.Linear, WithExtraState])
+def test_a_comma_in_a_name_and_extra_state_are_saved_and_loaded(tmp_path, layer):
+    model = nn.Sequential()
+    model.add_module("first, second", layer(4, 2).eval())
+    engine = EkfacInfluence(model.eval()).fit([(FLOATS, CLASSES)])
+    engine.save(tmp_path / "curvature")
+    found = EkfacInfluence.load(tmp_path / "curvature", model).influences(FLOATS, CLASSES)
+    assert torch.equal(found, engine.influences(FLOATS, CLASSES))
+
+
+def test_a_model_made_in_inference_mode_is_refused_and_its_copy_is_taken():
+    with torch.inference_mode():
+        model = perceptron(4, 3, 2)
+    with pytest.raises(LayerNotSupported, match=r"inference_mode.*copy\.deepcopy\(model\) outside"):
+        EkfacInfluence(model)
+    expected = (
+        EkfacInfluence(perceptron(4, 3, 2))
+        .fit([(FLOATS.double(), CLASSES)])
+        .influences(FLOATS.double(), CLASSES)
+    )
+    found = (
+        EkfacInfluence(copy.deepcopy(model))
+        .fit([(FLOATS.double(), CLASSES)])
+        .influences(FLOATS.double(), CLASSES)
+    )
+    assert torch.equal(found, expected)
+
+
+def test_the_cure_for_tied_weights_with_their_own_biases_works():
+    model = perceptron(3, 3, 3, 2)
+    one, other = [layer for layer in model if isinstance(layer, nn.Linear)][:2]
+    other.weight = one.weight
+    with pytest.raises(LayerNotSupported, match=r"for name in \('0', '2'\)") as told:
+        EkfacInfluence(model)
+    exec(str(told.value).partition("Freeze them: ")[2])
+    assert EkfacInfluence(model).layer_names == ["4"]
+
+
+@pytest.mark.parametrize("likelihood", [None, Bernoulli()])
+def test_a_mask_is_not_taken_for_labels(likelihood):
+    ids, mask = torch.ones(6, 4, dtype=torch.int64), torch.ones(6, 4, dtype=torch.int64)
+    engine = EkfacInfluence(nn.Sequential(nn.Embedding(2, 3).requires_grad_(False), nn.Linear(3, 2)).eval())
+    with pytest.raises(BatchNotSupported, match="Use a mapping"):
+        engine.fit([(ids, mask, CLASSES)])
+
+
+def test_with_much_damping_influences_of_several_labels_are_products_of_their_gradients():
+    y = labels(18, 2).view(6, 3).float()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3, bias=False)).eval()
+    engine = EkfacInfluence(model, likelihood=Bernoulli(), hessian_regularization=1e9).fit([(FLOATS, y)])
+    p = model(FLOATS).sigmoid().detach()
+    by_output = ((p - y)[:, None] * (p - y)[None]) * (FLOATS @ FLOATS.T)[:, :, None]
+    torch.testing.assert_close(1e9 * engine.influences(FLOATS, y), by_output.sum(dim=2), rtol=1e-4, atol=1e-5)

@@ -1,5 +1,7 @@
 """A plan counts what the engine will do; how fast this machine does it decides no test."""
 
+import subprocess
+import sys
 import weakref
 
 import psutil
@@ -8,7 +10,9 @@ import pytest
 from support.ekfac import EkfacInfluence
 from support.ekfac import plan as plan_module
 from support.ekfac.errors import EmptyLoader
+from support.ekfac.layers import widest_outputs
 from support.ekfac.memory import factor_bytes
+from tests import peak_memory
 from tests.dense import TokenClassifier, labels, perceptron, sentences, token_classifier, vectors
 
 X, Y = sentences(5, 3, 4, 2, 5), labels(5)
@@ -97,3 +101,24 @@ def test_loaders_are_gone_over_lazily_and_not_kept():
 def test_a_plan_of_no_examples_is_refused():
     with pytest.raises(EmptyLoader, match="training loader gave no batch"):
         EkfacInfluence(token_classifier()).plan([])
+
+
+def test_the_memory_of_logits_over_a_large_vocabulary_is_foretold_and_kept():
+    """Beyond what model and libraries take: logits in few copies, not many."""
+    foretold, taken = (
+        int(
+            subprocess.run(
+                [sys.executable, peak_memory.__file__, what], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for what in ("plan", "work")
+    )
+    assert taken / 1.5 < foretold < 1.5 * taken
+    logits = 4 * 16 * peak_memory.TOKENS * peak_memory.VOCABULARY
+    assert taken < 6 * logits
+
+
+def test_queries_at_low_rank_are_planned_at_their_size():
+    whole, low = planned(), planned(query_rank=1)
+    assert low.factor_bytes == factor_bytes(EkfacInfluence(token_classifier()).layers, 1) < whole.factor_bytes
+    assert whole.output_bytes == 8 * 5 * 5 * widest_outputs(token_classifier())

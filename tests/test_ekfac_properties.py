@@ -81,18 +81,11 @@ def assert_same(found, expected, tolerance=1e-7):
 
 @theorem
 @given(texts(), st.data(), kinds)
-def test_any_split_into_batches_and_any_padding_give_the_same_fit(problem, data, kind):
-    x, y = problem.x, problem.y
-    found = problem.fitted(data.draw(split(problem)), **kind).influences(x, y)
-    assert_same(found, problem.fitted(**kind).influences(x, y))
-
-
-@theorem
-@given(texts(), st.data())
-def test_any_split_into_batches_and_any_padding_give_the_same_scores(problem, data):
-    engine = problem.fitted()
-    found = engine.score(data.draw(split(problem)), data.draw(split(problem)))
-    assert_same(found, engine.influences(problem.x, problem.y))
+def test_any_split_into_batches_and_any_padding_give_the_same_fit_and_the_same_scores(problem, data, kind):
+    expected = problem.fitted(**kind).influences(problem.x, problem.y)
+    engine = problem.fitted(data.draw(split(problem)), **kind)
+    assert_same(engine.influences(problem.x, problem.y), expected)
+    assert_same(engine.score(data.draw(split(problem)), data.draw(split(problem))), expected)
 
 
 @theorem

@@ -21,11 +21,6 @@ def fitted(model=None, **settings):
 # Precision
 
 
-def test_a_precision_without_passes_is_refused():
-    with pytest.raises(BadSetting, match="'half': there are 'full', 'bfloat16'"):
-        EkfacInfluence(token_classifier(), precision="half")
-
-
 def test_bfloat16_passes_are_good_to_two_digits_and_leave_dtypes_alone():
     model = token_classifier().float()
     full, low = fitted(model), fitted(model, precision="bfloat16")
@@ -47,6 +42,8 @@ def test_curvature_is_loaded_with_the_precision_it_was_fitted_with_and_no_other(
     assert_same(loaded.influences(X, Y), engine.influences(X, Y), 0)
     with pytest.raises(WrongModel, match="precision"):
         EkfacInfluence.load(tmp_path / "curvature", model)
+    with pytest.raises(BadSetting, match="'half': there are 'full', 'bfloat16'"):
+        EkfacInfluence(model, precision="half")
 
 
 # Damping

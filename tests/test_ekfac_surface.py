@@ -36,15 +36,16 @@ def test_scores_stream_influences_over_two_loaders_relative_ones_over_the_root_o
     assert_same(engine.score(*carrying_more), plain)
 
 
-def test_an_unknown_normalisation_is_refused():
+def test_what_can_not_be_asked_is_refused_by_name():
+    engine = fitted()
     with pytest.raises(BadSetting, match="'relativ': there are 'plain', 'relative'"):
-        fitted().score(batches(QUERIES, QUERY_LABELS, 2), batches(X, Y, 4), "relativ")
-
-
-@pytest.mark.parametrize(("tests", "trains", "side"), [([], [(X, Y)], "test"), ([(X, Y)], [], "training")])
-def test_score_refuses_an_empty_loader_by_its_side(tests, trains, side):
-    with pytest.raises(EmptyLoader, match=f"The {side} loader gave no batch"):
-        fitted().score(tests, trains)
+        engine.score([(QUERIES, QUERY_LABELS)], [(X, Y)], "relativ")
+    with pytest.raises(EmptyLoader, match="The test loader gave no batch"):
+        engine.score([], [(X, Y)])
+    with pytest.raises(EmptyLoader, match="The training loader gave no batch"):
+        engine.score([(X, Y)], [])
+    with pytest.raises(BadSetting, match="-1"):
+        engine.explore_hessian_regularization(X, Y, regularization_values=[1e-3, -1])
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -70,21 +71,15 @@ def test_padding_does_not_move_token_influences():
     assert_same(longer, nn.functional.pad(by_token, (0, 3)))
 
 
-def test_a_layer_with_one_position_gives_its_influence_to_the_first_token():
-    model = token_classifier()
-    model.inner.requires_grad_(False)
-    model.outer.requires_grad_(False)
-    engine = fitted(model)
-    by_token = engine.token_influences(QUERIES, QUERY_LABELS, X, Y)
-    assert_same(by_token[:, :, 0], engine.influences(QUERIES, QUERY_LABELS, X, Y))
-    assert (by_token[:, :, 1:] == 0).all()
-
-
-def test_vectors_without_a_mask_are_one_token():
-    engine = fitted(perceptron(4, 3, 2), vectors(5, 4))
-    x = vectors(5, 4)
+@pytest.mark.parametrize("inputs", ["tokens", "vectors"])
+def test_a_layer_with_one_position_gives_its_influence_to_the_first_token(inputs):
+    model, x = (token_classifier(), X) if inputs == "tokens" else (perceptron(4, 3, 2), vectors(5, 4))
+    for layer in list(dense.linear_layers(model).values())[:-1]:
+        layer.requires_grad_(inputs == "vectors")
+    engine = fitted(model, x)
     by_token = engine.token_influences(x, Y, x, Y)
-    assert_same(by_token.squeeze(2), engine.influences(x, Y, x, Y))
+    assert_same(by_token[:, :, 0], engine.influences(x, Y))
+    assert (by_token[:, :, 1:] == 0).all()
 
 
 def test_exploring_regularization_equals_setting_each_value_with_the_gradients_taken_once():
@@ -99,31 +94,24 @@ def test_exploring_regularization_equals_setting_each_value_with_the_gradients_t
         assert_same(explored[value], engine.influences_by_layer(X, Y), tolerance=1e-8)
 
 
-def test_exploring_refuses_a_bad_value_before_any_work():
-    with pytest.raises(BadSetting, match="-1"):
-        fitted().explore_hessian_regularization(X, Y, regularization_values=[1e-3, -1])
+MANY, MANY_LABELS = X.repeat(4, 1), Y.repeat(4)
+ASKS = {
+    lambda engine: engine.fit([(X,), (X,)]): ("covariances", "eigenbases", "corrected eigenvalues"),
+    lambda engine: engine.score([(QUERIES, QUERY_LABELS)], 2 * [(X, Y)]): ("training examples",),
+    lambda engine: engine.influences_by_label(MANY, MANY_LABELS, MANY): ("influences by label",),
+    lambda engine: engine.token_influences(MANY, MANY_LABELS, X, Y): ("influence factors",),
+    lambda engine: engine.explore_hessian_regularization(X, Y, [1e-3, 1e-2]): ("λ",),
+}
 
 
-@pytest.mark.parametrize("call", ["score", "influences_by_label", "token_influences", "explore"])
-def test_progress_is_drawn_to_its_end(call, capsys):
+@pytest.mark.parametrize(("ask", "bars"), ASKS.items())
+def test_each_part_of_the_work_draws_a_bar_to_its_end(ask, bars, capsys):
     engine = fitted()
     engine.progress = True
-    many, many_labels = X.repeat(4, 1), Y.repeat(4)
-    asks = {
-        "score": lambda: engine.score([(QUERIES, QUERY_LABELS)], 2 * [(X, Y)]),
-        "influences_by_label": lambda: engine.influences_by_label(many, many_labels, many),
-        "token_influences": lambda: engine.token_influences(many, many_labels, X, Y),
-        "explore": lambda: engine.explore_hessian_regularization(X, Y, [1e-3, 1e-2]),
-    }
-    asks[call]()
-    assert "100%" in capsys.readouterr().err
-
-
-def test_fit_draws_a_bar_for_each_of_its_three_parts(capsys):
-    EkfacInfluence(token_classifier(), progress=True).fit([(X,), (X,)])
-    shown = capsys.readouterr().err
-    for part in ["covariances", "eigenbases", "corrected eigenvalues"]:
-        assert f"{part}: 100%" in shown
+    ask(engine)
+    drawn = capsys.readouterr().err
+    for bar in bars:
+        assert f"{bar}: 100%" in drawn
 
 
 @pytest.mark.parametrize("progress", [True, False])

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import scorers
-from experiments.bank_making import BankMismatch, make_or_load
+from experiments import bank_making, scorers
+from experiments.bank_making import BankMismatch, Experiment, make_or_load
 from experiments.judgement import segment_weights
-from experiments.removal import most_helpful, removal_curve
+from experiments.removal import most_helpful, removal_curve, single_removals
+from support.assets import AssetDamaged
 from support.ekfac import EkfacInfluence
-from support.judge import BankDamaged, Design, load_bank
+from support.judge import Design, load_bank
 from support.retraining import Recipe, Retraining, batches, losses, margins, untrained_tail
 from tests.made_up import reviews
 
@@ -102,6 +103,14 @@ def test_a_bank_that_was_cut_short_goes_on_to_the_same_numbers(retraining, tmp_p
     assert [path.name for path in tmp_path.glob("cut*")] == ["cut.safetensors"]
 
 
+def test_a_recipe_may_begin_at_trained_weights(monkeypatch):
+    monkeypatch.setattr(bank_making, "training_reviews", lambda *_: reviews(24))
+    plain, further = Recipe(epochs=2, batch_size=8), Recipe(epochs=1, batch_size=8, trained_for=2)
+    trained = bank_making.retraining(Experiment("", plain)).run_on_all(seed=0).state_dict()
+    start = bank_making.retraining(Experiment("", further)).start
+    assert all(torch.equal(trained[name], start[name]) for name in trained)
+
+
 def test_a_finished_bank_is_loaded_and_another_one_in_its_file_refused_by_name(
     retraining, tmp_path, monkeypatch
 ):
@@ -116,8 +125,10 @@ def test_a_finished_bank_is_loaded_and_another_one_in_its_file_refused_by_name(
     with pytest.raises(BankMismatch, match="its queries is"):
         make_or_load(retraining, reviews(5, seed=2), DESIGN, path)
     path.write_bytes(b"not a bank")
-    with pytest.raises(BankDamaged, match="Delete it"):
+    with pytest.raises(AssetDamaged, match="Delete it"):
         make_or_load(retraining, queries, DESIGN, path)
+    with pytest.raises(AssetDamaged, match="cannot be read .* make it again"):
+        load_bank(path)
 
 
 def test_segment_weights_are_the_learning_rates_of_the_nearest_steps():
@@ -139,3 +150,22 @@ def test_removal_trains_without_the_most_helpful_reviews(retraining):
     rows = torch.tensor([row for row in range(24) if row not in helpful])
     after = [losses(margins(retraining.run(rows, seed), queries))[4].item() for seed in (1, 2)]
     assert curve["loss"][4] == pytest.approx(np.mean(after), rel=1e-5)
+
+
+def test_a_review_left_out_alone_leaves_all_others_in_their_batches():
+    queries, train = reviews(3, seed=1), reviews(6)
+    in_one_batch = Retraining(untrained_tail(), train, Recipe(epochs=2, learning_rate=1e-2, batch_size=6))
+    changes = single_removals(in_one_batch, queries, [4], [1, 2])[0]
+    for seed, change in zip((1, 2), changes, strict=True):
+        whole, without = (
+            losses(margins(in_one_batch.run(torch.tensor(rows), seed), queries))
+            for rows in ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 5])
+        )
+        torch.testing.assert_close(change, without - whole, rtol=1e-3, atol=1e-5)
+
+
+def test_a_batch_of_nothing_but_the_review_left_out_is_no_step():
+    one_by_one = Retraining(untrained_tail(), reviews(6), Recipe(epochs=1, batch_size=1))
+    for without, steps in ((-1, 6), (4, 5)):
+        one_by_one.run(torch.arange(6), 1, without)
+        assert len(one_by_one.rates) == steps

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from experiments.bases import BASES, covariances, curvatures, scored
+from experiments.bases import BASES, Share, covariances, curvatures, scored
 from support.ekfac import EkfacInfluence
 from tests.dense import fisher_blocks, label_gradients, labels, sentences, token_classifier
 
@@ -25,11 +25,21 @@ def found(engine):
 def test_in_the_engines_bases_scores_are_the_engines(engine, found, kind, positions):
     expected = EkfacInfluence(token_classifier(), covariance_positions=positions, hessian_regularization=0.01)
     expected.fit(TRAIN)
-    by_layer = scored(engine, found[kind], QUERY, TRAIN, (0.01, 1.0))[0.01]
+    by_layer = scored(engine, found[kind], QUERY, TRAIN, (0.01, 1.0), count=10**6)[0.01]
     influences = torch.stack(list(expected.influences_by_layer(QUERIES, ASKED, X, Y).values()))
     torch.testing.assert_close(by_layer.influences, influences)
     own = by_layer.self_influences.sum(dim=0)
     torch.testing.assert_close(own, expected.self_influences(X, Y))
+
+
+def test_a_hundred_bins_of_eigenvalues_say_what_the_eigenvalues_say(engine, found):
+    fine, coarse = (
+        scored(engine, found["gradient"], QUERY, TRAIN, (1e-4, Share(0.1, "mean")), count=count)
+        for count in (10**6, 100)
+    )
+    for value, expected in fine.items():
+        difference = (coarse[value].influences - expected.influences).norm()
+        assert difference < 0.02 * expected.influences.norm()
 
 
 @pytest.mark.parametrize("kind", BASES)

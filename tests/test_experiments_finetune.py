@@ -107,7 +107,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_to_delete_it(reviews, interr
         train(new_run(reviews), interrupted)
 
 
-def test_snapshots_are_taken_at_their_shares_of_the_steps_with_the_learning_rates_spent(whole):
+def test_snapshots_are_taken_at_their_shares_of_the_steps_and_the_last_adapter_is_what_was_trained(whole):
     run, output, snapshots = whole
     assert run.steps_done == 12
     assert {name: one["step"] for name, one in snapshots.items()} == {"a-quarter": 3, "a-half": 6}
@@ -116,10 +116,6 @@ def test_snapshots_are_taken_at_their_shares_of_the_steps_with_the_learning_rate
     names = ["a-quarter", "a-half", "final"]
     heads = [merge_adapter(tiny_distilbert(seed=0), output / name).classifier.weight for name in names]
     assert not any(torch.equal(*pair) for pair in pairwise(heads))
-
-
-def test_the_last_adapter_holds_the_trained_weights_to_float16(whole):
-    run, output, _ = whole
     added = re.compile(r"\.default|\.modules_to_save")
     trained = {added.sub("", name): parameter.half() for name, parameter in run.trained.items()}
     assert_same(weights(output / "final"), trained, 0)
@@ -136,7 +132,9 @@ def batches_of(reviews, size, seed=0):
     return list(finetune.batches_by_length(reviews, size, torch.Generator().manual_seed(seed)))
 
 
-def test_every_review_is_read_once_per_epoch_with_no_more_padding_than_sorted(imdb, tokenizer, reviews):
+def test_every_review_is_read_once_per_epoch_as_the_seed_says_with_no_more_padding_than_sorted(
+    imdb, tokenizer, reviews
+):
     varied = ImdbDataset(imdb["train"].select(range(40)), tokenizer)
     assert sorted(row for rows in batches_of(varied, 7) for row in rows) == list(range(40))
     assert sorted(map(len, batches_of(varied, 7))) == [5, 7, 7, 7, 7, 7]
@@ -145,9 +143,6 @@ def test_every_review_is_read_once_per_epoch_with_no_more_padding_than_sorted(im
     assert longest == sorted(lengths)[7::8]
     read = [row for rows in new_run(reviews).batches for row in rows]
     assert [sorted(read[start : start + 12]) for start in range(0, 48, 12)] == 4 * [[*range(12)]]
-
-
-def test_batches_depend_on_the_seed_alone_those_of_equal_length_too(reviews):
     assert batches_of(reviews, 4) == batches_of(reviews, 4)
     assert {*map(frozenset, batches_of(reviews, 4))} != {*map(frozenset, batches_of(reviews, 4, seed=1))}
 

@@ -40,20 +40,16 @@ def training_reviews(drawn, name):
     return drawn("train", range(first, first + EXPERIMENTS[name].train_reviews))
 
 
-def test_a_committed_bank_is_that_of_its_experiment(experiment, drawn):
-    chosen = EXPERIMENTS[experiment]
+def test_a_committed_bank_is_that_of_its_experiment_and_has_the_subsets_of_its_design(experiment, drawn):
+    chosen, train = EXPERIMENTS[experiment], training_reviews(drawn, experiment)
     with safe_open(bank_path(experiment), "pt") as file:
         metadata = file.metadata()
     for name, value in {**vars(chosen.recipe), **vars(chosen.design)}.items():
         assert json.loads(metadata[name]) == value, name
-    assert metadata["train_reviews"] == digest(training_reviews(drawn, experiment))
+    assert metadata["train_reviews"] == digest(train)
     assert metadata["queries"] == digest(drawn("test", range(chosen.queries)))
-
-
-def test_a_committed_bank_has_the_subsets_of_its_design(experiment, drawn):
-    bank, chosen = load_bank(bank_path(experiment)), EXPERIMENTS[experiment]
-    expected = chosen.design.membership(training_reviews(drawn, experiment).labels)
-    assert torch.equal(bank.membership, expected)
+    bank = load_bank(bank_path(experiment))
+    assert torch.equal(bank.membership, chosen.design.membership(train.labels))
     assert bank.margins.shape == (chosen.design.subsets, chosen.design.seeds, chosen.queries)
     assert bank.margins.isfinite().all()
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from support import language
 from support.imdb import ImdbDataset, load_imdb
 from support.model import HUB_MODEL, load_model, load_tokenizer, packaged_encoder
 from tests import load_from_hub
-from tests.stand_in_hub import COMMITS, DTYPE, MODEL_SEED, running_hub, tiny_distilbert
+from tests.stand_in_hub import COMMITS, DTYPE, MODEL_SEED, running_hub, tiny_distilbert, tiny_llama
 
 
 def load_from(endpoint: str, home: Path, *revisions: str) -> dict:
@@ -72,6 +73,19 @@ def test_the_revision_asked_for_arrives_for_evaluation_in_float32_however_it_was
     assert len(loaded[revision]["reviews"]["train"]["text"]) == rows
 
 
+@pytest.mark.parametrize("revision", ["main", "earlier"])
+def test_the_language_model_arrives_by_its_hub_name_at_the_revision_asked_for(loaded, revision, tokenizer):
+    writer = loaded[revision]["writer"]
+    assert (writer["class"], writer["dtype"], writer["training"]) == (
+        "LlamaForCausalLM",
+        "torch.float32",
+        False,
+    )
+    stored = tiny_llama(MODEL_SEED[revision]).to(DTYPE[revision]).float()
+    assert_close(torch.tensor(writer["logits"]), stored(load_from_hub.INPUT_IDS).logits)
+    assert writer["token_ids"] == tokenizer(load_from_hub.TEXT)["input_ids"]
+
+
 def test_every_request_that_names_a_revision_names_one_that_was_asked_for(loaded, hub):
     named = {
         match.group(1)
@@ -82,7 +96,13 @@ def test_every_request_that_names_a_revision_names_one_that_was_asked_for(loaded
 
 
 @pytest.mark.parametrize(
-    ("what", "name"), [("reviews", "stanfordnlp/imdb"), ("model", HUB_MODEL), ("token_ids", HUB_MODEL)]
+    ("what", "name"),
+    [
+        ("reviews", "stanfordnlp/imdb"),
+        ("model", HUB_MODEL),
+        ("token_ids", HUB_MODEL),
+        ("writer", language.HUB_MODEL),
+    ],
 )
 def test_what_the_hub_does_not_deliver_is_named_with_the_other_source(loaded, out_of_reach, what, name):
     for found, revision in ((loaded["no-such-tag"], "no-such-tag"), (out_of_reach, "main")):

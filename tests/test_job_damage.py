@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from support.job.errors import StepMissing, StoreDamaged, StoreMismatch
 from support.job.fit import fit
 from support.job.score import score, self_influences
 from support.job.store import Store
+from tests.damage import emptied, flipped, truncated
 from tests.test_job_numbers import fitted, new_engine, new_job, scored
-from tests.test_job_store import flipped, truncated
 
 pytestmark = pytest.mark.usefixtures("alone")
 
 PLACE = (range(0, 2), range(0, 3))
+DAMAGES = (flipped, truncated, emptied)
 
 
 def begun(folder, regularization="0.01"):
@@ -36,17 +38,9 @@ def filled(folder, regularization="0.01", scale=1):
     return store
 
 
-def deleted(path):
-    path.unlink()
-
-
 def made_a_folder(path):
     path.unlink()
     path.mkdir()
-
-
-def emptied(path):
-    path.write_bytes(b"")
 
 
 def exchanged(one, other):
@@ -84,15 +78,6 @@ def test_a_chunk_of_other_settings_is_none_of_this_store(tmp_path):
         other.folder / "results.zarr" / "scores", store.folder / "results.zarr" / "scores", dirs_exist_ok=True
     )
     assert not store.has("scores", PLACE)
-
-
-def test_a_chunk_in_an_array_of_another_cut_counts_as_missing(tmp_path):
-    store = filled(tmp_path)
-    path = tmp_path / "results.zarr" / "scores" / "zarr.json"
-    path.write_bytes(path.read_bytes().replace(b"        2,\n        3\n", b"        1,\n        6\n"))
-    assert store.array("scores").chunks == (1, 6)
-    with pytest.raises(StoreDamaged, match="Chunk c/0/0 of scores is damaged"):
-        store.read("scores", PLACE)
 
 
 @pytest.mark.parametrize("name", ["scores", "layer_scores", "self_influences"])
@@ -135,7 +120,7 @@ def test_sums_are_of_this_store_at_their_place_over_so_many_blocks(tmp_path, cha
         store.load_sums(path.stem)
 
 
-@pytest.mark.parametrize("damage", [flipped, truncated, deleted, emptied, made_a_folder])
+@pytest.mark.parametrize("damage", [*DAMAGES, Path.unlink, made_a_folder])
 def test_damaged_attributes_are_never_taken_for_none(tmp_path, damage):
     store = filled(tmp_path)
     path = tmp_path / "results.zarr" / "zarr.json"
@@ -169,48 +154,40 @@ def test_attributes_that_were_edited_are_refused(tmp_path, written, edited):
 # A curvature belongs to the examples it was fitted on
 
 
-def fitted_on_others(folder, **settings):
-    job = new_job(folder, **settings)
+def of_other_examples(path, folder):
+    job = new_job(folder)
     vars(job)["fitted_on"] = vars(job)["fitted_on"].select(np.arange(5))
     fit(job)
-    return job
+    shutil.copy(job.store.curvature, path)
 
 
-def other_model(folder):
-    torch.manual_seed(7)
+def of_another_model(path, folder):
     engine = new_engine()
     with torch.no_grad():
         next(engine.model.parameters()).mul_(2)
-    return fitted(folder, engine=engine)
+    shutil.copy(fitted(folder, engine=engine).store.curvature, path)
 
 
-@pytest.mark.parametrize("make", [fitted_on_others, other_model])
-def test_a_curvature_of_other_examples_or_another_model_is_refused_until_it_is_removed(tmp_path, make):
+READERS = (score, self_influences)
+ALL = (fit, *READERS, lambda job: job.store.progress())
+
+
+@pytest.mark.parametrize(
+    ("change", "noticed_by"),
+    [(of_other_examples, ALL), (of_another_model, ALL), *((damage, READERS) for damage in DAMAGES)],
+)
+def test_a_curvature_that_is_not_this_job_s_is_refused_until_it_is_removed(tmp_path, change, noticed_by):
     whole = scored(tmp_path / "store").array("scores")[:]
-    other = make(tmp_path / "other")
     store = Store(tmp_path / "store")
-    shutil.copy(other.store.curvature, store.curvature)
-    for step in (fit, score, self_influences, lambda job: job.store.progress()):
-        with pytest.raises(
-            StoreDamaged, match=r"it is of other examples, another model.* Remove it and run: fit"
-        ):
+    change(store.curvature, *([tmp_path / "other"] if noticed_by is ALL else []))
+    for step in noticed_by:
+        with pytest.raises(StoreDamaged, match=r"curvature.safetensors .* Remove it and run: fit"):
             step(new_job(store.folder))
     store.curvature.unlink()
+    with pytest.raises(StepMissing, match="no curvature yet. Run: fit"):
+        score(new_job(store.folder))
     shutil.rmtree(store.folder / "results.zarr" / "scores" / "c")
     np.testing.assert_array_equal(scored(store.folder).array("scores")[:], whole)
-
-
-@pytest.mark.parametrize("damage", [flipped, truncated, emptied])
-def test_a_damaged_curvature_is_refused_until_it_is_removed(tmp_path, damage):
-    whole = scored(tmp_path).array("scores")[:]
-    store = Store(tmp_path)
-    damage(store.curvature)
-    with pytest.raises(StoreDamaged, match=r"curvature.safetensors .* Remove it and run: fit"):
-        score(new_job(tmp_path))
-    store.curvature.unlink()
-    with pytest.raises(StepMissing, match="no curvature yet. Run: fit"):
-        score(new_job(tmp_path))
-    np.testing.assert_array_equal(scored(tmp_path).array("scores")[:], whole)
 
 
 @pytest.mark.parametrize(

@@ -58,24 +58,18 @@ def test_a_long_text_is_cut_at_max_tokens_and_keeps_its_separator(tmp_path, toke
     assert ids.tolist() == [[*tokenizer(TEXTS[1])["input_ids"][:3], tokenizer.sep_token_id]]
 
 
-def test_tokens_come_from_the_file_the_second_time(tmp_path, tokenizer, monkeypatch):
+def test_tokens_come_from_the_file_the_second_time_and_those_of_others_lie_beside_it(
+    tmp_path, tokenizer, monkeypatch
+):
     first = examples(tmp_path, tokenizer)
+    examples(tmp_path, tokenizer, rows=[0, 1])
+    assert len(list(tmp_path.glob("*.arrow"))) == 2
     silence(tokenizer, monkeypatch)
     again = examples(tmp_path, tokenizer)
     assert again.digest == first.digest
     assert again.tokens["input_ids"][:] == first.tokens["input_ids"][:]
-
-
-def test_other_examples_are_tokenised_beside_the_first(tmp_path, tokenizer, monkeypatch):
-    examples(tmp_path, tokenizer)
-    with monkeypatch.context() as patch:
-        silence(tokenizer, patch)
-        with pytest.raises(AssertionError, match="Asked again"):
-            examples(tmp_path, tokenizer, rows=[0, 1])
-    examples(tmp_path, tokenizer, rows=[0, 1])
-    assert len(list(tmp_path.glob("*.arrow"))) == 2
-    silence(tokenizer, monkeypatch)
-    assert len(examples(tmp_path, tokenizer)) == 5
+    with pytest.raises(AssertionError, match="Asked again"):
+        examples(tmp_path, tokenizer, rows=[0, 2])
 
 
 def a_bit_of_a_token(path, ids):
@@ -102,11 +96,6 @@ def test_tokens_that_are_not_as_they_were_written_are_made_anew(tmp_path, tokeni
     assert examples(tmp_path, tokenizer).tokens["input_ids"][:] == before
 
 
-def test_the_digest_does_not_change_with_what_was_tokenised_before(tmp_path, tokenizer, five):
-    tokenizer(TEXTS, truncation=True, max_length=3, padding="max_length")
-    assert examples(tmp_path, tokenizer).digest == five.digest
-
-
 @pytest.mark.parametrize(
     "change",
     [
@@ -123,7 +112,9 @@ def test_the_digest_changes_with_each_part_of_the_contents(tmp_path, tokenizer, 
     assert examples(tmp_path, tokenizer, **change).digest != five.digest
 
 
-def test_the_digest_changes_with_the_tokenizer(tmp_path, tokenizer, five):
+def test_the_digest_changes_with_the_tokenizer_but_not_with_what_it_read_before(tmp_path, tokenizer, five):
+    tokenizer(TEXTS, truncation=True, max_length=3, padding="max_length")
+    assert examples(tmp_path, tokenizer).digest == five.digest
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     extended = type(tokenizer).from_pretrained(tmp_path / "tokenizer")
     extended.add_tokens(["plot"])
@@ -157,13 +148,11 @@ def test_a_sample_ascends_repeats_nothing_and_depends_on_its_seed_alone():
     [
         ("8", r"^--query-rows 8: use all, a number of rows like 50 .from 1 to 7."),
         ("0", r"from 1 to 7"),
-        ("-2", r"from 1 to 7"),
         ("5:8", r"from 0 to 6"),
         ("-1:3", r"from 0 to 6"),
         ("3:3", r"at least one"),
         ("2,7", r"from 0 to 6"),
         (",", r"from 0 to 6, at least one in each"),
-        ("0:99999999999999", r"from 0 to 6"),
         ("some", r"^--query-rows some: use all, a number of rows like 50"),
         ("1:2:3", r"or rows and ranges like"),
         ("1.5", r"use all, a number of rows"),

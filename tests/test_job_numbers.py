@@ -21,6 +21,7 @@ from support.job.settings import Damping, Question, Subject
 from support.job.store import Store
 from support.job.team import Team
 from support.job.work import Job
+from tests.damage import flipped
 from tests.dense import Doubled, assert_same, labels, sentences, token_classifier
 
 LENGTHS = (5, 3, 4, 2, 5, 1, 6, 2, 3, 4, 2)
@@ -205,20 +206,16 @@ def test_scores_are_the_engines_influences(tmp_path, query_group):
     assert not (tmp_path / "results.zarr" / "layer_scores").exists()
 
 
-def test_layers_scores_are_the_engines_and_add_up(tmp_path):
+def test_layers_scores_and_self_influences_are_the_engines_and_layers_add_up(tmp_path):
     store = scored(tmp_path, by_layer=True)
-    engine = new_engine().load_curvature(store.curvature)
-    expected = engine.influences_by_layer(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
+    job = new_job(tmp_path, by_layer=True)
+    self_influences(job)
+    expected = job.engine.influences_by_layer(QUERIES, QUERY_LABELS, TRAINING, TRAINING_LABELS)
     by_layer = store.array("layer_scores")[:]
     np.testing.assert_allclose(by_layer, torch.stack(list(expected.values())), rtol=1e-9)
     np.testing.assert_allclose(by_layer.sum(axis=0), store.array("scores")[:], rtol=1e-9)
-
-
-def test_self_influences_are_the_engines(tmp_path):
-    job = fitted(tmp_path)
-    self_influences(job)
-    expected = job.engine.self_influences(TRAINING, TRAINING_LABELS)
-    np.testing.assert_allclose(job.store.array("self_influences")[:], expected, rtol=1e-9)
+    own = job.engine.self_influences(TRAINING, TRAINING_LABELS)
+    np.testing.assert_allclose(store.array("self_influences")[:], own, rtol=1e-9)
 
 
 # Three writings of rows come before those of eight chunks; each is followed by its seal.
@@ -248,10 +245,7 @@ def test_chunks_that_are_there_are_not_computed_again(tmp_path):
 def test_a_damaged_chunk_is_computed_anew(tmp_path, chunk):
     store = scored(tmp_path, by_layer=True)
     before = store.array("scores")[:]
-    chunk = tmp_path / "results.zarr" / chunk
-    damaged = bytearray(chunk.read_bytes())
-    damaged[5] ^= 0xFF
-    chunk.write_bytes(damaged)
+    flipped(tmp_path / "results.zarr" / chunk)
     again = scored(tmp_path, by_layer=True)
     np.testing.assert_array_equal(again.array("scores")[:], before)
     assert not np.isnan(again.array("layer_scores")[:]).any()

@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import signal
 
 import numpy as np
@@ -39,7 +38,9 @@ def results(store):
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_agree_with_one_to_rounding(model, reviews, alone, tmp_path, processes):
+def test_several_processes_agree_with_one_to_rounding_and_speak_once(
+    model, reviews, alone, tmp_path, processes
+):
     said = finished(launched(["run", *options(model, reviews, tmp_path)], processes))
     assert said.count(f"Scored {TRAINING} training examples on {QUERIES} queries.") == 1
     assert attributes(tmp_path)["shards"] == processes
@@ -47,6 +48,9 @@ def test_several_processes_agree_with_one_to_rounding(model, reviews, alone, tmp
     for name, found in results(tmp_path).items():
         scale = np.abs(expected[name]).max()
         np.testing.assert_allclose(found, expected[name], atol=1e-5 * scale, rtol=0)
+    said = finished(launched(["top", "--store", str(tmp_path), "--count", "2"], processes))
+    assert said.count("Over all queries:") == 1
+    assert (tmp_path / "top.html").exists()
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +115,6 @@ def test_a_model_that_can_t_be_loaded_is_told_once_by_all(reviews, tmp_path):
     assert status
     assert said.count("ModelNotUsable: --model ") == 1
     assert "gloo" not in said
-
-
-def test_top_under_torchrun_is_the_first_process_alone(alone, tmp_path):
-    store = shutil.copytree(alone, tmp_path / "store")
-    said = finished(launched(["top", "--store", str(store), "--count", "2"], processes=2))
-    assert said.count("Over all queries:") == 1
-    assert (store / "top.html").exists()
 
 
 def test_a_full_disk_is_told_and_with_more_room_the_job_goes_on(model, reviews, alone, small_disk):

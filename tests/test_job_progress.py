@@ -40,14 +40,6 @@ def test_lines_are_written_when_it_is_time_and_at_the_end_where_there_is_no_term
     assert lines[-1] == "score: 2,000 of 2,000 examples (100%), 0 s"
 
 
-def test_a_job_taken_up_again_says_where(capsys, alone):
-    with progress(alone(), "score", 2_000, before=1_600) as count:
-        count(400)
-    first, last = capsys.readouterr().err.splitlines()
-    assert first == "score: goes on at 1,600 of 2,000 examples"
-    assert last == "score: 2,000 of 2,000 examples (100%), 0 s"
-
-
 def test_in_a_terminal_there_is_one_line_that_changes(capsys, alone, monkeypatch):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     with progress(alone(), "score", 10) as count:

@@ -1,30 +1,25 @@
-"""A store takes each part whole, knows what it belongs to, and serves one job at a time."""
+"""A store takes each part whole, knows what it is about and how far it is, and serves one job at a time."""
 
 import errno
 import multiprocessing
 import shutil
 import time
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 import zarr
 from filelock import FileLock
+from safetensors.torch import save_file
 
+from support.job.command import shown
 from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
+from support.job.layout import FITTED
 from support.job.store import Store, disk_full_is_told, in_blocks
+from tests.damage import flipped, truncated
 
 WHOLE = (range(0, 2), range(0, 3))
-
-
-def flipped(path):
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 0xFF
-    path.write_bytes(content)
-
-
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:9])
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def test_what_is_written_is_read_and_what_is_missing_is_told(scored):
 
 def test_anyone_can_read_the_results_with_zarr(scored):
     group = zarr.open_group(scored.folder / "results.zarr", mode="r")
-    assert group.attrs["format"] == "influence-job-2"
+    assert group.attrs["format"] == "influence-job-3"
     assert group["scores"].metadata.dimension_names == ("query", "training")
 
 
@@ -115,20 +110,11 @@ def test_a_zarr_group_of_someone_else_or_of_another_format_is_refused(tmp_path, 
 
 
 @pytest.mark.parametrize("damage", [flipped, truncated])
-def test_what_is_damaged_is_told_and_a_chunk_counts_as_missing(scored, damage):
+def test_a_damaged_chunk_is_told_and_counts_as_missing(scored, damage):
     damage(scored.folder / "results.zarr" / "scores" / "c" / "0" / "0")
     with pytest.raises(StoreDamaged, match="Chunk c/0/0 of scores is damaged"):
         scored.read("scores", WHOLE)
     assert not scored.has("scores", WHOLE)
-    damage(scored.folder / "results.zarr" / "scores" / "zarr.json")
-    with pytest.raises(StoreDamaged, match="results.zarr/scores/zarr.json is not as this job wrote it"):
-        scored.read("scores", WHOLE)
-    scored.save_sums("eigenvalues-0", {"a": torch.ones(50)}, 2)
-    damage(scored.partial_fit / "eigenvalues-0.safetensors")
-    with pytest.raises(
-        StoreDamaged, match=r"eigenvalues-0.safetensors is not as this job wrote it .* Remove it"
-    ):
-        scored.load_sums("eigenvalues-0")
 
 
 def test_what_a_killed_run_left_half_written_is_swept(scored, alone):
@@ -181,32 +167,26 @@ def test_the_systems_ways_to_say_full_are_told_as_one(tmp_path, number):
         raise OSError(number, "No space left on device")
 
 
-def test_a_full_disk_leaves_finished_chunks_whole_and_no_halves(small_disk):
-    store = Store(small_disk(512) / "store")
-    store.begin()
-    store.make_array("scores", (64, 10_000), (64, 1000), "float32")
-    noise = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)
-
-    def fill():
-        for start in range(0, 10_000, 1000):
-            store.write("scores", (range(0, 64), range(start, start + 1000)), noise)
-
-    with pytest.raises(DiskFull, match="No room left for .*store"):
-        fill()
-    assert store.has("scores", (range(0, 64), range(0, 1000)))
-    np.testing.assert_array_equal(store.read("scores", (range(0, 64), range(0, 1000))), noise)
-    assert not store.has("scores", (range(0, 64), range(9000, 10_000)))
-    assert not list(store.folder.rglob("*.partial"))
-
-
-def test_sums_that_find_no_room_leave_the_last_ones(small_disk):
+def test_a_full_disk_leaves_finished_chunks_and_the_last_sums_whole_and_no_halves(small_disk):
     store = Store(small_disk(512) / "store")
     store.begin()
     store.save_sums("covariances-0", {"sum": torch.ones(1000)}, 2)
+    store.make_array("scores", (64, 10_000), (64, 1000), "float32")
+    noise = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)
+    places = [(range(64), range(start, start + 1000)) for start in range(0, 10_000, 1000)]
+
+    def fill():
+        for place in places:
+            store.write("scores", place, noise)
+
+    with pytest.raises(DiskFull, match="No room left for .*store"):
+        fill()
+    np.testing.assert_array_equal(store.read("scores", places[0]), noise)
+    assert not store.has("scores", places[-1])
     with pytest.raises(DiskFull, match="No room left"):
         store.save_sums("covariances-0", {"sum": torch.ones(200_000)}, 3)
     assert store.load_sums("covariances-0", header_only=True) == ({}, 2)
-    assert [file.name for file in store.partial_fit.iterdir()] == ["covariances-0.safetensors"]
+    assert not list(store.folder.rglob("*.partial"))
 
 
 def test_sums_come_back_with_the_number_of_blocks_they_are_over(store):
@@ -223,3 +203,65 @@ def test_sums_come_back_with_the_number_of_blocks_they_are_over(store):
 )
 def test_only_the_last_block_may_be_shorter(examples, size, blocks):
     assert in_blocks(examples, size) == blocks
+
+
+# How far it is
+
+QUERIES, TRAINING, CHUNKS = 3, 11, (2, 4)
+PLACES = list(product(in_blocks(QUERIES, 2), in_blocks(TRAINING, 4)))
+
+
+def fit(store):
+    save_file({}, store.curvature, metadata={"job": store.belonging(FITTED)})
+
+
+def write_scores(store, places):
+    store.make_array("scores", (QUERIES, TRAINING), CHUNKS, "float32")
+    for place in places:
+        store.write("scores", place, np.ones([*map(len, place)], dtype=np.float32))
+
+
+def own(store, places):
+    store.make_array("self_influences", (TRAINING,), CHUNKS[1:], "float32")
+    for place in places:
+        store.write("self_influences", (place,), np.ones(len(place)))
+
+
+def test_a_fit_has_come_as_far_as_its_saved_sums(store):
+    assert store.progress() == {"fit": "not yet", "score": "not yet", "self": "not yet"}
+    store.partial_fit.mkdir()
+    assert store.progress()["fit"] == "begun"
+    for shard, blocks in enumerate([3, 2]):
+        sums = {"sum": torch.ones(2)}
+        store.save_sums(f"covariances-{shard}", sums, blocks)
+    assert store.progress()["fit"] == "covariances of 5 blocks"
+    store.save_sums("eigenvalues-1", {"sum": torch.ones(2)}, 1)
+    assert store.progress()["fit"] == "eigenvalues of 1 block"
+    fit(store)
+    assert store.progress() == {"fit": "done", "score": "not yet", "self": "not yet"}
+
+
+@pytest.mark.parametrize("places", [[], PLACES[:1], [PLACES[1], PLACES[-1]], PLACES[:5]])
+def test_half_scored_means_so_many_chunks_of_all_wherever_they_lie(store, places):
+    write_scores(store, places)
+    assert store.progress()["score"] == f"{len(places)} of 6 blocks"
+
+
+def test_when_every_chunk_is_there_each_step_is_done(store):
+    fit(store)
+    write_scores(store, PLACES)
+    own(store, [place for _, place in PLACES[:3]])
+    assert store.progress() == {"fit": "done", "score": "done", "self": "done"}
+
+
+def test_facts_are_shown_in_a_line_each_and_those_left_empty_are_not(store):
+    rows = ",".join(map(str, range(500)))
+    store.settle({"subject": {"model": "mine", "layers": "", "training_rows": rows}, "shards": 2})
+    lines = shown(store).split("\n")
+    assert lines[:4] == [str(store.folder), "format: influence-job-3", "subject:", "  model: mine"]
+    assert lines[4].startswith("  training_rows: 0,1,2")
+    assert lines[4].endswith("…")
+    assert len(lines[4]) < 120
+    assert lines[5:] == ["shards: 2", "progress:"] + [
+        f"  {step}: not yet" for step in ("fit", "score", "self")
+    ]

@@ -1,4 +1,8 @@
-"""The strongest are those that a sort of the whole matrix would find, without holding the matrix."""
+"""The strongest are those that a sort of the whole matrix would find, without holding the matrix; their
+page needs nothing else, shows every text whole, and runs nothing that a stranger wrote."""
+
+import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -7,16 +11,17 @@ from datasets import Dataset
 from support.job.errors import StepMissing, StoreDamaged
 from support.job.examples import Examples
 from support.job.store import Store
-from support.job.top import strongest
+from support.job.top import page, strongest
+from tests.page import Page
 
 QUERIES, TRAINING = 3, 11
 SCORES = np.random.default_rng(0).normal(size=(QUERIES, TRAINING))
 OWN = np.random.default_rng(1).uniform(0.1, 4, size=TRAINING)
 
 
-def examples(rows):
+def examples(rows, texts=None, classes=2):
     rows = np.asarray(rows)
-    texts = {"text": [f"text {row}" for row in rows], "label": [int(row) % 2 for row in rows]}
+    texts = {"text": texts or [f"text {row}" for row in rows], "label": [int(row) % classes for row in rows]}
     return Examples(rows, Dataset.from_dict(texts), Dataset.from_dict({}), "", 0)
 
 
@@ -105,13 +110,6 @@ def test_relative_scores_are_divided_by_the_root_of_self_influence_if_there_is_a
     assert TRAINED_ON.rows[3] not in top.by_query["training_row"].tolist()
 
 
-def test_one_chunk_that_is_missing_is_an_error(tmp_path):
-    store = stored(tmp_path)
-    lose(store, "scores/c/0/2")
-    with pytest.raises(StepMissing, match=r"^Not all scores are there yet\. Run: score"):
-        strongest(store, TRAINED_ON, ASKED, 2)
-
-
 def test_scores_of_another_shape_than_the_examples_are_refused_before_any_is_read(tmp_path):
     store = stored(tmp_path)
     store.make_array("scores", (QUERIES, 10**15), (2, 4), "float64")
@@ -121,10 +119,13 @@ def test_scores_of_another_shape_than_the_examples_are_refused_before_any_is_rea
         strongest(store, TRAINED_ON, ASKED, 2)
 
 
-def test_relative_scores_need_every_self_influence(tmp_path):
+def test_one_chunk_that_is_missing_is_an_error_and_relative_scores_need_every_self_influence(tmp_path):
     store = stored(tmp_path)
     with pytest.raises(StepMissing, match=r"has no self_influences yet\. Run: self$"):
         strongest(store, TRAINED_ON, ASKED, 2, relative=True)
+    lose(store, "scores/c/0/2")
+    with pytest.raises(StepMissing, match=r"^Not all scores are there yet\. Run: score"):
+        strongest(store, TRAINED_ON, ASKED, 2)
     store = stored(tmp_path / "other", own=OWN)
     lose(store, "self_influences/c/2")
     with pytest.raises(StepMissing, match=r"^Not all self_influences are there yet\. Run: self\."):
@@ -149,3 +150,76 @@ def test_a_query_that_nothing_harms_leaves_labels_whole_numbers(tmp_path):
     top = strongest(stored(tmp_path, scores), TRAINED_ON, ASKED, 2)
     assert set(top.by_query["effect"]) == {"helps"}
     assert top.by_query["label"].dtype == np.int64
+
+
+# The page
+
+HOSTILE = '<script>alert("x")</script> & <b onclick=1>bold</b> film, http://example.org'
+BROKEN = "First line.<br /><br />Second line.\nThird."
+ASKING = [HOSTILE, "dull", "A query that nothing moves."]
+MOVING = np.array([[4.0, 3.0, 2.0, -1.0], [0.0, 0.0, -0.25, -0.125], [0.0, 0.0, 0.0, 0.0]])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    store = stored(tmp_path_factory.mktemp("page"), MOVING)
+    queries = examples([40, 41, 43], ASKING)
+    top = strongest(store, examples(range(4), [HOSTILE, BROKEN, "second", "third"], 3), queries, 4)
+    facts = {"model": "<mine>", "scores": "plain"}
+    return page(top, queries, {"negative": 0, "positive": 1}, facts)
+
+
+@pytest.fixture(scope="module")
+def parsed(source):
+    return Page(source)
+
+
+def test_the_page_needs_nothing_from_elsewhere(source, parsed):
+    assert not parsed.having("src")
+    assert not {"script", "link", "img", "iframe"} & parsed.kinds
+    assert all(target.startswith("#") for target in parsed.having("href"))
+    assert "url(" not in source
+    assert "@import" not in source
+    assert source.count("http") == source.count("film, http://example.org")
+
+
+def test_the_page_has_a_language_a_title_and_headings_in_order(source, parsed):
+    assert source.startswith("<!doctype html>")
+    assert parsed.tags[0] == ("html", {"lang": "en"})
+    assert parsed.texts["title"] == parsed.texts["h1"]
+    levels = [int(tag[1]) for tag, _ in parsed.tags if re.fullmatch(r"h\d", tag)]
+    assert levels[0] == 1
+    assert all(lower - upper <= 1 for upper, lower in pairwise(levels))
+
+
+def test_hostile_text_is_shown_and_not_run(source, parsed):
+    assert parsed.texts["blockquote"].count(HOSTILE) == 3
+    assert "<script" not in source
+    assert "&lt;script&gt;" in source
+    assert "<mine>" in parsed.texts["td"]
+
+
+def test_line_breaks_of_a_text_are_kept_and_shown(source, parsed):
+    assert "First line.\n\nSecond line.\nThird." in parsed.texts["blockquote"]
+    assert re.search(r"blockquote \{[^}]*white-space: pre-line", source)
+
+
+def test_every_query_has_its_section_even_one_that_nothing_moves(parsed):
+    assert parsed.having("href") == ["#query-0", "#query-1", "#query-2"]
+    assert parsed.texts["section"][2].count("None.") == 2
+    for text, section in zip(ASKING, parsed.texts["section"], strict=True):
+        assert text in section
+
+
+def test_labels_are_named_and_an_unknown_one_keeps_its_number(parsed):
+    named = ["Query 0: row 40, negative", "Query 1: row 41, positive", "Query 2: row 43, positive"]
+    assert parsed.texts["h2"][1:] == named
+    for row in ("row 0, negative", "row 1, positive", "row 2, label 2"):
+        assert row in parsed.texts["section"][0]
+
+
+def test_scores_and_shares_stand_beside_each_other(parsed):
+    said = " ".join(parsed.texts["section"][1].split())
+    assert "−0.25 66.67% row 2, label 2" in said
+    assert "−0.125 33.33% row 3, negative" in said
+    assert "row 2, label 2, helps 1 of 3" in " ".join(parsed.texts["summary"][0].split())

@@ -69,9 +69,13 @@ def test_the_ceiling_is_what_the_true_effects_reach_in_noise():
     assert noise_ceiling(bank) == pytest.approx(reached, abs=0.02)
 
 
-def test_more_seeds_raise_the_ceiling(effects):
+def test_the_ceiling_is_one_without_noise_rises_with_seeds_and_is_nothing_where_all_is_noise(effects):
+    bank = linear_bank(effects)
+    assert (reliability(bank).mean, noise_ceiling(bank)) == pytest.approx((1, 1))
     few, many = (linear_bank(effects, noise=3.0, seeds=seeds) for seeds in (2, 8))
     assert noise_ceiling(few) < noise_ceiling(many) < 1
+    opposite = torch.arange(8.0)[:, None, None] * torch.tensor([1.0, -1.0])[None, :, None]
+    assert noise_ceiling(Bank(torch.ones(8, 3, dtype=torch.bool), opposite)) == 0
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_queries():
@@ -112,17 +116,3 @@ def test_a_bank_holds_what_retraining_says():
     expected = margins(retraining.run(rows, seed=2), queries)
     torch.testing.assert_close(bank.margins[3, 1], expected, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(bank.outcomes[3], losses(bank.margins[3]).mean(dim=0))
-
-
-def test_a_damaged_bank_is_told(tmp_path):
-    path = tmp_path / "bank.safetensors"
-    path.write_bytes(b"not a bank")
-    with pytest.raises(judge.BankDamaged, match="cannot be read .* make it again"):
-        judge.load_bank(path)
-
-
-def test_the_ceiling_is_one_without_noise_and_nothing_where_all_is_noise(effects):
-    bank = linear_bank(effects)
-    assert (reliability(bank).mean, noise_ceiling(bank)) == pytest.approx((1, 1))
-    opposite = torch.arange(8.0)[:, None, None] * torch.tensor([1.0, -1.0])[None, :, None]
-    assert noise_ceiling(Bank(torch.ones(8, 3, dtype=torch.bool), opposite)) == 0

@@ -21,6 +21,7 @@ from support.model import (
     packaged_encoder,
     require_gradients_only,
 )
+from tests.dense import Doubled
 from tests.stand_in_hub import tiny_distilbert
 
 LAYER = "distilbert.transformer.layer.0"
@@ -72,21 +73,6 @@ def test_hidden_states_are_those_of_the_original_bert(encoder, bert_weights, bat
     assert sum(parameter.numel() for parameter in encoder.parameters()) == 22_713_218
 
 
-def test_every_weight_of_the_encoder_is_taken_over_but_the_pooler_and_the_second_token_type(bert_weights):
-    state = model.distilbert_state(bert_weights)
-    taken = {id(weight) for weight in state.values()}
-    positions, types = (f"embeddings.{kind}_embeddings.weight" for kind in ("position", "token_type"))
-    left = {"embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias", positions, types}
-    assert {name for name, weight in bert_weights.items() if id(weight) not in taken} == left
-    assert torch.equal(state[positions], bert_weights[positions] + bert_weights[types][0])
-
-
-def test_the_head_is_drawn_from_its_seed():
-    one, again, other = (packaged_encoder(seed).classifier.weight for seed in (0, 0, 1))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-
-
 def test_neither_padding_nor_a_review_s_neighbours_in_the_batch_change_a_logit(encoder, reviews, batch):
     wrapper = ModelLogitsWrapper(encoder)
     alone = torch.cat([wrapper(reviews.batch([row])[0]) for row in range(3)])
@@ -105,14 +91,6 @@ def test_the_collection_tracks_14_layers_with_7_238_018_parameters():
     assert sum(parameter.numel() for parameter in tracked.values()) == 7_238_018
 
 
-def test_a_second_choice_replaces_the_first():
-    chosen = tiny_distilbert(seed=0)
-    require_gradients_only(chosen)
-    assert require_gradients_only(chosen, ("classifier",)) == ["classifier"]
-    asked = [name for name, p in chosen.named_parameters() if p.requires_grad]
-    assert asked == ["classifier.weight", "classifier.bias"]
-
-
 def test_a_part_that_matches_no_linear_layer_is_refused_with_the_parts_there_are():
     expected = r"^No linear layer has 'LayerNorm' in its name\. There are: attention, .*v_lin\.$"
     for parts in (["LayerNorm"], ["ffn", "LayerNorm"]):
@@ -123,11 +101,6 @@ def test_a_part_that_matches_no_linear_layer_is_refused_with_the_parts_there_are
 def test_a_model_without_a_linear_layer_is_refused():
     with pytest.raises(ValueError, match=r"^The model has no linear layer that EK-FAC covers\.$"):
         require_gradients_only(nn.ModuleDict({"norm": nn.LayerNorm(2)}), [])
-
-
-class Doubled(nn.Linear):
-    def forward(self, x):
-        return 2 * super().forward(x)
 
 
 class Odd(nn.Module):
@@ -164,10 +137,12 @@ def test_of_every_layer_that_can_not_be_covered_the_reason_is_told():
     assert require_gradients_only(odd, [], why) == ["right", "right_too"]
 
 
-def test_without_a_choice_every_linear_layer_gets_gradients_those_of_gpt2_too():
+def test_a_choice_replaces_the_one_before_and_none_is_every_linear_layer_those_of_gpt2_too():
     mixed = nn.ModuleDict({"one": nn.Linear(2, 2), "norm": nn.LayerNorm(2), "two": Conv1D(3, 2)})
     assert require_gradients_only(mixed, []) == ["one", "two"]
     assert require_gradients_only(mixed, ["two"]) == ["two"]
+    asked = [name for name, parameter in mixed.named_parameters() if parameter.requires_grad]
+    assert asked == ["two.weight", "two.bias"]
 
 
 # The adapter: merged into the encoder, or refused
@@ -193,18 +168,16 @@ def adapter(training, tmp_path):
     return folder
 
 
-def test_a_merged_model_says_what_the_model_with_the_adapter_beside_it_says(training, adapter, batch):
-    beside = ModelLogitsWrapper(training.model)(batch)
-    merged = ModelLogitsWrapper(merge_adapter(tiny_distilbert(seed=0), adapter).eval())(batch)
-    assert_close(merged, beside, rtol=1e-4, atol=1e-5)
-    assert (merged - ModelLogitsWrapper(tiny_distilbert(seed=0))(batch)).abs().min() > 0.01
-
-
-def test_a_merged_model_is_a_plain_distilbert_again(adapter):
+def test_a_merged_model_is_a_plain_one_that_says_what_it_says_with_the_adapter_beside_it(
+    training, adapter, batch
+):
     plain, merged = tiny_distilbert(seed=0), merge_adapter(tiny_distilbert(seed=0), adapter)
     parts = [[(name, type(module)) for name, module in one.named_modules()] for one in (plain, merged)]
     assert parts[0] == parts[1]
     assert all(parameter.requires_grad for parameter in merged.parameters())
+    said = ModelLogitsWrapper(merged.eval())(batch)
+    assert_close(said, ModelLogitsWrapper(training.model)(batch), rtol=1e-4, atol=1e-5)
+    assert (said - ModelLogitsWrapper(plain)(batch)).abs().min() > 0.01
 
 
 def test_a_missing_adapter_is_an_error_that_lists_those_that_are_there(adapter, monkeypatch):
@@ -225,7 +198,7 @@ def test_a_committed_adapter_of_other_bytes_than_its_record_says_is_refused(file
     monkeypatch.setattr(model, "ADAPTER_FOLDER", tmp_path)
     recorded = model.training_record()["adapters_sha256"]["final"][file]
     told = rf"^{file} of the adapter 'final' has SHA-256 .*, expected {recorded}\. .* git checkout -- "
-    with pytest.raises(assets.AssetChanged, match=told):
+    with pytest.raises(assets.AssetDamaged, match=told):
         load_model()
 
 
@@ -236,12 +209,12 @@ def test_an_unknown_source_is_refused_by_name(load):
         load("disk")
 
 
-@pytest.mark.parametrize("file", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("file", model.ADAPTER_FILES)
 def test_a_truncated_file_and_a_missing_one_are_told_with_what_to_do(adapter, file):
     path = adapter / file
     path.write_bytes(path.read_bytes()[:-20])
     expected = r"^The adapter 'final' cannot be read .*git checkout -- support/adapter$"
-    with pytest.raises(model.AdapterDamaged, match=expected):
+    with pytest.raises(assets.AssetDamaged, match=expected):
         merge_adapter(tiny_distilbert(seed=0), adapter)
     path.unlink()
     with pytest.raises(assets.AssetMissing, match=rf"^No adapter named 'final': {file} is missing"):
@@ -266,13 +239,15 @@ def test_a_tensor_that_does_not_fit_the_model_is_named_with_both_shapes(adapter,
         f"The adapter 'final' does not fit the model: tensor {name!r} is {told[0]} in the adapter, "
         f"{told[1]} in the model. Train it again: python -m experiments.finetune"
     )
-    with pytest.raises(model.AdapterMismatch, match=f"^{re.escape(expected)}$"):
+    with pytest.raises(assets.AssetDamaged, match=f"^{re.escape(expected)}$"):
         merge_adapter(tiny_distilbert(seed=0), adapter)
 
 
-def test_neither_a_new_head_nor_a_merged_adapter_moves_the_random_state(adapter):
+def test_a_head_is_drawn_from_its_seed_and_neither_it_nor_an_adapter_moves_the_random_state(adapter):
     encoder = tiny_distilbert(seed=0)
     before = torch.get_rng_state()
     merge_adapter(encoder, adapter)
-    packaged_encoder(head_seed=3)
+    one, again, other = (packaged_encoder(seed).classifier.weight for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, again)
+    assert not torch.equal(one, other)

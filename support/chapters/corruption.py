@@ -1,7 +1,5 @@
-"""05: wrong labels, put in on purpose, looked for, taken out.
-
-A ranking of reviews is a score for each, higher for the more suspicious, who are inspected first. Draws
-are trials: each flips other labels.
+"""05: wrong labels, put in on purpose, looked for, taken out. A ranking of reviews is a score for each; the
+highest are inspected first, equal ones in their own order.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,21 +14,20 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from support import retraining
 from support.chapters import figures
 from support.ekfac import EkfacInfluence
-from support.retraining import Retraining, Reviews, accuracy
+from support.retraining import Recipe, Retraining, Reviews, accuracy, batches, losses, margins, untrained_head
 
+Labels = Int[Tensor, " reviews"]
+Marks = Bool[Tensor, " reviews"]
 # Lines are told apart without colour, too.
 COLORS = ("#4c72b0", "#c44e52", "#2f8f5b", "#8172b3", "#8c8c8c", "#000000")
 LINES = list(zip(COLORS, ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":", "-"), strict=True))
 
 
-def flip_labels(
-    labels: Int[Tensor, " reviews"], share: float, seed: int
-) -> tuple[Int[Tensor, " reviews"], Bool[Tensor, " reviews"]]:
-    """Labels 0 and 1 with round(share · reviews) of them, drawn from `seed`, turned round; and which
-    those are. Raises `ValueError` when `share` is not in [0, 1]."""
+def flip_labels(labels: Labels, share: float, seed: int) -> tuple[Labels, Marks]:
+    """Labels 0 and 1 with this share of them, drawn from `seed`, turned round; and which those are. Raises
+    `ValueError` when `share` is not in [0, 1]."""
     if not 0 <= share <= 1:
         raise ValueError(f"The share of labels to flip must be from 0 to 1, not {share}.")
     drawn = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -38,52 +35,33 @@ def flip_labels(
     return torch.where(flipped, 1 - labels, labels), flipped
 
 
-def most_suspicious(suspicion: Shaped[Tensor, " reviews"]) -> Int[Tensor, " reviews"]:
-    """Rows in the order of inspection: highest first, equal ones in their own order."""
-    return suspicion.argsort(descending=True, stable=True)
-
-
-def without_the_worst(suspicion: Shaped[Tensor, " reviews"], share: float) -> Int[Tensor, " kept"]:
-    """Rows that are left, in their own order, when the most suspicious share is taken out."""
-    return most_suspicious(suspicion)[round(share * len(suspicion)) :].sort().values
-
-
-def finding_curve(
-    suspicion: Shaped[Tensor, " reviews"], flipped: Bool[Tensor, " reviews"]
-) -> Float[Tensor, " inspected"]:
-    """Share of the flipped labels among the first 0, 1, …, `reviews` inspected; from 0 to 1.
-    Raises `ValueError` when no label is flipped."""
+def finding_curve(suspicion: Shaped[Tensor, " reviews"], flipped: Marks) -> Float[Tensor, " inspected"]:
+    """Share of the flipped labels among the first 0, 1, … inspected. `ValueError` when none is flipped."""
     if not flipped.any():
         raise ValueError("No label is flipped, so there is nothing to find.")
-    found = flipped[most_suspicious(suspicion)].cumsum(0) / flipped.sum()
-    return torch.cat([torch.zeros(1), found])
-
-
-def area_under(curves: Float[np.ndarray, "*trials inspected"]) -> Float[np.ndarray, "*trials"]:
-    """Area under finding curves over the share inspected: 0.5 by chance, 1 − share/2 when every
-    flipped label comes first, share/2 when all come last."""
-    return np.asarray(np.trapezoid(curves.astype(np.float64), dx=1 / (curves.shape[-1] - 1)))
+    inspected = suspicion.argsort(descending=True, stable=True)
+    return torch.cat([torch.zeros(1), flipped[inspected].cumsum(0) / flipped.sum()])
 
 
 def influence_on_all(engine: EkfacInfluence, tests: Reviews, train: Reviews) -> Float[Tensor, " train"]:
     """Σ over `tests` of the influence of each training review, at the price of one test review."""
     # Influence is linear in the test gradient, so the factors may be added up before they are used.
-    factors = engine.influence_factors(tests.vectors, tests.labels)
-    total = {name: factor.sum(dim=0, keepdim=True) for name, factor in factors.items()}
+    factors = engine.influence_factors(tests.vectors, tests.labels).items()
+    total = {name: factor.sum(dim=0, keepdim=True) for name, factor in factors}
     return engine.influences_from_factors(total, train.vectors, train.labels)[0]
 
 
 def rankings(
     head: nn.Module, train: Reviews, validation: Reviews, regularization: float, seed: int
 ) -> dict[str, Float[Tensor, " train"]]:
-    """Five ways to suspect the labels of reviews that `head` was trained on. Harm is done to `validation`,
-    whose labels are trusted; `seed` draws the ranking by chance."""
-    engine = EkfacInfluence(head, hessian_regularization=regularization).fit(retraining.batches(train))
+    """Five ways to suspect the labels that `head` was trained on. Harm is done to `validation`, whose labels
+    are trusted; `seed` draws the ranking by chance."""
+    engine = EkfacInfluence(head, hessian_regularization=regularization).fit(batches(train))
     self_influences = engine.self_influences(train.vectors, train.labels)
     harm = -influence_on_all(engine, validation, train)
     chance = torch.rand(len(train), generator=torch.Generator().manual_seed(seed))
     return {
-        "training loss": retraining.losses(retraining.margins(head, train)),
+        "training loss": losses(margins(head, train)),
         "self-influence": self_influences,
         "harm to validation": harm,
         "relative harm": torch.where(self_influences > 0, harm / self_influences.sqrt(), 0),
@@ -93,8 +71,7 @@ def rankings(
 
 def head_training(reviews: Reviews, epochs: int) -> Retraining:
     """Training of a classification head alone on these reviews, for so many epochs."""
-    head = retraining.untrained_head(reviews.vectors.shape[1])
-    return Retraining(head, reviews, retraining.Recipe(epochs, learning_rate=1e-3))
+    return Retraining(untrained_head(reviews.vectors.shape[1]), reviews, Recipe(epochs, learning_rate=1e-3))
 
 
 @dataclass(frozen=True)
@@ -103,7 +80,7 @@ class Trial:
 
     clean: Reviews
     training: Retraining
-    flipped: Bool[Tensor, " reviews"]
+    flipped: Marks
     rankings: dict[str, Float[Tensor, " reviews"]]
     seed: int
 
@@ -111,10 +88,14 @@ class Trial:
         """Accuracy of heads for which no review was dropped: trained on the flipped labels, on those
         and the trusted reviews, on the right labels."""
         noisy, epochs = self.training.reviews, self.training.recipe.epochs
-        added = retraining.joined(noisy, validation)
+        added = Reviews(
+            torch.cat([noisy.vectors, validation.vectors]),
+            torch.cat([noisy.labels, validation.labels]),
+            noisy.texts + validation.texts,
+        )
         kept = {"all kept": noisy, "all kept, validation added": added, "no label flipped": self.clean}
-        runs = {name: head_training(reviews, epochs) for name, reviews in kept.items()}
-        return {name: accuracy(run.run_on_all(self.seed), held_out) for name, run in runs.items()}
+        heads = {name: head_training(reviews, epochs).run_on_all(self.seed) for name, reviews in kept.items()}
+        return {name: accuracy(head, held_out) for name, head in heads.items()}
 
 
 def search(
@@ -137,8 +118,11 @@ def curves(trials: Sequence[Trial]) -> dict[str, Float[np.ndarray, "trials inspe
 
 
 def areas(trials: Sequence[Trial]) -> pd.DataFrame:
-    """Area under the finding curve: a row for each trial, a column for each ranking."""
-    return pd.DataFrame({name: area_under(found) for name, found in curves(trials).items()})
+    """Area under the finding curve over the share inspected, a row for each trial, a column for each
+    ranking: 0.5 by chance, 1 − share/2 when every flipped label comes first, share/2 when all come last."""
+    step = 1 / len(trials[0].flipped)
+    found = {name: curve.astype(np.float64) for name, curve in curves(trials).items()}
+    return pd.DataFrame({name: np.trapezoid(curve, dx=step) for name, curve in found.items()})
 
 
 def found_in_first(share: float, trials: Sequence[Trial]) -> pd.DataFrame:
@@ -150,14 +134,15 @@ def found_in_first(share: float, trials: Sequence[Trial]) -> pd.DataFrame:
 def drop_and_train(
     trials: Sequence[Trial], shares: Sequence[float], held_out: Reviews, progress: bool = False
 ) -> dict[float, pd.DataFrame]:
-    """Share → held-out accuracies of heads trained without that share of the reviews, the most
-    suspicious ones: a row for each trial, a column for each ranking and for one who knows the flips."""
+    """Share → held-out accuracies of heads trained without that most suspicious share of the reviews: a
+    row for each trial, a column for each ranking and for one who knows the flips."""
     accuracies = {share: pd.DataFrame(index=range(len(trials))) for share in shares}
     for row, trial in enumerate(tqdm(trials, "training again", unit="draw", disable=not progress)):
         for name, rank in (trial.rankings | {"flips known": trial.flipped}).items():
+            inspected = rank.argsort(descending=True, stable=True)
             for share, table in accuracies.items():
-                head = trial.training.run(without_the_worst(rank, share), trial.seed)
-                table.loc[row, name] = accuracy(head, held_out)
+                kept = inspected[round(share * len(rank)) :].sort().values
+                table.loc[row, name] = accuracy(trial.training.run(kept, trial.seed), held_out)
     return accuracies
 
 
@@ -167,39 +152,33 @@ def mean_and_spread(draws: pd.DataFrame) -> pd.Series:
 
 
 def influences_side_by_side(
-    influences: Sequence[np.ndarray],
-    test_labels: Iterable,
-    train_labels: Sequence[Iterable],
-    titles: Sequence[str],
+    influences: list[np.ndarray], test_labels: Iterable, train_labels: list[Iterable], titles: list[str]
 ) -> None:
-    """Influences of the same reviews under several labellings, one panel each, on one colour scale,
-    which ends at the largest absolute value of all; thousands are written as k."""
+    """Influences of the same reviews under several labellings, a panel for each, on one colour scale."""
     tests, trains = influences[0].shape
     width = min(7.6, 1.2 + 0.5 * trains * len(influences))
     panels = figures.new_axes(width, 1.9 + 0.36 * tests, len(influences))
     limit, short = np.abs(influences).max(), figures.readable_in_thousands
     for panel, values, labels, title in zip(panels, influences, train_labels, titles, strict=True):
-        figures.draw_heatmap(panel, values, limit, test_labels, labels, short, cbar=False)
+        figures.draw_heatmap(panel, values, limit, [test_labels, labels], short, cbar=False)
         panel.set_xticklabels([name.replace(" ", "\n") for name in figures.names_of(labels)])
         panel.tick_params(labelsize=8)
         plt.setp(panel.texts, fontsize=7.5)
         panel.set(title=title, xlabel="training review")
-        if panel is not panels[0]:
-            panel.set_yticks([])
+    for panel in panels[1:]:
+        panel.set_yticks([])
     panels[0].set_ylabel("test review")
     place = {"ax": list(panels), "location": "bottom", "aspect": 40, "shrink": 0.6}
-    colour_bar = panels[0].figure.colorbar(panels[0].collections[0], label=figures.MEANING, **place)
-    ends = [-limit, 0.0, limit]
-    colour_bar.set_ticks(ends, labels=[short(end) for end in ends])
+    ends = {"ticks": [-limit, 0.0, limit], "format": lambda end, _: short(end)}
+    colours = panels[0].collections[0]
+    colour_bar = panels[0].figure.colorbar(colours, label=figures.MEANING, **ends, **place)
     colour_bar.outline.set_visible(False)
     plt.show()
 
 
-def finding_curves(
-    curves: Sequence[dict[str, np.ndarray]], share_flipped: float, titles: Sequence[str]
-) -> None:
+def finding_curves(curves: list[dict[str, np.ndarray]], share_flipped: float, titles: list[str]) -> None:
     """Share of the wrong labels found against the share of reviews inspected: for each panel, ranking →
-    (draws, inspected + 1); the mean over draws, in a band of one standard deviation to either side."""
+    (draws, inspected + 1); the mean over draws in a band of one standard deviation to either side."""
     panels = np.atleast_1d(figures.new_axes(4.2 * len(curves), 3.8, len(curves)))
     for axes, of_panel, title in zip(panels, curves, titles, strict=True):
         for (name, draws), (color, line) in zip(of_panel.items(), LINES, strict=False):
@@ -210,15 +189,15 @@ def finding_curves(
         perfect = [0, 100 * share_flipped, 100]
         axes.plot(perfect, [0, 100, 100], color="black", linewidth=0.7, label="flips known")
         axes.set(xlim=(0, 100), ylim=(0, 102), title=title, xlabel="reviews inspected, %")
-    panels[-1].legend(frameon=False, loc="lower right")
+    panels[-1].legend(loc="lower right")
     figures.show(panels, ylabel="flipped labels found, %")
 
 
 def accuracy_after_dropping(
     accuracies: dict[str, np.ndarray], shares: Sequence[float], references: dict[str, float], title: str
 ) -> None:
-    """Accuracy of the model trained again without the most suspicious share, a line per ranking: ranking →
-    (draws, shares); bars are standard errors of the mean over draws."""
+    """Accuracy of the model trained again without the most suspicious share: ranking → (draws, shares);
+    bars are standard errors of the mean over draws."""
     axes = figures.new_axes(7.5, 4)
     for number, (name, draws) in enumerate(accuracies.items()):
         color, line = LINES[number % len(LINES)]
@@ -228,7 +207,6 @@ def accuracy_after_dropping(
     for name, value in references.items():
         axes.axhline(100 * value, color=figures.NEUTRAL, linewidth=0.7)
         figures.name_beside(axes, name, 100 * value, fontsize=8)
-    ticks = [100 * share for share in shares]
-    axes.set(title=title, xticks=ticks, xlabel="most suspicious reviews dropped, %")
-    axes.figure.legend(frameon=False, loc="outside lower center", ncols=3)
-    figures.show(axes, ylabel="held-out accuracy, %")
+    axes.set(xticks=[100 * share for share in shares], xlabel="most suspicious reviews dropped, %")
+    axes.figure.legend(loc="outside lower center", ncols=3)
+    figures.show(axes, title=title, ylabel="held-out accuracy, %")

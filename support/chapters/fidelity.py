@@ -1,9 +1,8 @@
-"""09: the tables of what scorers reached before the judge, and figures of them. They lie in the
-repository's folder `experiments`, whose commands made them; an installed package has none.
-"""
+"""09: tables of what scorers reached before the judge, from the repository's `experiments`; their figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -35,10 +34,10 @@ def committed(name: str) -> Path:
     """A file of the repository's folder `experiments`. Raises `FileNotFoundError`."""
     path = EXPERIMENTS / name
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing. Chapter 09 needs the repository with its folder `experiments`, which "
-            "the installed package leaves out: run it in a clone."
+        cure = (
+            "Chapter 09 needs the repository, which holds more than the installed package: run it in a clone."
         )
+        raise FileNotFoundError(f"{path} is missing. {cure}")
     return path
 
 
@@ -49,17 +48,14 @@ def read_table(name: str) -> pd.DataFrame:
 
 def rows_of(table: pd.DataFrame, chosen: Recommendation) -> pd.DataFrame:
     """The rows with these settings, one per experiment."""
-    for setting, value in vars(chosen).items():
-        table = table[table[setting] == value]
-    return table
+    settings = pd.Series(vars(chosen))
+    return table[(table[settings.index] == settings).all(axis=1)]
 
 
-def predicted_and_retrained(
-    predictions: Mapping[str, tuple[np.ndarray, float]], outcomes: np.ndarray, title: str
-) -> None:
-    """For one query: the summed influence of each subset against the loss after training on it; a panel
-    for each scorer of `predictions`, which has sums and LDS by name."""
-    panels = np.atleast_1d(new_axes(8, 3, panels=len(predictions)))
+def predicted_and_retrained(predictions: dict[str, tuple], outcomes: np.ndarray, title: str) -> None:
+    """For one query, summed influences of the subsets against the loss after training on them; a panel
+    for each scorer of `predictions`: name → (sums, LDS)."""
+    panels = np.atleast_1d(new_axes(8, 3, len(predictions)))
     for axes, (name, (sums, score)) in zip(panels, predictions.items(), strict=True):
         axes.scatter(sums, outcomes, s=14, color=POSITIVE, alpha=0.6, linewidths=0)
         axes.set(xlabel="summed influence of the half", title=f"{name}\nLDS {score:.2f}")
@@ -69,8 +65,7 @@ def predicted_and_retrained(
 
 
 def scores_with_intervals(table: pd.DataFrame, ceiling: float, emphasised: Sequence[str], title: str) -> None:
-    """LDS of every scorer with its interval, best on top, and the noise ceiling; `table` has columns
-    name, report, low, high."""
+    """LDS of every scorer (columns name, report, low, high), best on top, and the noise ceiling."""
     table = table.sort_values("report")
     axes = new_axes(7.5, 0.9 + 0.23 * len(table))
     for place, row in enumerate(table.itertuples()):
@@ -79,8 +74,7 @@ def scores_with_intervals(table: pd.DataFrame, ceiling: float, emphasised: Seque
         axes.plot(row.report, place, "o", color=color, markersize=5)
         axes.annotate(f"{row.report:.2f}", (row.low, place), (-4, 0), ha="right", va="center", **SMALL)
     axes.axvline(ceiling, color=NEGATIVE, linestyle="--", linewidth=1)
-    said = f"noise ceiling {ceiling:.2f}"
-    axes.annotate(said, (ceiling, 0), (-4, 0), ha="right", color=NEGATIVE, **SMALL)
+    axes.annotate(f"noise ceiling {ceiling:.2f}", (ceiling, 0), (-4, 0), ha="right", color=NEGATIVE, **SMALL)
     axes.set_yticks(range(len(table)), table["name"])
     axes.axvline(0, color=NEUTRAL, linewidth=0.6)
     axes.grid(axis="x", alpha=0.3)
@@ -95,27 +89,25 @@ def score_and_stability(
     axes = new_axes(7, 3.2)
     for (name, values), color in zip(curves.items(), (POSITIVE, GREEN), strict=False):
         axes.plot(regularizations, values, "o-", color=color, markersize=4, label=name)
-    between = np.sqrt(np.array(regularizations[1:]) * np.array(regularizations[:-1]))
+    between = [np.sqrt(one * other) for one, other in pairwise(regularizations)]
     ranks = "rank correlation of neighbouring λ"
     axes.plot(between, stability, "s--", color=NEGATIVE, markersize=4, label=ranks)
-    axes.set(xscale="log", ylim=(0, 1.02))
-    axes.legend(frameon=False, fontsize=8)
-    show(axes, xlabel="regularization λ", ylabel="correlation", title=title)
+    axes.legend(fontsize=8)
+    show(axes, title=title, xlabel="regularization λ", ylabel="correlation", xscale="log", ylim=(0, 1.02))
 
 
 def along_the_path(table: pd.DataFrame, title: str) -> None:
-    """LDS by the share of training after which influences were taken (the table's index), a line per
-    normalisation (its columns)."""
+    """LDS by the share of training after which influences were taken (index), a line per normalisation."""
     axes = new_axes(7, 3)
-    for name, color in zip(table.columns, (NEUTRAL, POSITIVE, GREEN), strict=False):
-        axes.plot(100 * table.index, table[name], "o-", color=color, markersize=4, label=name)
-    axes.legend(frameon=False)
+    axes.set_prop_cycle(color=[NEUTRAL, POSITIVE, GREEN])
+    axes.plot(100 * table.index, table, "o-", markersize=4, label=table.columns)
+    axes.legend()
     show(axes, xlabel="checkpoint, % of training", ylabel="LDS", title=title)
 
 
 def removals(table: pd.DataFrame, title: str) -> None:
-    """Mean rise of the queries' loss against the number of removed reviews, a line per scorer, which ends
-    in its name; `table` has columns scorer, removed, rise."""
+    """Mean rise of the queries' loss against the number of removed reviews (columns scorer, removed,
+    rise): a line per scorer, which ends in its name."""
     axes = new_axes(7.5, 3.4)
     ends = table[table["removed"] == table["removed"].max()].set_index("scorer")["rise"]
     gap, lowest, places = 0.055 * (ends.max() - min(ends.min(), 0)), -np.inf, {}

@@ -1,7 +1,5 @@
-"""What all figures share: sizes in inches, style, colours, influences as a heatmap, and how they are shown.
-
-A figure is one function that knows arrays and strings and returns nothing: it is shown, on a white
-ground of its own, so that it reads the same on light and dark pages.
+"""What all figures share. A figure is a function that knows arrays and strings and returns nothing: it is
+shown, on a white ground of its own, so that it reads the same on light and dark pages.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,8 +10,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 NEGATIVE, POSITIVE, NEUTRAL = "#c44e52", "#4c72b0", "#8c8c8c"
-DIVERGING = "RdBu"
-STYLE = {"figure.dpi": 110, "axes.titleweight": "bold", "axes.titlelocation": "left"}
+STYLE = {"figure.dpi": 110, "axes.titleweight": "bold", "axes.titlelocation": "left", "legend.frameon": False}
 MEANING = "blue helps, red harms"
 
 
@@ -51,34 +48,30 @@ def readable_in_thousands(value: float) -> str:
 def influence_heatmap(
     influences: np.ndarray, test_labels: Iterable, train_labels: Iterable, title: str, marked: tuple[int, int]
 ) -> None:
-    """Influence of each training review (column) on each test review (row), zero in white.
-
-    The colour scale ends at the largest absolute value; `marked` is the entry that is framed.
-    """
+    """Influence of each training review (column) on each test review (row); `marked` is framed."""
     tests, trains = influences.shape
     axes = new_axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
     limit, colour_bar = np.abs(influences).max(), {"label": MEANING, "format": "{x:,.6g}"}
-    draw_heatmap(axes, influences, limit, test_labels, train_labels, readable, cbar_kws=colour_bar)
+    draw_heatmap(axes, influences, limit, [test_labels, train_labels], readable, cbar_kws=colour_bar)
     axes.add_patch(plt.Rectangle(marked[::-1], 1, 1, fill=False, edgecolor="black", lw=2))
     axes.set(title=title, xlabel="training review", ylabel="test review")
     plt.show()
 
 
 def draw_heatmap(
-    axes: Axes,
-    influences: np.ndarray,
-    limit: float,
-    test_labels: Iterable,
-    train_labels: Iterable,
-    as_text: Callable[[float], str],
-    **colour_bar,
+    axes: Axes, influences: np.ndarray, limit: float, labels: list[Iterable], as_text: Callable, **colour_bar
 ) -> None:
-    """Influences as text, in colours from −limit to limit; reviews are named."""
-    limit = float(limit) or 1.0
-    names = {"yticklabels": names_of(test_labels), "xticklabels": names_of(train_labels)}
-    scale = {"vmin": -limit, "vmax": limit, "cmap": DIVERGING, "annot": np.vectorize(as_text)(influences)}
-    sns.heatmap(influences, ax=axes, fmt="", linewidths=0.5, **scale, **names, **colour_bar)
+    """Influences as text, in colours from −limit to limit; reviews are named by test and train labels."""
+    names = dict(zip(["yticklabels", "xticklabels"], map(names_of, labels), strict=True))
+    style = {"annot": np.vectorize(as_text)(influences), "fmt": "", "linewidths": 0.5, "ax": axes}
+    sns.heatmap(influences, **style, **names, **colours_up_to(limit), **colour_bar)
     axes.tick_params(axis="y", rotation=0)
+
+
+def colours_up_to(limit: float | np.floating) -> dict:
+    """Colours of a heatmap from −limit to limit, zero in white."""
+    limit = float(limit) or 1.0
+    return {"vmin": -limit, "vmax": limit, "cmap": "RdBu"}
 
 
 def names_of(labels: Iterable) -> list[str]:

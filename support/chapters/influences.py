@@ -8,33 +8,28 @@ import numpy as np
 import seaborn as sns
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from support.chapters.figures import DIVERGING, MEANING, new_axes
+from support.chapters.figures import MEANING, colours_up_to, new_axes
 from support.text import paragraphs
 
 
 def words_in_common(one: str, other: str) -> list[str]:
     """Words that both reviews use, stop words left out, in alphabetical order."""
-    first, second = (
-        set(re.findall(r"[a-z][a-z']{2,}", " ".join(paragraphs(text)).lower())) for text in (one, other)
-    )
+    plain = (" ".join(paragraphs(text)).lower() for text in (one, other))
+    first, second = (set(re.findall(r"[a-z][a-z']{2,}", text)) for text in plain)
     return sorted((first & second) - ENGLISH_STOP_WORDS)
 
 
 def influences_by_labels(
     influences: np.ndarray, test_labels: Iterable, train_labels: Iterable, title: str
 ) -> None:
-    """All influences at once, rows and columns sorted by label: each pair of labels is a block. The
-    colour scale ends at the 99th percentile."""
+    """All influences, sorted by label: each pair of labels is a block. Colours end at the 99th percentile."""
     rows, columns = (np.argsort(labels, kind="stable") for labels in (test_labels, train_labels))
-    limit = float(np.quantile(np.abs(influences), 0.99)) or 1.0
+    colours = colours_up_to(np.quantile(np.abs(influences), 0.99))
     axes = new_axes(6.5, 5)
-    label = f"share of the row's largest: {MEANING}"
-    style = {"vmin": -limit, "vmax": limit, "cmap": DIVERGING, "cbar_kws": {"label": label, "extend": "both"}}
-    sns.heatmap(influences[rows][:, columns], ax=axes, **style)
-    for labels, line, ticks in [
-        (test_labels, axes.axhline, axes.set_yticks),
-        (train_labels, axes.axvline, axes.set_xticks),
-    ]:
+    colour_bar = {"label": f"share of the row's largest: {MEANING}", "extend": "both"}
+    sns.heatmap(influences[rows][:, columns], ax=axes, cbar_kws=colour_bar, **colours)
+    sides = [(test_labels, axes.axhline, axes.set_yticks), (train_labels, axes.axvline, axes.set_xticks)]
+    for labels, line, ticks in sides:
         negative = int(np.sum(np.asarray(labels) == 0))
         line(negative, color="black", linewidth=1)
         ticks([negative / 2, (negative + len(labels)) / 2], ["negative", "positive"], rotation=0)

@@ -7,16 +7,12 @@ import numpy as np
 from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 
 MARKERS = "osD^vPX*"
+DEPTH = "layer, from input to output"
 
 
-def along_layers(
-    by_layer: np.ndarray, layers: Sequence[str], train_labels: dict[str, int], title: str
-) -> None:
-    """What every layer (row) adds to the influence of a few training reviews (columns), as lines.
-
-    `train_labels`: name → label, in the order of the columns; positive reviews are blue and solid,
-    negative ones red and dashed.
-    """
+def along_layers(by_layer: np.ndarray, layers: list[str], train_labels: dict[str, int], title: str) -> None:
+    """What every layer (row) adds to the influence of a few training reviews (columns), as lines: positive
+    reviews blue and solid, negative ones red and dashed. `train_labels`: name → label, column by column."""
     axes = new_axes(8, 3.8)
     for column, (name, label) in enumerate(train_labels.items()):
         line, color, said = ("-", POSITIVE, "pos") if label else ("--", NEGATIVE, "neg")
@@ -25,26 +21,22 @@ def along_layers(
     axes.axhline(0, color=NEUTRAL, linewidth=0.8)
     axes.yaxis.set_major_formatter("{x:,.6g}")
     axes.set_xticks(range(len(layers)), layers, rotation=40, ha="right")
-    axes.legend(title="training review", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    show(axes, title=title, xlabel="layer, from input to output", ylabel="influence")
+    axes.legend(title="training review", loc="upper left", bbox_to_anchor=(1, 1))
+    show(axes, title=title, xlabel=DEPTH, ylabel="influence")
 
 
 def layer_shares(of_sizes: np.ndarray, of_squares: Iterable, layers: Sequence[str], title: str) -> None:
     """Each layer's share of all sizes of influence, a dot per test review, with median and squares:
     `of_sizes` is (test reviews, layers), rows adding up to one; `of_squares` one share per layer."""
     axes = new_axes(8, 3.8)
-    tests, count = of_sizes.shape
-    beside = np.random.default_rng(0).uniform(-0.25, 0.25, size=tests)
-    places = np.arange(count)
-    dots = {"s": 7, "color": NEUTRAL, "alpha": 0.45, "linewidths": 0}
-    for layer in places:
-        name = None if layer else "one test review"
-        axes.scatter(layer + beside, 100 * of_sizes[:, layer], label=name, **dots)
+    beside = np.random.default_rng(0).uniform(-0.25, 0.25, size=len(of_sizes))
+    places = np.arange(len(layers))
+    dots = {"s": 7, "color": NEUTRAL, "alpha": 0.45, "linewidths": 0, "label": "one test review"}
+    axes.scatter(places + beside[:, None], 100 * of_sizes, **dots)
     bars = {"color": POSITIVE, "linewidth": 2.5, "label": "median test review"}
     axes.hlines(100 * np.median(of_sizes, axis=0), places - 0.35, places + 0.35, **bars)
     diamonds = {"color": NEGATIVE, "markersize": 4, "fillstyle": "none", "label": "of all squared influences"}
     axes.plot(places, 100 * np.asarray(of_squares), "D", **diamonds)
-    axes.set(title=title, ylim=(0, None))
     axes.set_xticks(places, layers, rotation=40, ha="right")
-    axes.legend(frameon=False)
-    show(axes, xlabel="layer, from input to output", ylabel="share of the total, %")
+    axes.legend()
+    show(axes, title=title, ylim=(0, None), xlabel=DEPTH, ylabel="share of the total, %")

@@ -3,18 +3,14 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 from support.model import LABELS, ModelLogitsWrapper
 
 
-def print_sentiment_preds(
-    model: ModelLogitsWrapper, model_input: Int[Tensor, "..."], true_label: int | Tensor
-) -> None:
-    """Print the probability of both sentiments and the true label of one review, `(tokens,)` or
-    `(1, tokens)`, in words."""
+def print_sentiment_preds(model: ModelLogitsWrapper, model_input: Tensor, true_label: int | Tensor) -> None:
+    """Print both probabilities and the true label of one review, `(tokens,)` or `(1, tokens)`, in words."""
     with torch.inference_mode():
         negative, positive = model(model_input.reshape(1, -1)).softmax(dim=1)[0].tolist()
     print(f"positive {positive:6.1%}   negative {negative:6.1%}   true label: {LABELS[int(true_label)]}")
@@ -29,11 +25,10 @@ def parameter_shares(frozen: dict[str, int], tracked: dict[str, int], title: str
     """Parameters of each part of the model in millions: those with gradients and those without."""
     axes = new_axes(7, 2.8)
     parts = list(dict.fromkeys([*frozen, *tracked]))
-    below = [frozen.get(part, 0) / 1e6 for part in parts]
-    above = [tracked.get(part, 0) / 1e6 for part in parts]
+    below, above = ([counts.get(part, 0) / 1e6 for part in parts] for counts in (frozen, tracked))
     axes.bar(parts, below, color=NEUTRAL, label="frozen")
     axes.bar(parts, above, bottom=below, color=POSITIVE, label="with gradients")
-    axes.legend(frameon=False)
+    axes.legend()
     show(axes, title=title, ylabel="million parameters")
 
 
@@ -46,8 +41,7 @@ def padding(lengths: Sequence[int], batch_size: int, longest: int, title: str) -
         "per batch, similar lengths": _tokens_read(sorted(lengths), batch_size),
         "real tokens": sum(lengths),
     }
-    colors = [NEGATIVE, POSITIVE, POSITIVE, NEUTRAL]
-    bars = axes.barh(*zip(*totals.items(), strict=True), color=colors)
+    bars = axes.barh(list(totals), totals.values(), color=[NEGATIVE, POSITIVE, POSITIVE, NEUTRAL])
     axes.bar_label(bars, fmt="{:,.0f}", padding=3)
     axes.invert_yaxis()
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -56,5 +50,4 @@ def padding(lengths: Sequence[int], batch_size: int, longest: int, title: str) -
 
 
 def _tokens_read(lengths: Sequence[int], batch_size: int) -> int:
-    batches = [lengths[start : start + batch_size] for start in range(0, len(lengths), batch_size)]
-    return sum(max(batch) * len(batch) for batch in batches)
+    return sum(len(batch) * batch.max().item() for batch in torch.tensor(lengths).split(batch_size))

@@ -6,16 +6,15 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, name_beside, new_axes, show
+from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, colours_up_to, name_beside, new_axes, show
 
 
 def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> None:
-    """Correlation of the influences at neighbouring λ: a row per layer, a column per pair of λ, and a
-    panel for each of the `tables`, by kind of correlation."""
+    """A panel for each kind of correlation of the influences at neighbouring λ: layers by pairs of λ."""
     panels = np.atleast_1d(new_axes(7.6, 4.6, panels=len(tables)))
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         ends = {"cbar": axes is panels[-1], "yticklabels": axes is panels[0]}
-        sns.heatmap(table, vmin=-1, vmax=1, cmap="RdBu", ax=axes, linewidths=0.3, **ends)
+        sns.heatmap(table, ax=axes, linewidths=0.3, **colours_up_to(1.0), **ends)
         axes.set(title=name.capitalize(), xlabel="a value of λ → the next", ylabel="")
         axes.tick_params(axis="x", rotation=90)
     panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
@@ -23,20 +22,18 @@ def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> No
 
 
 def spectra(eigenvalues: Mapping[str, np.ndarray], regularizations: Mapping[str, float], title: str) -> None:
-    """Corrected eigenvalues of each layer from the largest to the smallest, with λ across them, named
-    beside the axes."""
+    """Corrected eigenvalues of each layer from the largest to the smallest, and named λ across them."""
     axes = new_axes(7.6, 4.4)
     colors = sns.color_palette("viridis", len(eigenvalues))
     for (name, values), color in zip(eigenvalues.items(), colors, strict=True):
         ranked = np.sort(values.ravel())[::-1]
         places = np.unique(np.geomspace(1, len(ranked), 400).astype(int)) - 1
         axes.plot(places + 1, ranked[places], color=color, linewidth=1, label=name)
-    ascending = sorted(regularizations.items(), key=lambda named: named[1])
-    for place, (name, value) in enumerate(ascending):
-        color = (NEGATIVE, NEUTRAL, POSITIVE)[place % 3]
+    for place, name in enumerate(sorted(regularizations, key=regularizations.get)):
+        value, color = regularizations[name], (NEGATIVE, NEUTRAL, POSITIVE)[place % 3]
         axes.axhline(value, color=color, linestyle="--", linewidth=1)
         # The lowest name hangs below its line, so that the next has room above it.
         name_beside(axes, name, value, color=color, fontsize=8, va="bottom" if place else "top")
-    axes.set(xscale="log", yscale="log", ylim=(1e-16, None), title=title)
-    axes.figure.legend(frameon=False, fontsize=7, ncols=5, loc="outside lower center")
-    show(axes, xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ")
+    axes.set(xscale="log", yscale="log", ylim=(1e-16, None))
+    axes.figure.legend(fontsize=7, ncols=5, loc="outside lower center")
+    show(axes, title=title, xlabel="eigenvalue, by rank", ylabel="corrected eigenvalue Λ")

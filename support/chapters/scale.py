@@ -1,6 +1,5 @@
-"""08: how the influence on a prediction is spread over many training examples.
-
-`scores` is `(queries, training)`. Shares are of sizes, signs left out, in the sum over all examples.
+"""08: how the influence on a prediction is spread over many training examples. `scores` is
+`(queries, training)`; shares are of sizes, signs left out, in the sum over all examples.
 """
 
 from collections.abc import Sequence
@@ -19,10 +18,8 @@ def cumulative_shares(scores: np.ndarray) -> np.ndarray:
     sizes = -np.sort(-np.abs(scores), axis=1)
     whole = sizes.sum(axis=1, keepdims=True)
     if not whole.all():
-        raise ValueError(
-            f"All influences on query {int(np.argmin(whole != 0))} are zero, so that no training "
-            "example has a share of them. Leave this query out."
-        )
+        query = np.argmin(whole != 0)
+        raise ValueError(f"All influences on query {query} are zero, and have no shares. Leave it out.")
     shares = np.cumsum(sizes, axis=1) / whole
     shares[:, -1] = 1  # to rounding it may be less
     return shares
@@ -61,25 +58,23 @@ def nearest(scores: np.ndarray) -> pd.DataFrame:
 
 def concentration(scores: np.ndarray, marked: Sequence[float], title: str) -> None:
     """Share of the influence in the k strongest training examples: a line for each query, their median
-    bold, the line of equal influences dashed; dots where the median reaches the `marked` shares."""
+    bold with dots where it reaches the `marked` shares, and equal influences dashed."""
     axes = new_axes(7, 3.4)
     shares = 100 * cumulative_shares(scores)
-    counts = np.arange(1, scores.shape[1] + 1)
-    for number, line in enumerate(shares):
-        name = None if number else "each query"
-        axes.plot(counts, line, color=NEUTRAL, linewidth=0.7, alpha=0.5, label=name)
-    median = np.median(shares, axis=0)
+    median, counts = np.median(shares, axis=0), np.arange(1, scores.shape[1] + 1)
+    names = ["each query", *[None] * (len(shares) - 1)]
+    axes.plot(counts, shares.T, color=NEUTRAL, linewidth=0.7, alpha=0.5, label=names)
     axes.plot(counts, median, color=POSITIVE, linewidth=2.2, label="median of the queries")
     axes.plot(counts, 100 * counts / len(counts), "--", color=NEGATIVE, label="if all were equal")
     for share in marked:
-        place = int((median < 100 * share).sum())
+        place = (median < 100 * share).sum()
         here = counts[place], median[place]
         axes.plot(*here, "o", color=POSITIVE)
         axes.annotate(f"{share:.0%}: {here[0]:,}", here, (8, -10), textcoords="offset points")
-    axes.set(xscale="log", xlim=(1, len(counts)), ylim=(0, 100), title=title)
+    axes.set(xscale="log", xlim=(1, len(counts)), ylim=(0, 100))
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(frameon=False, loc="upper left")
-    show(axes, xlabel="strongest training reviews", ylabel="share of the influence, %")
+    axes.legend(loc="upper left")
+    show(axes, title=title, xlabel="strongest training reviews", ylabel="share of the influence, %")
 
 
 def twins(distance: pd.Series, similarity: pd.Series, title: str) -> None:

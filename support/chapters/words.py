@@ -1,17 +1,17 @@
 """07: influence spread over words: word pieces merged, drawn as coloured text, listed in a table.
 
 A word is a run of letters and digits with the apostrophes inside it (isn't), a line break, or a single
-other character. Text is data from strangers: it reaches a page escaped, and of its markup only line
-breaks are kept. Colour is never the only sign: helping words are underlined, harming words dotted, and
-every word carries its number as a title. Colours are veils over whatever ground the page has.
+other character. Text is data from strangers: it reaches a page escaped. Colour, a veil over whatever
+ground the page has, is never the only sign.
 """
 
 import html
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,8 @@ FAINTEST = 0.1  # words below this share of the strongest are left without a mar
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a review, where it stands in the text, and its part of an influence; a special token,
-    which the tokenizer added, stands nowhere: `start` and `end` are 0."""
+    """A word, where it stands in the review, and its part of an influence. A special token, which the
+    tokenizer added, stands nowhere: `start` and `end` are 0."""
 
     text: str
     start: int
@@ -47,14 +47,15 @@ class Word:
     @property
     def name(self) -> str:
         """How a table names it: upper and lower case are one."""
-        lower = "line break" if self.is_line_break else self.text.lower()
-        return self.text if self.is_special else lower
+        if self.is_special:
+            return self.text
+        return "line break" if self.is_line_break else self.text.lower()
 
 
 def word_influences(
     tokenizer: PreTrainedTokenizerBase, text: str, token_influences: np.ndarray, max_tokens: int = 512
 ) -> list[Word]:
-    """The words of a review, each with the sum of its pieces' influences.
+    """The words of a review, each with the sum of the influences of the pieces that lie in it.
 
     `token_influences` has one number per token of the review, cut at `max_tokens`, and zeros for the
     padding behind them. Raises `ValueError` when that is not so: then they are another review's.
@@ -67,24 +68,13 @@ def word_influences(
             f"The review has {len(pieces)} tokens; of the {len(token_influences)} influences given, "
             f"{np.count_nonzero(padding)} behind the last token are not zero. Are they another review's?"
         )
-    return merge(text, pieces, encoded["offset_mapping"], real)
-
-
-def merge(
-    text: str, pieces: Sequence[str], offsets: Sequence[tuple[int, int]], influences: Iterable[float]
-) -> list[Word]:
-    """Pieces that lie in one word become that word; influences are added, so their sum is kept.
-
-    `offsets` says where each piece stands in `text`; an empty span marks a special token.
-    """
     spans = [match.span() for match in WORD.finditer(text)]
-    starts = [start for start, _ in spans]
     words: list[Word] = []
-    for piece, (start, end), influence in zip(pieces, offsets, map(float, influences), strict=True):
+    for piece, (start, end), influence in zip(pieces, encoded["offset_mapping"], real.tolist(), strict=True):
         if start == end:
             words.append(Word(piece, 0, 0, influence))
             continue
-        first, last = spans[bisect_right(starts, start) - 1]
+        first, last = spans[bisect_right(spans, start, key=itemgetter(0)) - 1]
         if words and words[-1].end == last:
             influence += words.pop().influence
         words.append(Word(text[first:last], first, last, influence))
@@ -92,11 +82,9 @@ def merge(
 
 
 def strongest_words(words: Sequence[Word], count: int) -> pd.DataFrame:
-    """The words with most influence, repetitions added up, strongest first.
-
-    Columns `word`, `times`, `influence`, `effect` (helps or harms) and `share`, the influence over
-    that of the whole review: negative for a word that speaks against the sum.
-    """
+    """The words with most influence, repetitions added up, strongest first: columns `word`, `times`,
+    `influence`, `effect` (helps or harms) and `share` in the influence of the whole review, negative for
+    a word that speaks against it."""
     frame = pd.DataFrame({"word": word.name, "influence": word.influence} for word in words)
     by_word = frame.groupby("word", sort=False)["influence"].agg(times="size", influence="sum")
     by_word["effect"] = np.where(by_word["influence"] > 0, "helps", "harms")
@@ -106,8 +94,7 @@ def strongest_words(words: Sequence[Word], count: int) -> pd.DataFrame:
 
 
 def loudness(words: Sequence[Word]) -> pd.Series:
-    """The mean share that an occurrence of each word has of the sum of all sizes, special tokens and
-    marks apart."""
+    """The mean share of each word's occurrences in the sum of all sizes, without special tokens and marks."""
     spoken = [word for word in words if not word.is_special and word.text[0].isalnum()]
     sizes = pd.Series([abs(word.influence) for word in spoken], [word.name for word in spoken])
     return (sizes / sizes.sum()).groupby(level=0).mean().rename_axis("word").rename("size")
@@ -121,8 +108,7 @@ def without(text: str, name: str) -> str:
 def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
     """A review with every word under a veil as deep as its share of the strongest word's influence,
     special tokens named first. What was cut off is not shown."""
-    special = [word for word in words if word.is_special]
-    written = [word for word in words if not word.is_special]
+    special, written = ([word for word in words if word.is_special is told] for told in (True, False))
     largest = max((abs(word.influence) for word in written), default=0.0) or 1.0
     body, end = [], 0
     for word, following in pairwise([*written, None]):
@@ -151,13 +137,12 @@ def _veiled(word: Word, largest: float) -> str:
     helps = word.influence > 0
     effect, color, line = ("helps", HELPS, "solid") if helps else ("harms", HARMS, "dotted")
     title = f"{html.escape(word.name)}: {_signed(word.influence)}, {effect}"
-    if share < FAINTEST:
-        return f'<span title="{title}">{shown}</span>'
     rgb = ",".join(map(str, color))
-    return (
-        f'<span style="background: rgba({rgb},{DEEPEST * share:.2f}); text-decoration: underline {line} '
-        f'rgb({rgb}) 2px; text-underline-offset: 3px; color: inherit" title="{title}">{shown}</span>'
+    style = (
+        f'style="background: rgba({rgb},{DEEPEST * share:.2f}); text-decoration: underline {line} '
+        f'rgb({rgb}) 2px; text-underline-offset: 3px; color: inherit" '
     )
+    return f'<span {style if share >= FAINTEST else ""}title="{title}">{shown}</span>'
 
 
 def _signed(value: float) -> str:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from support.ekfac.blocks import Inputs, count_of
+from support.ekfac.batches import Inputs, count_of
 
 Draws = Callable[[], list[torch.Generator]]
 """A source of random numbers, on the CPU, for each example of a block."""

@@ -19,7 +19,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from support.ekfac.blocks import Batch, Block, InOrder, as_found, count_of, unlabelled
+from support.ekfac.batches import Batch, InOrder, as_found, count_of, unlabelled
+from support.ekfac.blocks import Block
 from support.ekfac.errors import BadSetting, EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import tracked_layers

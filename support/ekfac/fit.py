@@ -5,7 +5,6 @@ add up to those over all of them, in any order, so that a fit may take its examp
 a time, or spread over processes. `EkfacCurvature` is a model with the result, to be saved, loaded, moved.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
@@ -15,34 +14,28 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from support.ekfac import storage
-from support.ekfac.blocks import Batch, Block, as_found, loader_blocks, number_of_examples, unlabelled
+from support.ekfac.batches import Batch, as_found, number_of_examples, unlabelled
+from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.curvature import (
-    DEFAULT_REGULARIZATION,
     Eigenbasis,
     LayerCurvature,
-    Regularization,
     add_gram,
     add_squares,
-    check_regularization,
     eigenbasis,
     kfac_eigenvalues,
 )
-from support.ekfac.errors import BadSetting, EmptyLoader, NotFitted, refuse_unknown
+from support.ekfac.engine import PRECISIONS, Engine
+from support.ekfac.errors import EmptyLoader
 from support.ekfac.gradients import LayerGradients
-from support.ekfac.layers import tracked_layers
-from support.ekfac.likelihood import Categorical, Likelihood, fisher_directions
-from support.ekfac.memory import check_budget
-from support.ekfac.passes import Pass, Passes
+from support.ekfac.likelihood import fisher_directions
+from support.ekfac.passes import Pass
 from support.ekfac.verification import refuse_another_model, verify
-
-PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
-POSITIONS = "all", "gradient"
 
 
 class Sums:
     """Sums over examples, `tensors` by name, to be added up in place; what they are of, subclasses say."""
 
-    def __init__(self, engine: "EkfacCurvature"):
+    def __init__(self, engine: Engine):
         self.passes, self.likelihood = engine.passes, engine.likelihood
         self.seed = f"{engine.seed} {type(self).__name__}"
         self.tensors: dict[str, Tensor] = {}
@@ -65,7 +58,7 @@ class CovarianceSums(Sums):
     """Σ a aᵀ over positions and Σ g gᵀ over positions and the Fisher's directions, of every layer, and what
     they are over."""
 
-    def __init__(self, engine: "EkfacCurvature"):
+    def __init__(self, engine: Engine):
         super().__init__(engine)
         self.positions, self._met = engine.covariance_positions, {}
         self.tensors = {"examples": torch.zeros(1, dtype=torch.int64)}
@@ -101,7 +94,7 @@ class CovarianceSums(Sums):
         return gradients.activations[new]
 
     def basis(self, name: str) -> Eigenbasis:
-        """A layer's eigenbasis: of the mean of a aᵀ over positions, and of Σ g gᵀ, mean over examples.
+        """A layer's eigenbasis: of the mean of a aᵀ over its positions, and of Σ g gᵀ, mean over examples.
         Its sums are given up: ask once, at the end."""
         positions = max(self.tensors[f"{name}/positions"].item(), 1)
         activation = self.tensors.pop(f"{name}/activations") / positions
@@ -112,7 +105,7 @@ class CovarianceSums(Sums):
 class EigenvalueSums(Sums):
     """Σ (Q_gᵀ G Q_a)² of every layer, in its eigenbasis: `tensors` by the layer's name."""
 
-    def __init__(self, engine: "EkfacCurvature", bases: dict[str, Eigenbasis]):
+    def __init__(self, engine: Engine, bases: dict[str, Eigenbasis]):
         super().__init__(engine)
         self.bases = bases
         self.tensors = {name: torch.zeros_like(kfac_eigenvalues(basis)) for name, basis in bases.items()}
@@ -121,81 +114,9 @@ class EigenvalueSums(Sums):
         add_squares(self.tensors[name], gradients, self.bases[name])
 
 
-class EkfacCurvature:
-    """A model with the EK-FAC curvature of its linear layers that require gradients.
-
-    `model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`, or, called with a mapping's
-    names, to something that has them as `logits`. When it has a method `token_mask(inputs)`, `(batch,
-    tokens)` and True at real tokens, or a mapping an `attention_mask`, padding takes no part in anything.
-    `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for 0.1 times each
-    layer's mean eigenvalue; it may be changed at any time. `progress` draws bars. `covariance_positions`
-    says where the covariance of a layer's activations is taken: at "all" real positions, or at those that
-    carry "gradient" in some direction of the Fisher. `query_rank` keeps the factors of queries at that rank,
-    None whole. `likelihood` is the loss, `Categorical()` by default;
-    `seed` decides which labels it draws when there are too many classes for the exact Fisher.
-    `memory_budget` is the number of bytes that the factors of queries may take while scoring, by default a
-    quarter of the memory that is free.
-
-    With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are taken
-    in bfloat16 and summed in float32, which is faster where the processor has instructions for it and good
-    to about two digits; covariances, eigenvalues and scores stay as they are.
-
-    Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
-    gradients are not all plain linear layers, and `BadSetting`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        update_diagonal: bool = True,
-        hessian_regularization: Regularization = DEFAULT_REGULARIZATION,
-        progress: bool = False,
-        likelihood: Likelihood | None = None,
-        seed: int = 0,
-        memory_budget: int | float | None = None,
-        precision: str = "full",
-        covariance_positions: str = "all",
-        query_rank: int | None = None,
-    ):
-        check_budget(memory_budget)
-        refuse_unknown("covariance_positions", covariance_positions, POSITIONS)
-        refuse_unknown("precision", precision, PRECISIONS)
-        if query_rank is not None and query_rank < 1:
-            raise BadSetting(f"query_rank={query_rank!r}: use a whole number from 1, or None for all.")
-        self.model = model
-        self.update_diagonal = update_diagonal
-        self.hessian_regularization = hessian_regularization
-        self.progress = progress
-        self.likelihood = likelihood or Categorical()
-        self.seed, self.memory_budget = seed, memory_budget
-        self.precision, self.covariance_positions = precision, covariance_positions
-        self.query_rank = query_rank
-        self.layers = tracked_layers(model)
-        self.curvature: dict[str, LayerCurvature] = {}
-        self.examples, self.probe = 0, None
-
-    @property
-    def hessian_regularization(self) -> Regularization:
-        return self._hessian_regularization
-
-    @hessian_regularization.setter
-    def hessian_regularization(self, regularization: Regularization) -> None:
-        check_regularization(regularization)
-        self._hessian_regularization = regularization
-
-    @property
-    def layer_names(self) -> list[str]:
-        """The tracked layers, from input to output."""
-        return list(self.layers)
-
-    @property
-    def is_fitted(self) -> bool:
-        return bool(self.curvature)
-
-    @property
-    def passes(self) -> Passes:
-        """How examples are sent through the model."""
-        return Passes(self.model, self.layers, PRECISIONS[self.precision])
+class EkfacCurvature(Engine):
+    """A model with the EK-FAC curvature of its linear layers that require gradients, to be fitted, saved,
+    loaded and moved. Settings and what they raise are those of `Engine`."""
 
     @torch.inference_mode(False)
     def fit(self, loader: Iterable) -> "EkfacCurvature":
@@ -231,14 +152,6 @@ class EkfacCurvature:
     def _in_blocks(self, batches: Iterable[Batch], loader: Iterable, what: str) -> Iterator[Block]:
         blocks = loader_blocks(batches, self.passes.token_mask)
         return self._counted(blocks, number_of_examples(loader), what)
-
-    def _counted(self, blocks: Iterable[Block], total: int | None, what: str) -> Iterator[Block]:
-        """The blocks, with a bar that counts their examples, unless there is one block only."""
-        hidden = not self.progress or (isinstance(blocks, list) and len(blocks) == 1)
-        with tqdm(total=total, desc=what, unit="example", disable=hidden) as bar:
-            for block in blocks:
-                yield block
-                bar.update(len(block.rows))
 
     def to(self, device: str | torch.device) -> "EkfacCurvature":
         """Move the model and the fitted curvature to a device."""
@@ -280,22 +193,6 @@ class EkfacCurvature:
         saved = storage.read(path)
         settings["update_diagonal"] = saved.metadata["update_diagonal"] == "True"
         return cls(model, **settings)._take(saved)
-
-    def identity(self) -> dict[str, str]:
-        """What a saved curvature must agree in with this engine, λ apart."""
-        return {
-            "model": storage.model_fingerprint(self.model),
-            "layers": json.dumps(self.layer_names),
-            "update_diagonal": str(self.update_diagonal),
-            "likelihood": repr(self.likelihood),
-            "seed": str(self.seed),
-            "precision": self.precision,
-            "covariance_positions": self.covariance_positions,
-        }
-
-    def _require_fit(self) -> None:
-        if not self.is_fitted:
-            raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
 
 
 def _some(examples: int, description: str) -> int:

@@ -7,16 +7,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from support.ekfac.blocks import (
-    Batch,
-    Block,
-    InOrder,
-    Inputs,
-    blocks_of,
-    count_of,
-    loader_blocks,
-    number_of_examples,
-)
+from support.ekfac.batches import Batch, InOrder, Inputs, count_of, number_of_examples
+from support.ekfac.blocks import Block, blocks_of, loader_blocks
 from support.ekfac.curvature import (
     Regularization,
     check_regularization,
@@ -59,7 +51,7 @@ class EkfacInfluence(EkfacCurvature):
     means: giving the training example more weight lowers the test loss. It is not divided by the
     number of training examples.
 
-    Construction, `fit`, `save`, `load` and `to` are those of `EkfacCurvature`.
+    Construction is that of `Engine`; `fit`, `save`, `load` and `to` are those of `EkfacCurvature`.
     """
 
     def plan(self, train_loader: Iterable, test_loader: Iterable = ()) -> Plan:

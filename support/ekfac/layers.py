@@ -1,14 +1,15 @@
-"""Which layers EK-FAC covers."""
+"""Which layers EK-FAC covers, and how a model is left as it was found."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
 
-from support.ekfac.errors import LayerHalfFrozen, LayerNotSupported, NothingToTrack
+from support.ekfac.errors import LayerHalfFrozen, LayerNotSupported, ModelInTrainingMode, NothingToTrack
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,16 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
     wanted = [parameter.dtype for parameter in model.parameters() if parameter.requires_grad]
     dtype = reduce(torch.promote_types, wanted, torch.float32)
     layers = {}
-    owners: dict[nn.Parameter, str] = {}
+    owners: dict[nn.Parameter, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners[parameter].append(name)
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         if not any(parameter.requires_grad for parameter in own.values()):
             continue
+        for parameter in own.values():
+            _refuse_tied(owners[parameter])
         shape = _weight_shape(module)
         if shape is None:
             raise LayerNotSupported(
@@ -63,14 +69,6 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
                 f"it parametrised? Freeze all of it: model.get_submodule({name!r}).requires_grad_(False)"
             )
         _refuse_half_frozen(name, own)
-        for parameter in own.values():
-            if parameter in owners:
-                both = f"{owners[parameter]!r} and {name!r}"
-                raise LayerNotSupported(
-                    f"{both} share a parameter. EK-FAC has no form for tied weights. Freeze them: for name "
-                    f"in ({both.replace(' and', ',')}): model.get_submodule(name).requires_grad_(False)"
-                )
-            owners[parameter] = name
         has_bias = module.bias is not None
         d_out, d_in = shape
         layers[name] = TrackedLayer(name, module, d_out, d_in + has_bias, has_bias, dtype)
@@ -82,10 +80,42 @@ def tracked_layers(model: nn.Module) -> dict[str, TrackedLayer]:
     return layers
 
 
+def widest_outputs(model: nn.Module) -> int:
+    """How many numbers the widest linear layer gives for a token, tracked or not: of a model that writes,
+    as a rule one for every token that it knows."""
+    shapes = (_weight_shape(module) for module in model.modules())
+    return max(shape[0] for shape in shapes if shape is not None)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """The model's parameters out of autograd inside, everything as it was found afterwards.
+
+    Raises `ModelInTrainingMode`, naming the first module that is.
+    """
+    for name, module in model.named_modules():
+        if module.training:
+            who = repr(name) if name else "The model"
+            raise ModelInTrainingMode(
+                f"{who} is in training mode: dropout would make every pass another one. "
+                "Call model.eval() first."
+            )
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            for parameter in wanted:
+                parameter.requires_grad_(False)
+            yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
 @torch.no_grad()
 def uncovered(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
     """Why EK-FAC doesn't cover a linear layer, by the name of each that it doesn't: of "12 layers called more
-    than once", what follows the number and "layers".
+    than once", what follows the number and "layers". A head over a vocabulary is one of them: the covariance
+    of what comes back to it has a row for every token.
 
     `inputs` are what the model is called with, its `attention_mask` `(batch, tokens)` among them, with two
     examples and three tokens at least. Raises what the model's forward pass raises.
@@ -93,16 +123,21 @@ def uncovered(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
     linear = {name: module for name, module in model.named_modules() if _weight_shape(module) is not None}
     owners = Counter(id(weight) for part in model.modules() for weight in part.parameters(recurse=False))
     seen: dict[str, list[str]] = {name: [] for name in linear}
+    outputs: dict[str, Tensor] = {}
+    vocabulary = max(
+        (part.num_embeddings for part in model.modules() if isinstance(part, nn.Embedding)), default=0
+    )
 
     def look(name: str, module: nn.Module, given: tuple, named: dict, output: Tensor) -> None:
         read = next(iter((*given, *named.values())))
+        outputs[name] = output
         seen[name].append(_misuse(module, read, output, inputs["attention_mask"].shape))
 
     hooks = [
         module.register_forward_hook(partial(look, name), with_kwargs=True) for name, module in linear.items()
     ]
     try:
-        model(**inputs)
+        said = model(**inputs)
     finally:
         for hook in hooks:
             hook.remove()
@@ -114,6 +149,8 @@ def uncovered(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, str]:
             reasons[name] = "called more than once" if seen[name] else "not called"
         elif seen[name][0]:
             reasons[name] = seen[name][0]
+        elif outputs[name] is getattr(said, "logits", said) and _weight_shape(module)[0] == vocabulary:
+            reasons[name] = "as wide as the vocabulary"
     return reasons
 
 
@@ -142,6 +179,15 @@ def _weight_shape(module: nn.Module) -> tuple[int, int] | None:
     if type(module).__name__ == "Conv1D" and module.weight.ndim == 2:
         return tuple(module.weight.shape[::-1])
     return None
+
+
+def _refuse_tied(owners: list[str]) -> None:
+    if len(owners) > 1:
+        raise LayerNotSupported(
+            f"{owners[0]!r} and {owners[1]!r} share a parameter, as a head does that is tied to the words. "
+            f"EK-FAC has no form for tied weights. Freeze them: for name in {tuple(owners)}: "
+            "model.get_submodule(name).requires_grad_(False)"
+        )
 
 
 def _refuse_half_frozen(name: str, parameters: dict[str, nn.Parameter]) -> None:

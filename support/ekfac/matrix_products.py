@@ -78,15 +78,19 @@ class FrozenLinears(TorchFunctionMode):
         frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad
         if not frozen or inputs.ndim < 2 or not is_worth_it(inputs.flatten(0, -2), weight.T):
             return nn.functional.linear(inputs, weight, bias)
+        return _FrozenLinear.apply(inputs, weight, bias, self)
+
+    def transposed(self, weight: nn.Parameter) -> Tensor:
+        """Made when a gradient first comes back to the layer: to most of a large model none does."""
         if weight not in self._transposed:
             self._transposed[weight] = weight.detach().T.contiguous()
-        return _FrozenLinear.apply(inputs, weight, bias, self._transposed[weight])
+        return self._transposed[weight]
 
 
 class _FrozenLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, inputs: Tensor, weight: Tensor, bias: Tensor | None, transposed: Tensor):
-        ctx.transposed = transposed
+    def forward(ctx, inputs: Tensor, weight: Tensor, bias: Tensor | None, linears: FrozenLinears):
+        ctx.weight, ctx.linears = weight, linears
         outputs = matrix_product(inputs.flatten(0, -2), weight.T)
         if bias is not None:
             outputs += bias
@@ -94,7 +98,7 @@ class _FrozenLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor):
-        rows, weight = gradient.flatten(0, -2), ctx.transposed.T
+        rows, weight = gradient.flatten(0, -2), ctx.linears.transposed(ctx.weight).T
         # Looking at one column is cheap, and enough to tell where looking at all is worth it.
         if rows[:, 0].count_nonzero() > len(rows) // 2:
             result = matrix_product(rows, weight)

@@ -1,5 +1,6 @@
 """How much memory curvature and factors take, and how many queries that allows at a time."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -12,6 +13,10 @@ from support.ekfac.layers import TrackedLayer
 
 SHARE_OF_FREE_MEMORY = 0.25
 """The rest is for the graph of a forward pass, for the caller, and for a wrong guess."""
+
+OUTPUTS_AT_A_TIME = 2**25
+"""Numbers that a layer may give for a block: logits over a vocabulary are larger than all else, and a pass
+holds them three times over."""
 
 
 def check_budget(budget: int | float | None) -> None:
@@ -46,6 +51,12 @@ def curvature_bytes(layers: dict[str, TrackedLayer]) -> int:
         * (layer.d_in**2 + layer.d_out**2 + layer.d_in * layer.d_out + layer.d_in + layer.d_out)
         for layer in layers.values()
     )
+
+
+def parts_that_fit(examples: int, tokens: int, outputs: int) -> int:
+    """In how many parts a block of such examples goes through layers with so many `outputs` for each of
+    their `tokens`; an example that is larger goes alone."""
+    return max(1, min(examples, math.ceil(examples * tokens * outputs / OUTPUTS_AT_A_TIME)))
 
 
 def queries_at_a_time(

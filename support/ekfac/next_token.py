@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from support.ekfac.batches import IGNORED
 from support.ekfac.draws import Draws, labels_of
 from support.ekfac.errors import LabelsMismatch, OutputsNotSupported
 from support.ekfac.likelihood import Likelihood
 
-IGNORED = -100
 POSITIONS_AT_A_TIME = 64
 
 

@@ -11,7 +11,6 @@ layer, so a backward pass costs what gradients of activations cost.
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -21,13 +20,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from support.ekfac.blocks import Block, Inputs
+from support.ekfac.batches import Inputs
+from support.ekfac.blocks import Block
 from support.ekfac.draws import drawn
-from support.ekfac.errors import BlockHalved, LayerNotSupported, ModelInTrainingMode, OutputsNotSupported
+from support.ekfac.errors import BatchNotSupported, BlockHalved, LayerNotSupported, OutputsNotSupported
 from support.ekfac.gradients import LayerGradients, activation_rows, is_finite, layer_gradients
-from support.ekfac.layers import TrackedLayer
+from support.ekfac.layers import TrackedLayer, undisturbed, widest_outputs
 from support.ekfac.likelihood import Directions
 from support.ekfac.matrix_products import Arithmetic, arithmetic
+from support.ekfac.memory import parts_that_fit
 
 Item = TypeVar("Item")
 
@@ -139,6 +140,7 @@ class Pass:
     def forget(self) -> None:
         """Let go of all tensors: the next block's pass wants their room."""
         self._graph = None
+        del self.outputs
         for kept in (self._seen, self._edges, self._received):
             kept.clear()
 
@@ -162,8 +164,17 @@ class Passes:
         return self.model.token_mask(inputs).bool() if hasattr(self.model, "token_mask") else None
 
     def outputs(self, inputs: Inputs) -> object:
-        """What the model says; of a Hugging Face output the logits."""
-        said = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        """What the model says; of a Hugging Face output the logits. Raises `BatchNotSupported` when it knows
+        no such token or position."""
+        try:
+            said = self.model(**inputs) if isinstance(inputs, Mapping) else self.model(inputs)
+        except IndexError as error:
+            ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
+            what = "" if ids is None else f"; the largest is {ids.max().item()}, the shape {tuple(ids.shape)}"
+            raise BatchNotSupported(
+                f"The model can't look up what a batch has ({error}){what}. Is this its own tokenizer, and "
+                "is no text longer than it reads?"
+            ) from error
         return getattr(said, "logits", said)
 
     @property
@@ -184,20 +195,23 @@ class Passes:
         """A pass for every block and direction. It is good until the next one is asked for. `seed` is for
         directions that are drawn.
 
-        A block whose way forward, or first way back, does not fit into memory is halved, with a
+        A block of more logits than `OUTPUTS_AT_A_TIME` is cut into parts. One whose way forward, or
+        first way back, does not fit into memory is halved, with a
         `BlockHalved` warning; a single example that does not fit raises what the model raised.
         Between two passes the model is as it was found. Raises `ModelInTrainingMode`,
         `LayerNotSupported`, `NotFinite`, `OutputsNotSupported`.
         """
-        context = arithmetic(self.precision, self.device)
+        context, outputs = arithmetic(self.precision, self.device), widest_outputs(self.model)
         for block in blocks:
-            waiting = [block]
+            waiting = block.parts(parts_that_fit(len(block.rows), block.tokens(self.token_mask), outputs))[
+                ::-1
+            ]
             while waiting:
                 part = waiting.pop()
                 passes = self._of_block(part, directions, seed, context)
                 first = _first(passes, part)
                 if first is None:
-                    waiting += reversed(part.halves())
+                    waiting += reversed(part.parts(2))
                 else:
                     yield first
                     yield from passes
@@ -229,7 +243,7 @@ def _first(passes: Iterator[Pass], block: Block) -> Pass | None:
         if len(block.rows) == 1 or not _is_out_of_memory(error):
             raise
     # Not while the exception is held, and with it all that the failed pass had in memory.
-    one, other = (len(half.rows) for half in block.halves())
+    one, other = (len(half.rows) for half in block.parts(2))
     warnings.warn(
         BlockHalved(
             f"{one + other} examples at a time are too many for the memory; going on with {one} and {other}."
@@ -270,27 +284,3 @@ def _check_outputs(outputs: object, examples: int) -> None:
             "The model's outputs don't depend on any tracked layer. Is there a detach() or a "
             "torch.no_grad() in its forward pass?"
         )
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """The model's parameters out of autograd inside, everything as it was found afterwards.
-
-    Raises `ModelInTrainingMode`, naming the first module that is.
-    """
-    for name, module in model.named_modules():
-        if module.training:
-            who = repr(name) if name else "The model"
-            raise ModelInTrainingMode(
-                f"{who} is in training mode: dropout would make every pass another one. "
-                "Call model.eval() first."
-            )
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            for parameter in wanted:
-                parameter.requires_grad_(False)
-            yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)

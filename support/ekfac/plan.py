@@ -15,13 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from support.ekfac.blocks import Block, labelled, loader_blocks
+from support.ekfac.batches import labelled
+from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.curvature import Eigenbasis, LayerCurvature, kfac_eigenvalues
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature
-from support.ekfac.layers import TrackedLayer
-from support.ekfac.memory import curvature_bytes, factor_bytes, queries_at_a_time
+from support.ekfac.layers import TrackedLayer, widest_outputs
+from support.ekfac.low_rank import LowRank
+from support.ekfac.memory import curvature_bytes, factor_bytes, parts_that_fit, queries_at_a_time
 from support.ekfac.passes import Passes
 
 Work = Callable[[Block], object]
@@ -35,8 +38,9 @@ class Plan:
     """What a short calibration on this machine foretells.
 
     `score_seconds` is None without queries, which are scored in `query_groups`. `factor_bytes` is what
-    one query takes; `peak_bytes` is the most that this process has held so far, the calibration with
-    all that a job has in memory included. `str(plan)` is a table.
+    one query takes, `output_bytes` what the widest layer gives for a block, of a model that writes its
+    logits, which a pass holds three times over; `peak_bytes` is the most that this process has held so
+    far, the calibration with all that a job has in memory included. `str(plan)` is a table.
     """
 
     examples: int
@@ -48,6 +52,7 @@ class Plan:
     score_seconds: float | None
     curvature_bytes: int
     factor_bytes: int
+    output_bytes: int
     peak_bytes: int
 
     def __str__(self) -> str:
@@ -59,6 +64,7 @@ class Plan:
         sizes = {
             "curvature": self.curvature_bytes,
             "factors of a query": self.factor_bytes,
+            "outputs of a block": self.output_bytes,
             "peak of the process": self.peak_bytes,
         }
         lines += [f"{what:20} {size / 2**20:12.1f} MB" for what, size in sizes.items()]
@@ -87,7 +93,7 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
     if not kept:
         raise EmptyLoader("The training loader gave its batches only once: give a DataLoader or a list.")
     queries = sum(size.examples for size in asked)
-    group = min(queries, queries_at_a_time(engine.layers, engine.memory_budget))
+    group = min(queries, queries_at_a_time(engine.layers, engine.memory_budget, engine.query_rank))
     works = _works(engine, group)
     seconds = {what: _seconds(work, kept, sizes) for what, work in works.items()}
     fit = seconds["covariances"] + _eigenproblem_seconds(engine.passes)
@@ -103,7 +109,8 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
         self_seconds=seconds["self"],
         score_seconds=score,
         curvature_bytes=curvature_bytes(engine.layers),
-        factor_bytes=factor_bytes(engine.layers),
+        factor_bytes=factor_bytes(engine.layers, engine.query_rank),
+        output_bytes=max(_outputs(size, engine) for size in sizes) * engine.passes.dtype.itemsize,
         peak_bytes=_most_held(engine.passes.device),
     )
 
@@ -118,9 +125,16 @@ class _Size(NamedTuple):
 
 def _size(block: Block, engine: EkfacCurvature) -> _Size:
     mask = engine.passes.token_mask(block.inputs)
-    if mask is None or mask.ndim != 2:
-        return _Size(len(block.rows), 1, len(block.rows))
-    return _Size(len(block.rows), mask.shape[1], mask.sum().item())
+    length = block.tokens(engine.passes.token_mask)
+    whole = mask is None or mask.ndim != 2
+    return _Size(len(block.rows), length, len(block.rows) * length if whole else mask.sum().item())
+
+
+def _outputs(size: _Size, engine: EkfacCurvature) -> int:
+    """How many numbers the widest layer gives for a block, or for the largest part that it goes in."""
+    widest = widest_outputs(engine.model)
+    parts = parts_that_fit(size.examples, size.length, widest)
+    return math.ceil(size.examples / parts) * size.length * widest
 
 
 def _works(engine: EkfacCurvature, queries: int) -> dict[str, Work]:
@@ -133,7 +147,7 @@ def _works(engine: EkfacCurvature, queries: int) -> dict[str, Work]:
     trial.progress = False
     trial.curvature = {name: LayerCurvature(basis, kfac_eigenvalues(basis)) for name, basis in bases.items()}
     factors = {
-        name: passes.zeros(queries, layer.d_out, layer.d_in).fill_(1) for name, layer in engine.layers.items()
+        name: _ones(passes, queries, layer, engine.query_rank) for name, layer in engine.layers.items()
     }
     return {
         "covariances": lambda block: covariances.add([block]),
@@ -142,6 +156,15 @@ def _works(engine: EkfacCurvature, queries: int) -> dict[str, Work]:
         "score": lambda block: trial.influences_from_factors(factors, block.inputs, block.labels),
         "factors": lambda block: trial.influence_factors(block.inputs, block.labels),
     }
+
+
+def _ones(passes: Passes, queries: int, layer: TrackedLayer, rank: int | None) -> Tensor | LowRank:
+    """Factors of one layer, none of them zero: that would be quicker than others are."""
+    if rank is None:
+        return passes.zeros(queries, layer.d_out, layer.d_in).fill_(1)
+    rank = min(rank, layer.d_out, layer.d_in)
+    left, right = (passes.zeros(queries, width, rank).fill_(1) for width in (layer.d_out, layer.d_in))
+    return LowRank(left, right, passes.zeros(queries))
 
 
 def _seconds(work: Work, kept: list[tuple[Block, _Size]], sizes: list[_Size]) -> float:

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from support.ekfac.blocks import Batch, Block, Inputs, blocks_of, count_of, of_each, taken
+from support.ekfac.batches import Batch, Inputs, count_of, of_each
+from support.ekfac.blocks import Block, blocks_of, taken
 from support.ekfac.errors import EmptyLoader, LayerNotSupported, OutputsNotSupported, WrongModel
-from support.ekfac.layers import TrackedLayer
-from support.ekfac.passes import Passes, undisturbed
+from support.ekfac.layers import TrackedLayer, undisturbed
+from support.ekfac.passes import Passes
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Of relative differences, by the dtype of the model's outputs; lower precisions have a tenth."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.distributed import DistError
 
-from support.assets import AssetChanged
+from support.assets import AssetDamaged
 from support.ekfac.errors import EkfacError, LayerNotSupported, OutputsNotSupported
 from support.job import fleet
 from support.job.by_token import by_token
@@ -54,7 +54,7 @@ A run that was killed goes on where it was when the same command is given again.
 need not be said again; what contradicts it is refused.
 """
 
-EXPECTED = (JobError, EkfacError, AssetChanged, OSError, MemoryError, torch.OutOfMemoryError)
+EXPECTED = (JobError, EkfacError, AssetDamaged, OSError, MemoryError, torch.OutOfMemoryError)
 AGAIN = "The same command goes on from where it was."
 CURES = {
     LayerNotSupported: "On the command line: choose other layers, with --layers.",

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-FORMAT = "influence-job-2"
+FORMAT = "influence-job-3"
 FITTED = ("model", "config", "fitted_on")
 SUMMED = (*FITTED, "subject", "shards")
 OWN = (*FITTED, "subject", "training", "damping")

@@ -4,7 +4,7 @@ import torch
 from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from support.assets import AssetChanged, AssetMissing
+from support.assets import AssetDamaged, AssetMissing
 from support.ekfac.layers import uncovered
 from support.job.classifier import Classifier
 from support.job.errors import BadSetting, ModelNotUsable, cause
@@ -19,7 +19,7 @@ TASKS = {"classifier": Classifier, "language-model": LanguageModel}
 def load_task(subject: Subject, device: torch.device) -> Task:
     """The model in evaluation mode, gradients for the chosen layers only.
 
-    Raises `BadSetting`, `ModelNotUsable`, and for packaged ones `AssetChanged` and `AssetMissing`.
+    Raises `BadSetting`, `ModelNotUsable`, and for packaged ones `AssetDamaged` and `AssetMissing`.
     """
     name, kind = subject.model, TASKS.get(subject.task)
     if kind is None and subject.task:
@@ -32,7 +32,7 @@ def load_task(subject: Subject, device: torch.device) -> Task:
         refuse_other_tokenizer(model, tokenizer, name)
         model = model.eval().to(device)
         without = uncovered(model, {key: x.to(device) for key, x in kind.sample(tokenizer).items()})
-    except (BadSetting, ModelNotUsable, AssetChanged, AssetMissing):
+    except (BadSetting, ModelNotUsable, AssetDamaged, AssetMissing):
         raise
     except Exception as error:  # the loaders', the hub's and the models' errors share no narrower class
         raise ModelNotUsable(

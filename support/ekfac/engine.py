@@ -1,0 +1,126 @@
+"""A model, its layers that require gradients, and the settings by which they are looked at."""
+
+import json
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from support.ekfac import storage
+from support.ekfac.blocks import Block
+from support.ekfac.curvature import (
+    DEFAULT_REGULARIZATION,
+    LayerCurvature,
+    Regularization,
+    check_regularization,
+)
+from support.ekfac.errors import BadSetting, NotFitted, refuse_unknown
+from support.ekfac.layers import tracked_layers
+from support.ekfac.likelihood import Categorical, Likelihood
+from support.ekfac.memory import check_budget
+from support.ekfac.passes import Passes
+
+PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
+POSITIONS = "all", "gradient"
+
+
+class Engine:
+    """A model with the EK-FAC curvature of its linear layers that require gradients, once it is known.
+
+    `model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`, or, called with a mapping's
+    names, to something that has them as `logits`. When it has a method `token_mask(inputs)`, `(batch,
+    tokens)` and True at real tokens, or a mapping an `attention_mask`, padding takes no part in anything.
+    `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for 0.1 times each
+    layer's mean eigenvalue; it may be changed at any time. `progress` draws bars. `covariance_positions`
+    says where the covariance of a layer's activations is taken: at positions that carry "gradient" in some
+    direction of the Fisher, for no other adds to it, or at "all" real ones, as Kronfluence does.
+    `query_rank` keeps the factors of queries at that rank, None whole. `likelihood` is the loss,
+    `Categorical()` by default; `seed` decides which labels it draws when there are too many classes for the
+    exact Fisher. `memory_budget` is the number of bytes that the factors of queries may take while scoring,
+    by default a quarter of the memory that is free.
+
+    With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are taken
+    in bfloat16 and summed in float32, which is faster where the processor has instructions for it and good
+    to about two digits; covariances, eigenvalues and scores stay as they are.
+
+    Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
+    gradients are not all plain linear layers, and `BadSetting`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        update_diagonal: bool = True,
+        hessian_regularization: Regularization = DEFAULT_REGULARIZATION,
+        progress: bool = False,
+        likelihood: Likelihood | None = None,
+        seed: int = 0,
+        memory_budget: int | float | None = None,
+        precision: str = "full",
+        covariance_positions: str = "gradient",
+        query_rank: int | None = None,
+    ):
+        check_budget(memory_budget)
+        refuse_unknown("covariance_positions", covariance_positions, POSITIONS)
+        refuse_unknown("precision", precision, PRECISIONS)
+        if query_rank is not None and query_rank < 1:
+            raise BadSetting(f"query_rank={query_rank!r}: use a whole number from 1, or None for all.")
+        self.model = model
+        self.update_diagonal = update_diagonal
+        self.hessian_regularization = hessian_regularization
+        self.progress = progress
+        self.likelihood = likelihood or Categorical()
+        self.seed, self.memory_budget = seed, memory_budget
+        self.precision, self.covariance_positions = precision, covariance_positions
+        self.query_rank = query_rank
+        self.layers = tracked_layers(model)
+        self.curvature: dict[str, LayerCurvature] = {}
+        self.examples, self.probe = 0, None
+
+    @property
+    def hessian_regularization(self) -> Regularization:
+        return self._hessian_regularization
+
+    @hessian_regularization.setter
+    def hessian_regularization(self, regularization: Regularization) -> None:
+        check_regularization(regularization)
+        self._hessian_regularization = regularization
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The tracked layers, from input to output."""
+        return list(self.layers)
+
+    @property
+    def is_fitted(self) -> bool:
+        return bool(self.curvature)
+
+    @property
+    def passes(self) -> Passes:
+        """How examples are sent through the model."""
+        return Passes(self.model, self.layers, PRECISIONS[self.precision])
+
+    def _counted(self, blocks: Iterable[Block], total: int | None, what: str) -> Iterator[Block]:
+        """The blocks, with a bar that counts their examples, unless there is one block only."""
+        hidden = not self.progress or (isinstance(blocks, list) and len(blocks) == 1)
+        with tqdm(total=total, desc=what, unit="example", disable=hidden) as bar:
+            for block in blocks:
+                yield block
+                bar.update(len(block.rows))
+
+    def identity(self) -> dict[str, str]:
+        """What a saved curvature must agree in with this engine, λ apart."""
+        return {
+            "model": storage.model_fingerprint(self.model),
+            "layers": json.dumps(self.layer_names),
+            "update_diagonal": str(self.update_diagonal),
+            "likelihood": repr(self.likelihood),
+            "seed": str(self.seed),
+            "precision": self.precision,
+            "covariance_positions": self.covariance_positions,
+        }
+
+    def _require_fit(self) -> None:
+        if not self.is_fitted:
+            raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
