@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 from support.ekfac import EkfacInfluence
 from support.ekfac.batches import loader_blocks, unlabelled
-from support.ekfac.blocks import Block
+from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.curvature import (
     Eigenbasis,
     LayerCurvature,
