@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.batches import loader_blocks, unlabelled
+from support.ekfac.batches import unlabelled
 from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.curvature import (
     Eigenbasis,
