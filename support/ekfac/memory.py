@@ -1,8 +1,12 @@
 """How much memory curvature and factors take, and how many queries that allows at a time."""
 
 import math
+import re
+import resource
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import psutil
 import torch
@@ -33,6 +37,18 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
+
+
+def most_held(device: torch.device) -> int:
+    """Bytes that this process has held at most so far, where the layers live."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    status = Path("/proc/self/status")
+    # What `getrusage` says begins with what the parent held.
+    if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return 1024 * int(peak[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def factor_bytes(layers: dict[str, TrackedLayer], rank: int | None = None) -> int:

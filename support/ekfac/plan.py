@@ -7,7 +7,6 @@ between their lengths.
 
 import copy
 import math
-import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from support.ekfac.errors import EmptyLoader
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature
 from support.ekfac.layers import TrackedLayer, widest_outputs
 from support.ekfac.low_rank import LowRank
-from support.ekfac.memory import curvature_bytes, factor_bytes, parts_that_fit, queries_at_a_time
+from support.ekfac.memory import curvature_bytes, factor_bytes, most_held, parts_that_fit, queries_at_a_time
 from support.ekfac.passes import Passes
 
 Work = Callable[[Block], object]
@@ -111,7 +110,7 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
         curvature_bytes=curvature_bytes(engine.layers),
         factor_bytes=factor_bytes(engine.layers, engine.query_rank),
         output_bytes=max(_outputs(size, engine) for size in sizes) * engine.passes.dtype.itemsize,
-        peak_bytes=_most_held(engine.passes.device),
+        peak_bytes=most_held(engine.passes.device),
     )
 
 
@@ -197,10 +196,3 @@ def _eigenproblem_seconds(passes: Passes) -> float:
     start = time.perf_counter()
     torch.linalg.eigh(matrix @ matrix.T)[0].sum().item()
     return (time.perf_counter() - start) * sum((width / size) ** 3 for width in widths)
-
-
-def _most_held(device: torch.device) -> int:
-    """By this process so far, where the layers live."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
