@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from support.ekfac import blocks, curvature, influence, matrix_products, passes, scores
+from support.ekfac.blocks import AtATime
 from support.ekfac.curvature import Eigenbasis
 from support.ekfac.gradients import LayerGradients, layer_gradients
 from support.ekfac.layers import TrackedLayer
@@ -33,7 +34,7 @@ def replaced(*replacements: tuple[object, str, object]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def in_file_order(lengths: list[int]) -> Iterator[tuple[list[int], int]]:
+def in_file_order(lengths: list[int], _: AtATime) -> Iterator[tuple[list[int], int]]:
     """Rows by eights as they come, each block as long as its longest."""
     rows = list(range(len(lengths)))
     for start in range(0, len(rows), BATCH_SIZE):
@@ -43,10 +44,10 @@ def in_file_order(lengths: list[int]) -> Iterator[tuple[list[int], int]]:
 
 def product_first(
     gradients: LayerGradients, basis: Eigenbasis
-) -> Iterator[tuple[int, Float[Tensor, "d_out d_in"]]]:
+) -> Iterator[tuple[slice, Float[Tensor, "part d_out d_in"]]]:
     """Each example's Q_gᵀ G Q_a from its G."""
-    for example, a, g in gradients.one_by_one():
-        yield example, basis.output_gradient.T @ (g.T @ a) @ basis.activation
+    for examples, products in gradients.in_parts():
+        yield examples, basis.output_gradient.T @ products @ basis.activation
 
 
 def carried(
@@ -95,7 +96,7 @@ def unsorted() -> AbstractContextManager:
 
 def products_rotated() -> AbstractContextManager:
     modules = curvature, scores, influence
-    return replaced(*((module, "rotated_one_by_one", product_first) for module in modules))
+    return replaced(*((module, "rotated_in_parts", product_first) for module in modules))
 
 
 def factors_carried() -> AbstractContextManager:

@@ -30,7 +30,7 @@ from support.ekfac.curvature import (
     add_squares,
     eigenbasis,
     kfac_eigenvalues,
-    rotated_one_by_one,
+    rotated_in_parts,
 )
 from support.ekfac.likelihood import fisher_directions, loss_directions
 
@@ -105,7 +105,7 @@ def _of_trace_one(sums: dict[str, Pair]) -> dict[str, Pair]:
 
 
 def _blocks(engine: EkfacInfluence, loader: list, what: str, progress: bool) -> Iterator[Block]:
-    blocks = loader_blocks(unlabelled(loader), engine.passes.token_mask)
+    blocks = loader_blocks(unlabelled(loader), *engine.passes.together)
     return iter(tqdm(blocks, what, unit="block", disable=not progress))
 
 
@@ -235,10 +235,10 @@ def _rotated(
     found = {
         name: engine.passes.zeros(examples, layer.d_out, layer.d_in) for name, layer in engine.layers.items()
     }
-    blocks = loader_blocks(((x, y) for x, y, *_ in loader), engine.passes.token_mask)
+    blocks = loader_blocks(((x, y) for x, y, *_ in loader), *engine.passes.together)
     bar = iter(tqdm(blocks, "gradients", unit="block", disable=not progress))
     for one in engine.passes.over(bar, loss_directions(engine.likelihood)):
         for name, gradients in one.gradients():
-            for place, rotated in rotated_one_by_one(gradients, curvature[name].basis):
-                found[name][one.rows[place]] = rotated
+            for examples, rotated in rotated_in_parts(gradients, curvature[name].basis):
+                found[name][one.rows[examples]] = rotated
     return found

@@ -116,8 +116,10 @@ class Finetuning:
     def step(self) -> None:
         """One batch forward, backward, and into the weights."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.steps_done)
+        device = next(iter(self.trained.values())).device
         input_ids, labels, _ = self.dataset.batch(self.batches[self.steps_done])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        input_ids, labels = input_ids.to(device), labels.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             logits = ModelLogitsWrapper(self.model)(input_ids)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         loss.backward()

@@ -40,6 +40,7 @@ DAMPINGS = (
     *(Share(factor, "0.99 quantile") for factor in (0.1, 1.0, 10.0)),
 )
 TRACKED = ("chapters", "LoRA")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def finished_bank(path: Path = BANK) -> Bank:
@@ -79,7 +80,7 @@ def engine_at(share: float, tracked: str) -> EkfacInfluence:
     if tracked == "chapters":
         model = model.merge_and_unload()
         require_gradients_only(model)
-    return EkfacInfluence(ModelLogitsWrapper(model))
+    return EkfacInfluence(ModelLogitsWrapper(model)).to(DEVICE)
 
 
 def scores_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, Damping, Scores]]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from support.ekfac import EkfacInfluence, blocks
-from support.ekfac.blocks import blocks_of, loader_blocks
+from support.ekfac import EkfacInfluence, blocks, passes
+from support.ekfac.blocks import AtATime, blocks_of, loader_blocks
 from support.ekfac.errors import BlockHalved, LabelsMismatch
 from tests.dense import PAD, assert_same, labels, sentences, token_classifier, vectors
 
@@ -30,11 +30,8 @@ def answers(engine):
 
 
 @pytest.mark.parametrize(("tokens", "rows"), [(8, [[1], [4, 2], [0, 3]]), (3, [[1], [4], [2], [0], [3]])])
-def test_blocks_hold_the_longest_first_as_many_as_fit_the_tokens_and_no_column_of_padding(
-    monkeypatch, tokens, rows
-):
-    monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", tokens)
-    found = blocks_of(X, Y, MASK)
+def test_blocks_hold_the_longest_first_as_many_as_fit_the_tokens_and_no_column_of_padding(tokens, rows):
+    found = blocks_of(X, Y, MASK, AtATime(16, tokens))
     assert [block.rows for block in found] == rows
     for block in found:
         longest = MASK(X[block.rows]).sum(dim=1).max()
@@ -49,9 +46,8 @@ def test_padding_on_the_left_or_in_the_middle_is_not_trimmed():
     assert_same(block.inputs, left[block.rows])
 
 
-def test_inputs_without_a_mask_keep_their_order(monkeypatch):
-    monkeypatch.setattr(blocks, "EXAMPLES_AT_A_TIME", 2)
-    found = blocks_of(vectors(5, 4), None, lambda _: None)
+def test_inputs_without_a_mask_keep_their_order():
+    found = blocks_of(vectors(5, 4), None, lambda _: None, AtATime(2, 1))
     assert [block.rows for block in found] == [[0, 1], [2, 3], [4]]
 
 
@@ -84,7 +80,7 @@ def test_batches_of_different_widths_are_merged_with_the_padding_that_one_of_the
 @pytest.mark.parametrize("tokens", [1, 8, 1000])
 def test_the_number_of_tokens_at_a_time_changes_nothing(monkeypatch, tokens, update_diagonal):
     expected = answers(fitted(update_diagonal=update_diagonal))
-    monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", tokens)
+    monkeypatch.setattr(passes, "ON_CPU", AtATime(16, tokens))
     found = answers(fitted(batches=[(X[:3],), (X[3:],)], update_diagonal=update_diagonal))
     assert_same(found, expected)
     assert_same(found["scores"], expected["influences"])

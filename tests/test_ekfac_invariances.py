@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from support.ekfac import EkfacInfluence, blocks
+from support.ekfac import EkfacInfluence, passes
+from support.ekfac.blocks import AtATime
 from support.ekfac.passes import Pass
 from tests.dense import assert_same, labels, sentences, token_classifier, vectors
 
@@ -145,7 +146,7 @@ def test_what_a_forward_pass_held_is_freed_before_the_next(monkeypatch):
         remember(one, *arguments)
 
     monkeypatch.setattr(Pass, "__init__", counted)
-    monkeypatch.setattr(blocks, "TOKENS_AT_A_TIME", 15)
+    monkeypatch.setattr(passes, "ON_CPU", AtATime(16, 15))
     gc.disable()
     try:
         engine = fitted([(X,), (X,), (X,)])

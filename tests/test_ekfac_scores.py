@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from support.ekfac.curvature import Eigenbasis, LayerCurvature, add_squares, rotated_one_by_one
+from support.ekfac.curvature import Eigenbasis, LayerCurvature, add_squares, rotated_in_parts
 from support.ekfac.exact import inner_products
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.scores import products, products_by_row, squared_norms
@@ -57,13 +57,18 @@ def rotated(counts: list[int]) -> torch.Tensor:
 @every_count
 def test_gradients_are_sums_of_outer_products(counts):
     assert_same(layer_gradients(counts).per_example(), dense(counts))
+    assert_same(layer_gradients(counts).at_once(), dense(counts))
+    last = slice(1, len(counts))
+    assert_same(layer_gradients(counts).part(last).at_once(), dense(counts)[last])
 
 
 @every_count
 def test_rotating_before_or_after_the_outer_product_is_the_same(counts):
     basis = curvature().basis
-    found = {n: matrix.clone() for n, matrix in rotated_one_by_one(layer_gradients(counts), basis)}
-    assert_same(torch.stack([found[n] for n in range(len(counts))]), rotated(counts))
+    found = torch.full((len(counts), D_OUT, D_IN), torch.nan, dtype=torch.float64)
+    for examples, matrices in rotated_in_parts(layer_gradients(counts), basis):
+        found[examples] = matrices
+    assert_same(found, rotated(counts))
 
 
 @every_count

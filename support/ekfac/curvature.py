@@ -84,12 +84,12 @@ def take_out_of_basis(rotated: Float[Tensor, "batch d_out d_in"], basis: Eigenba
         matrix.copy_(matrix_product(q_g, transposed.T))
 
 
-def rotated_one_by_one(
+def rotated_in_parts(
     gradients: LayerGradients, basis: Eigenbasis
-) -> Iterator[tuple[int, Float[Tensor, "d_out d_in"]]]:
-    """Each example with Q_gᵀ G Q_a, in the order that costs fewer multiplications.
+) -> Iterator[tuple[slice, Float[Tensor, "part d_out d_in"]]]:
+    """Some examples at a time, and Q_gᵀ G Q_a of each, in the order that costs fewer multiplications.
 
-    The matrix is the caller's to change. With T positions, rotating
+    The matrices are the caller's to change. With T positions, rotating
     the rows of g first costs T·d_out², rotating their product d_in·d_out²; so the side whose
     width is above the number of positions is done afterwards, each side for itself.
     """
@@ -101,13 +101,18 @@ def rotated_one_by_one(
         a = basis.rotated(a, basis.activation)
     if g_first:
         g = basis.rotated(g, basis.output_gradient)
-    for example, a_rows, g_rows in replace(gradients, activations=a, output_gradients=g).one_by_one():
-        product = matrix_product(g_rows.T, a_rows)
+    for examples, products in replace(gradients, activations=a, output_gradients=g).in_parts():
         if not a_first:
-            product = matrix_product(product, basis.activation)
+            products = matrix_product(products.flatten(0, 1), basis.activation).view(products.shape)
         if not g_first:
-            product = matrix_product(basis.output_gradient.T, product)
-        yield example, product
+            products = _each_from_the_left(basis.output_gradient.T, products)
+        yield examples, products
+
+
+def _each_from_the_left(
+    left: Float[Tensor, "d_out d_out"], matrices: Float[Tensor, "part d_out d_in"]
+) -> Float[Tensor, "part d_out d_in"]:
+    return matrix_product(left, matrices[0])[None] if len(matrices) == 1 else left @ matrices
 
 
 def rotated_rows(
@@ -130,8 +135,9 @@ def add_squares(total: Float[Tensor, "d_out d_in"], gradients: LayerGradients, b
         a, g = rotated_rows(gradients, basis)
         total.addmm_(g.square_().T, a.square_())
         return
-    for _, rotated in rotated_one_by_one(gradients, basis):
-        total.addcmul_(rotated, rotated)
+    for _, rotated in rotated_in_parts(gradients, basis):
+        for matrix in rotated:
+            total.addcmul_(matrix, matrix)
 
 
 def kfac_eigenvalues(basis: Eigenbasis) -> Float[Tensor, "d_out d_in"]:

@@ -150,7 +150,7 @@ class EkfacCurvature(Engine):
         return as_found(loader) if self.likelihood.fits_on_labels else unlabelled(loader)
 
     def _in_blocks(self, batches: Iterable[Batch], loader: Iterable, what: str) -> Iterator[Block]:
-        blocks = loader_blocks(batches, self.passes.token_mask)
+        blocks = loader_blocks(batches, *self.passes.together)
         return self._counted(blocks, number_of_examples(loader), what)
 
     def to(self, device: str | torch.device) -> "EkfacCurvature":

@@ -23,6 +23,9 @@ from support.ekfac.errors import LayerNotSupported, NotFinite
 from support.ekfac.layers import TrackedLayer
 from support.ekfac.matrix_products import matrix_product, nonzero_rows
 
+NUMBERS_AT_A_TIME = 2**29
+"""In the gradients that are there at once where `in_parts` takes several examples: 2 GB in float32."""
+
 TokenMask = Bool[Tensor, "batch tokens"]
 """True at real tokens, False at padding."""
 
@@ -58,14 +61,51 @@ class LayerGradients:
             yield example, self.activations[rows], self.output_gradients[rows]
             start += count
 
+    def in_parts(self) -> Iterator[tuple[slice, Float[Tensor, "part d_out d_in"]]]:
+        """G_n of the examples, some at a time: which, and theirs. On a CPU, whose caches hold no more than
+        one, that is each for itself; elsewhere as many as there is room for, in one product."""
+        if self.activations.device.type == "cpu":
+            for example, activations, output_gradients in self.one_by_one():
+                yield slice(example, example + 1), matrix_product(output_gradients.T, activations)[None]
+            return
+        size = max(1, NUMBERS_AT_A_TIME // (self.output_gradients.shape[1] * self.activations.shape[1]))
+        for start in range(0, self.examples, size):
+            part = slice(start, min(start + size, self.examples))
+            yield part, self.part(part).at_once()
+
+    def part(self, examples: slice) -> "LayerGradients":
+        """Those of some examples, counted from the first of them."""
+        rows = slice(sum(self.counts[: examples.start]), sum(self.counts[: examples.stop]))
+        return LayerGradients(
+            self.activations[rows],
+            self.output_gradients[rows],
+            self.example[rows] - examples.start,
+            self.token[rows],
+            examples.stop - examples.start,
+        )
+
+    def at_once(self) -> Float[Tensor, "batch d_out d_in"]:
+        """G_n of every example, by one product of rows that are filled up with zeros to the most an example
+        has."""
+        counts = torch.bincount(self.example, minlength=self.examples)
+        place = torch.arange(len(self.example), device=self.example.device)
+        place -= (counts.cumsum(0) - counts)[self.example]
+
+        def side_by_side(rows: Tensor) -> Tensor:
+            filled = rows.new_zeros(self.examples, max(self.counts, default=0), rows.shape[1])
+            filled[self.example, place] = rows
+            return filled
+
+        return side_by_side(self.output_gradients).mT @ side_by_side(self.activations)
+
     def per_example(self) -> Float[Tensor, "batch d_out d_in"]:
         """G_n of every example, summed over its positions."""
         if self.is_rank_one and len(self.example) == self.examples:
             return self.output_gradients.unsqueeze(2) * self.activations.unsqueeze(1)
         shape = self.examples, self.output_gradients.shape[1], self.activations.shape[1]
         result = self.activations.new_empty(shape)
-        for example, activations, output_gradients in self.one_by_one():
-            result[example] = matrix_product(output_gradients.T, activations)
+        for examples, products in self.in_parts():
+            result[examples] = products
         return result
 
 

@@ -13,7 +13,7 @@ from support.ekfac.curvature import (
     Regularization,
     check_regularization,
     damped_inverse,
-    rotated_one_by_one,
+    rotated_in_parts,
     take_out_of_basis,
 )
 from support.ekfac.errors import EmptyLoader, LabelsMismatch, refuse_unknown
@@ -152,7 +152,7 @@ class EkfacInfluence(EkfacCurvature):
         refuse_unknown("normalisation", normalisation, NORMALISATIONS)
         training, total = InOrder(train_loader), number_of_examples(train_loader)
         # All at once: one loader may be both, and gives one iterator at a time.
-        queries = loader_blocks(list(InOrder(test_loader)), self.passes.token_mask)
+        queries = loader_blocks(list(InOrder(test_loader)), *self.passes.together)
         scores, own, order = [], None, []
         at_a_time = queries_at_a_time(self.layers, self.memory_budget, self.query_rank)
         for blocks, rows in in_groups(queries, at_a_time):
@@ -171,7 +171,7 @@ class EkfacInfluence(EkfacCurvature):
         self, factors: Factors, batches: Iterable[Batch], total: int | None, with_own: bool
     ) -> tuple[Float[Tensor, "test train"], Float[Tensor, " train"] | None]:
         """The scores of all examples of a loader, and their self-influences from the same passes."""
-        blocks = loader_blocks(batches, self.passes.token_mask)
+        blocks = loader_blocks(batches, *self.passes.together)
         blocks = self._counted(blocks, total, "training examples")
         columns, own, rows = [], [], []
         for one in self._losses(blocks):
@@ -253,8 +253,8 @@ class EkfacInfluence(EkfacCurvature):
         }
         for one in self._losses(self._blocks(x, y, "gradients")):
             for name, gradients in one.gradients():
-                for n, matrix in rotated_one_by_one(gradients, self.curvature[name].basis):
-                    rotated[name][one.rows[n]] = matrix
+                for examples, matrices in rotated_in_parts(gradients, self.curvature[name].basis):
+                    rotated[name][one.rows[examples]] = matrices
         return {
             value: of_each_other(rotated, self.curvature, value)
             for value in tqdm(regularization_values, "λ", unit="value", disable=not self.progress)
@@ -282,8 +282,8 @@ class EkfacInfluence(EkfacCurvature):
             for name, gradients in one.gradients():
                 layer = self.curvature[name]
                 inverse = damped_inverse(layer.eigenvalues, self.hessian_regularization)
-                for n, rotated in rotated_one_by_one(gradients, layer.basis):
-                    torch.mul(rotated, inverse, out=factors[name][one.rows[n]])
+                for part, rotated in rotated_in_parts(gradients, layer.basis):
+                    factors[name][one.rows[part]] = rotated.mul_(inverse)
         for name, solved in factors.items():  # so far in the eigenbasis: out of it once for all
             take_out_of_basis(solved, self.curvature[name].basis)
         return factors
@@ -295,4 +295,4 @@ class EkfacInfluence(EkfacCurvature):
     def _blocks(self, x: Inputs, y: Tensor | None, what: str) -> Iterator[Block]:
         """The examples of one batch. Raises `NotFitted` and `LabelsMismatch`."""
         self._require_fit()
-        return self._counted(blocks_of(x, y, self.passes.token_mask), count_of(x), what)
+        return self._counted(blocks_of(x, y, *self.passes.together), count_of(x), what)

@@ -195,7 +195,9 @@ class Bernoulli(Likelihood):
         _refuse_unless_rows(outputs)
         probabilities = outputs.sigmoid()
         if outputs.shape[1] > self.exact_outputs:
-            uniform = [torch.rand(outputs.shape[1], generator=source) for source in draws()]
+            uniform = [
+                torch.rand(outputs.shape[1], generator=source, device=source.device) for source in draws()
+            ]
             yield probabilities - (torch.stack(uniform).to(outputs) < probabilities).to(outputs)
             return
         size = (probabilities * (1 - probabilities)).sqrt()

@@ -20,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from support.ekfac.batches import Inputs
-from support.ekfac.blocks import Block
+from support.ekfac.batches import Inputs, TokenMask
+from support.ekfac.blocks import ON_CPU, ON_GPU, AtATime, Block
 from support.ekfac.draws import drawn
 from support.ekfac.errors import BatchNotSupported, BlockHalved, LayerNotSupported, OutputsNotSupported
 from support.ekfac.gradients import LayerGradients, activation_rows, is_finite, layer_gradients
@@ -178,6 +178,11 @@ class Passes:
         return getattr(said, "logits", said)
 
     @property
+    def together(self) -> tuple[TokenMask, AtATime]:
+        """By what examples are taken together."""
+        return self.token_mask, ON_CPU if self.device.type == "cpu" else ON_GPU
+
+    @property
     def device(self) -> torch.device:
         return next(iter(self.layers.values())).device
 
@@ -220,7 +225,7 @@ class Passes:
         self, block: Block, directions: Directions, seed: str, context: Arithmetic
     ) -> Iterator[Pass]:
         with undisturbed(self.model):
-            block = block.ordinary()
+            block = block.ordinary(self.device)
             one = Pass(self, block, context)
             draws = partial(drawn, seed, block.inputs, one.mask)
             to_send = _with_more_to_come(directions(one.outputs, block.labels, one.mask, draws))

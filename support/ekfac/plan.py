@@ -80,14 +80,14 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
     Raises `EmptyLoader`, and what a forward pass raises.
     """
     sizes, asked = (
-        [_size(block, engine) for block in loader_blocks(labelled(loader), engine.passes.token_mask)]
+        [_size(block, engine) for block in loader_blocks(labelled(loader), *engine.passes.together)]
         for loader in (train, test)
     )
     if not sizes:
         raise EmptyLoader("The training loader gave no batch.")
     by_length = sorted(range(len(sizes)), key=lambda number: sizes[number].length)
     chosen = by_length[0], by_length[len(by_length) // 2], by_length[-1]
-    blocks = enumerate(loader_blocks(labelled(train), engine.passes.token_mask))
+    blocks = enumerate(loader_blocks(labelled(train), *engine.passes.together))
     kept = [(block, sizes[number]) for number, block in blocks if number in chosen]
     if not kept:
         raise EmptyLoader("The training loader gave its batches only once: give a DataLoader or a list.")

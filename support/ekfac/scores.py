@@ -12,7 +12,7 @@ from support.ekfac.curvature import (
     LayerCurvature,
     Regularization,
     damped_inverse,
-    rotated_one_by_one,
+    rotated_in_parts,
     rotated_rows,
 )
 from support.ekfac.errors import FactorsMismatch, NotFinite
@@ -95,9 +95,9 @@ def squared_norms(
         by_row = (g.square_() @ inverse).mul_(a.square_()).sum(dim=1)
         return result.index_add_(0, gradients.example, by_row)
     root = inverse.sqrt_()
-    for example, rotated in rotated_one_by_one(gradients, curvature.basis):
-        scaled = rotated.mul_(root).flatten()
-        result[example] = torch.dot(scaled, scaled)
+    for examples, rotated in rotated_in_parts(gradients, curvature.basis):
+        scaled = rotated.mul_(root).flatten(1)
+        result[examples] = torch.linalg.vecdot(scaled, scaled)
     return result
 
 

@@ -29,7 +29,7 @@ def verify(passes: Passes, batches: list[Batch]) -> tuple[Block, Float[Tensor, "
     """
     if not batches:
         raise EmptyLoader("The loader gave no batch. It must hold at least one.")
-    block = _pair(batches, passes).ordinary()
+    block = _pair(batches, passes).ordinary(passes.device)
     found, mask = {}, passes.token_mask(block.inputs)
     for one in passes.over(
         [block], lambda outputs, *_: [_of(row, outputs, mask) for row in range(len(outputs))]

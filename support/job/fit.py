@@ -142,4 +142,4 @@ def _blocks(job: Job, numbers: range) -> list[Block]:
     passes = job.engine.passes
     inputs, labels = job.fitted_on.batch(numbers, passes.device)
     asked = labels if job.engine.likelihood.fits_on_labels else None
-    return blocks_of(inputs, asked, passes.token_mask)
+    return blocks_of(inputs, asked, *passes.together)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 import torch
 from torch import Tensor
 
-from support.ekfac.blocks import EXAMPLES_AT_A_TIME
+from support.ekfac.blocks import ON_CPU
 from support.ekfac.errors import DamagedFile, WrongModel
 from support.ekfac.layers import TrackedLayer
 from support.ekfac.low_rank import LowRank
@@ -124,7 +124,7 @@ def _factors(job: Job, group: range) -> Factors:
     passes, rank = job.engine.passes, job.engine.query_rank
     room = {name: _room(passes, layer, len(group), rank) for name, layer in passes.layers.items()}
     # At low rank one by one: what else is decomposed with a query changes its last digits.
-    pieces = in_blocks(len(group), 1 if rank else EXAMPLES_AT_A_TIME)
+    pieces = in_blocks(len(group), 1 if rank else ON_CPU.examples)
     for piece in pieces[job.team.rank :: job.team.size]:
         x, y = job.queries.batch(group[piece.start : piece.stop], passes.device)
         for name, own in job.engine.influence_factors(x, y).items():
