@@ -2,7 +2,8 @@
 
 EK-FAC on the model itself, its layers those of the chapters (feed-forward and head) or LoRA's own, in the
 bases of `experiments.bases`, at checkpoints of a training on all reviews, for a grid of λ; beside it what
-looks at texts and labels only. What is done is kept in the cache.
+looks at texts and labels only. What is done is kept in the cache. With a GPU two minutes, without one some
+hours.
 """
 
 import copy
@@ -18,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from experiments.bank_making import QUERIES, TRAIN_REVIEWS
-from experiments.bases import BASES, Damping, Scores, Share, curvatures, scored
+from experiments.bases import BASES, Scores, Share, curvatures, scored
 from experiments.finetune import Finetuning
 from experiments.judgement import agreement_row
 from experiments.scorers import SIMILARITIES, Question
@@ -27,19 +28,23 @@ from support.cache import cache_folder
 from support.ekfac import EkfacInfluence
 from support.ekfac.storage import digest, replacing
 from support.imdb import ImdbDataset
-from support.judge import Bank, load_bank
+from support.judge import Bank, load_bank, subset_scores
 from support.model import ModelLogitsWrapper, require_gradients_only
 from support.retraining import Reviews, read_vectors
 
 TABLE = Path(__file__).parent / "whole_model.csv"
-PLACES = (0.1, 0.2, 0.5, 1.0)
-ALL_BASES_AT = (0.2, 1.0)
+TWO = ("all positions", "gradient")
+ASKED = [(0.1, "chapters", TWO), (0.2, "chapters", BASES), (0.5, "chapters", TWO), (1.0, "chapters", TWO)]
+ASKED += [(0.2, "LoRA", TWO), (1.0, "LoRA", TWO)]
+"""Share of the steps, layers that are tracked, and bases."""
+
+LAYER_BY_LAYER = [(share, "chapters", kind) for share in (0.2, 1.0) for kind in TWO]
+
 DAMPINGS = (
     *(1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
     *(Share(factor, "mean") for factor in (0.1, 1.0, 10.0, 100.0)),
     *(Share(factor, "0.99 quantile") for factor in (0.1, 1.0, 10.0)),
 )
-TRACKED = ("chapters", "LoRA")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -83,29 +88,40 @@ def engine_at(share: float, tracked: str) -> EkfacInfluence:
     return EkfacInfluence(ModelLogitsWrapper(model)).to(DEVICE)
 
 
-def scores_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tuple[str, Damping, Scores]]:
-    """Kind, λ and scores; computed once, then read from the cache."""
-    engine = engine_at(share, tracked)
-    key = hashlib.sha256(
-        f"{digest(dict(engine.model.state_dict()))} {[str(value) for value in DAMPINGS]}".encode()
-    ).hexdigest()
-    files = {kind: cache_folder() / "fidelity" / f"whole-{key[:24]}-{kind}.safetensors" for kind in kinds}
+def sums_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tuple[dict[str, str], Tensor]]:
+    """Settings, and what they say of each subset: its summed scores, `(queries, subsets)`. All that the judge
+    asks; computed once, then read from the cache."""
+    engine, member = engine_at(share, tracked), finished_bank().membership
+    told = [digest(dict(engine.model.state_dict())), digest({"membership": member}), *map(str, DAMPINGS)]
+    key = hashlib.sha256(" ".join(told).encode()).hexdigest()[:24]
+    files = {kind: cache_folder() / "fidelity" / f"whole-{key}-{kind}.safetensors" for kind in kinds}
     train, queries = (
         list(reviews(split, rows).loader(50)) for split, rows in (("train", TRAIN_REVIEWS), ("test", QUERIES))
     )
     missing = [kind for kind, file in files.items() if not file.exists()]
     found = curvatures(engine, train, missing, progress=True) if missing else {}
     for kind in missing:
-        tensors = {}
+        sums = {}
         for value, scores in scored(engine, found[kind], queries, train, DAMPINGS, True).items():
-            tensors |= {f"{value}/influences": scores.influences, f"{value}/self": scores.self_influences}
-        means = torch.stack([layer.eigenvalues.mean() for layer in found[kind].values()])
+            parts = normalised(scores)
+            if (share, tracked, kind) in LAYER_BY_LAYER:
+                parts |= {
+                    f"plain/{name}": part for name, part in zip(engine.layers, scores.influences, strict=True)
+                }
+            for name, part in parts.items():
+                sums[f"{value}/{name}"] = subset_scores(part.cpu().double(), member).T.float().contiguous()
         with replacing(files[kind]) as fresh:
-            save_file(tensors | {"mean eigenvalues": means}, fresh)
+            save_file(sums, fresh)
     for kind, file in files.items():
-        tensors = load_file(file)
-        for value in DAMPINGS:
-            yield kind, value, Scores(tensors[f"{value}/influences"], tensors[f"{value}/self"])
+        for setting, sums in load_file(file).items():
+            names = ("regularization", "normalisation", "layer")
+            yield {"basis": kind, **dict(zip(names, setting.split("/"), strict=True))}, sums
+
+
+def normalised(scores: Scores) -> dict[str, Tensor]:
+    """Scores of all layers together, plain and relative to the root of self-influence."""
+    plain, own = scores.influences.sum(dim=0), scores.self_influences.sum(dim=0)
+    return {"plain/": plain, "relative/": plain / own.sqrt()}
 
 
 def similarities() -> Iterator[tuple[str, Tensor]]:
@@ -123,22 +139,14 @@ def similarities() -> Iterator[tuple[str, Tensor]]:
 
 def table() -> pd.DataFrame:
     """One row for each scorer, place, tracked layers, basis, λ, normalisation, and layer or all layers."""
-    bank, rows = finished_bank(), []
-    for name, scores in similarities():
-        rows.append(agreement_row(bank, scores, scorer=name))
-    asked = [(share, tracked) for tracked in TRACKED for share in PLACES]
-    for share, tracked in tqdm(asked, "places", unit="place"):
-        names = list(engine_at(share, tracked).layers)
-        all_bases = tracked == "chapters" and share in ALL_BASES_AT
-        kinds = BASES if all_bases else ("all positions", "gradient")
-        for kind, value, scores in scores_at(share, tracked, kinds):
-            told = {"scorer": "EK-FAC", "where": f"{share:.0%}", "tracked": tracked, "basis": kind}
-            told |= {"regularization": str(value)}
-            plain, own = scores.influences.sum(dim=0), scores.self_influences.sum(dim=0)
-            rows.append(agreement_row(bank, plain, **told, normalisation="plain"))
-            rows.append(agreement_row(bank, plain / own.sqrt(), **told, normalisation="relative"))
-            for layer, part in zip(names, scores.influences, strict=True) if tracked == "chapters" else ():
-                rows.append(agreement_row(bank, part, **told, normalisation="plain", layer=layer))
+    bank = finished_bank()
+    rows = [agreement_row(bank, scores, scorer=name) for name, scores in similarities()]
+    # Of summed scores: each subset then has one member, its sum.
+    summed = Bank(torch.eye(len(bank.membership), dtype=torch.bool), bank.margins)
+    for share, tracked, kinds in tqdm(ASKED, "places", unit="place"):
+        told = {"scorer": "EK-FAC", "where": f"{share:.0%}", "tracked": tracked}
+        for settings, sums in sums_at(share, tracked, kinds):
+            rows.append(agreement_row(summed, sums, **told, **settings))
     return pd.DataFrame(rows)
 
 
