@@ -19,13 +19,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from experiments.bank_making import QUERIES, TRAIN_REVIEWS
-from experiments.bases import BASES, Scores, Share, curvatures, scored
+from experiments.bases import BASES, Damping, Scores, Share, curvatures, scored
 from experiments.finetune import Finetuning
 from experiments.judgement import agreement_row
 from experiments.scorers import SIMILARITIES, Question
 from experiments.whole_model import BANK, RECIPE, WholeRetraining, reviews
 from support.cache import cache_folder
 from support.ekfac import EkfacInfluence
+from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.storage import digest, replacing
 from support.imdb import ImdbDataset
 from support.judge import Bank, load_bank, subset_scores
@@ -34,8 +35,9 @@ from support.retraining import Reviews, read_vectors
 
 TABLE = Path(__file__).parent / "whole_model.csv"
 TWO = ("all positions", "gradient")
-ASKED = [(0.1, "chapters", TWO), (0.2, "chapters", BASES), (0.5, "chapters", TWO), (1.0, "chapters", TWO)]
-ASKED += [(0.2, "LoRA", TWO), (1.0, "LoRA", TWO)]
+GRADIENTS = "gradients alone"
+ASKED = [(0.1, "chapters", TWO), (0.2, "chapters", (*BASES, GRADIENTS)), (0.5, "chapters", TWO)]
+ASKED += [(1.0, "chapters", (*TWO, GRADIENTS)), (0.2, "LoRA", TWO), (1.0, "LoRA", TWO)]
 """Share of the steps, layers that are tracked, and bases."""
 
 LAYER_BY_LAYER = [(share, "chapters", kind) for share in (0.2, 1.0) for kind in TWO]
@@ -99,23 +101,41 @@ def sums_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tupl
         list(reviews(split, rows).loader(50)) for split, rows in (("train", TRAIN_REVIEWS), ("test", QUERIES))
     )
     missing = [kind for kind, file in files.items() if not file.exists()]
-    found = curvatures(engine, train, missing, progress=True) if missing else {}
+    if bases := [kind for kind in missing if kind != GRADIENTS]:
+        found = curvatures(engine, train, bases, progress=True)
     for kind in missing:
+        curvature = no_curvature(engine) if kind == GRADIENTS else found[kind]
+        layered = (share, tracked, kind) in LAYER_BY_LAYER
         sums = {}
-        for value, scores in scored(engine, found[kind], queries, train, DAMPINGS, True).items():
+        for value, scores in scored(engine, curvature, queries, train, dampings(kind), True).items():
             parts = normalised(scores)
-            if (share, tracked, kind) in LAYER_BY_LAYER:
-                parts |= {
-                    f"plain/{name}": part for name, part in zip(engine.layers, scores.influences, strict=True)
-                }
+            by_layer = zip(engine.layers, scores.influences, strict=True) if layered else ()
+            parts |= {f"plain/{name}": part for name, part in by_layer}
             for name, part in parts.items():
                 sums[f"{value}/{name}"] = subset_scores(part.cpu().double(), member).T.float().contiguous()
         with replacing(files[kind]) as fresh:
             save_file(sums, fresh)
     for kind, file in files.items():
-        for setting, sums in load_file(file).items():
+        sums = load_file(file)
+        order = list(map(str, dampings(kind)))
+        for setting in sorted(sums, key=lambda setting: order.index(setting.split("/")[0])):
             names = ("regularization", "normalisation", "layer")
-            yield {"basis": kind, **dict(zip(names, setting.split("/"), strict=True))}, sums
+            yield {"basis": kind, **dict(zip(names, setting.split("/"), strict=True))}, sums[setting]
+
+
+def dampings(kind: str) -> tuple[Damping, ...]:
+    """Without curvature λ changes nothing."""
+    return (1.0,) if kind == GRADIENTS else DAMPINGS
+
+
+def no_curvature(engine: EkfacInfluence) -> dict[str, LayerCurvature]:
+    """One in which influences are products of gradients, for λ = 1."""
+    found = {}
+    for name, layer in engine.layers.items():
+        sides = [torch.eye(width, device=layer.device) for width in (layer.d_in, layer.d_out)]
+        basis = Eigenbasis(*sides, *(side.diagonal() for side in sides))
+        found[name] = LayerCurvature(basis, engine.passes.zeros(layer.d_out, layer.d_in))
+    return found
 
 
 def normalised(scores: Scores) -> dict[str, Tensor]:
