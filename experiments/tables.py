@@ -110,6 +110,34 @@ def rises() -> pd.DataFrame:
     return rise.groupby(["scorer", "removed"], sort=False)["rise"].mean().reset_index()
 
 
+def whole_models() -> pd.DataFrame:
+    """Of the bank of whole models: for every scorer, place, tracked layers and basis the λ that is best on
+    the queries to choose by, and `name`."""
+    table = read_table("whole_model").query("layer == '' and normalisation != 'relative'")
+    best = table.loc[table.groupby(["scorer", "where", "tracked", "basis"])["choice"].idxmax()]
+    return best.assign(name=best.apply(_name_of_whole, axis=1)).sort_values("report", ascending=False)
+
+
+def _name_of_whole(row: pd.Series) -> str:
+    if not row["where"]:
+        return row["scorer"]
+    alone = row["basis"] == "gradients alone"
+    place = "at the end" if row["where"] == END else f"at {row['where']}"
+    parts = [f"{row['basis'] if alone else row['scorer']} {place}"]
+    parts += ["LoRA's matrices"] if row["tracked"] == "LoRA" else []
+    return ", ".join(parts if alone else [*parts, row["basis"], f"λ = {row['regularization']}"])
+
+
+def whole_by_layer() -> pd.DataFrame:
+    """Of the bank of whole models: LDS by place, layer from input to output, and λ, in the basis of positions
+    with gradient; `best` where λ is the best on the queries to choose by."""
+    table = read_table("whole_model").query("layer != '' and basis == 'gradient'")
+    table = table[~table["regularization"].str.contains("×")]
+    best = table.groupby(["where", "layer"])["choice"].transform("max") == table["choice"]
+    columns = ["where", "layer", "regularization", "choice", "report"]
+    return table[columns].assign(best=best)
+
+
 def write_all() -> None:
     """The committed tables."""
     one_row_for_each(judgement("main")).to_csv(FOLDER / "shown.csv", index=False)
@@ -118,3 +146,5 @@ def write_all() -> None:
     across_experiments().round(5).to_csv(FOLDER / "across.csv")
     for half in HALVES:
         shares_of_ceiling(half).round(5).to_csv(FOLDER / f"shares_{half}.csv")
+    whole_models().to_csv(FOLDER / "whole_shown.csv", index=False)
+    whole_by_layer().to_csv(FOLDER / "whole_layers.csv", index=False)

@@ -37,7 +37,7 @@ TABLE = Path(__file__).parent / "whole_model.csv"
 TWO = ("all positions", "gradient")
 GRADIENTS = "gradients alone"
 ASKED = [(0.1, "chapters", TWO), (0.2, "chapters", (*BASES, GRADIENTS)), (0.5, "chapters", TWO)]
-ASKED += [(1.0, "chapters", (*TWO, GRADIENTS)), (0.2, "LoRA", TWO), (1.0, "LoRA", TWO)]
+ASKED += [(1.0, "chapters", (*TWO, GRADIENTS)), (0.2, "LoRA", TWO)]
 """Share of the steps, layers that are tracked, and bases."""
 
 LAYER_BY_LAYER = [(share, "chapters", kind) for share in (0.2, 1.0) for kind in TWO]
@@ -117,10 +117,15 @@ def sums_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tupl
             save_file(sums, fresh)
     for kind, file in files.items():
         sums = load_file(file)
-        order = list(map(str, dampings(kind)))
-        for setting in sorted(sums, key=lambda setting: order.index(setting.split("/")[0])):
-            names = ("regularization", "normalisation", "layer")
-            yield {"basis": kind, **dict(zip(names, setting.split("/"), strict=True))}, sums[setting]
+        for value in dampings(kind):
+            for normalisation, layer in [
+                ("plain", ""),
+                ("relative", ""),
+                *(("plain", name) for name in engine.layers),
+            ]:
+                if (setting := f"{value}/{normalisation}/{layer}") in sums:
+                    told = {"basis": kind, "regularization": str(value)}
+                    yield told | {"normalisation": normalisation, "layer": layer}, sums[setting]
 
 
 def dampings(kind: str) -> tuple[Damping, ...]:
@@ -158,7 +163,8 @@ def similarities() -> Iterator[tuple[str, Tensor]]:
 
 
 def table() -> pd.DataFrame:
-    """One row for each scorer, place, tracked layers, basis, λ, normalisation, and layer or all layers."""
+    """One row for each scorer, place (or two, whose scores are added), tracked layers, basis, λ,
+    normalisation, and layer or all layers."""
     bank = finished_bank()
     rows = [agreement_row(bank, scores, scorer=name) for name, scores in similarities()]
     # Of summed scores: each subset then has one member, its sum.
@@ -167,6 +173,13 @@ def table() -> pd.DataFrame:
         told = {"scorer": "EK-FAC", "where": f"{share:.0%}", "tracked": tracked}
         for settings, sums in sums_at(share, tracked, kinds):
             rows.append(agreement_row(summed, sums, **told, **settings))
+    one, other = (
+        [(told, sums) for told, sums in sums_at(share, "chapters", TWO) if not told["layer"]]
+        for share in (0.2, 0.5)
+    )
+    for (settings, sums), (_, more) in zip(one, other, strict=True):
+        told = {"scorer": "EK-FAC", "where": "20% and 50%", "tracked": "chapters"}
+        rows.append(agreement_row(summed, sums + more, **told, **settings))
     return pd.DataFrame(rows)
 
 

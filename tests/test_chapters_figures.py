@@ -37,6 +37,10 @@ FINDING = {"a ranking": np.array([[0.0, 0.5, 1.0], [0.0, 1.0, 1.0]])}
 DROPPED = {"a ranking": np.array([[0.8, 0.9], [0.9, 0.9]])}
 ALONG = pd.DataFrame({"plain": [0.1, 0.2]}, index=[0.0, 1.0])
 
+BY_LAMBDA = pd.DataFrame(
+    {"basis": list("aabb"), "regularization": ["0.01", "1"] * 2, "report": [0.5, 0.4, 0.2, 0.1]}
+).assign(low=0.05, high=0.6)
+SINGLE = pd.DataFrame({"change": [0.1, -0.2, 0.3], "recommended": [0.2, -0.1, 0.1]})
 FIGURES = {
     figures.influence_heatmap: (INFLUENCES, TEST_LABELS, TRAIN_LABELS, TITLE, (1, 1)),
     sentiment.learning_curve: ([0.7, 0.5, 0.4], {"50-percent": 2}, TITLE),
@@ -61,6 +65,10 @@ FIGURES = {
     fidelity.score_and_stability: ([0.1, 1.0], {"a": [0.2, 0.3]}, [0.9], TITLE),
     fidelity.along_the_path: (ALONG, TITLE),
     fidelity.removals: (RISES, TITLE),
+    fidelity.covariance_in_bases: ({"one": np.eye(3), "another": np.ones((3, 3))}, TITLE),
+    fidelity.scores_by_regularization: ({"tail": BY_LAMBDA, "whole": BY_LAMBDA}, 0.9, TITLE),
+    fidelity.scores_by_layer: ({"end": CORRELATIONS}, TITLE),
+    fidelity.single_removals: (SINGLE, ["recommended"], TITLE),
     regularization.neighbour_correlations: ({"pearson": CORRELATIONS, "spearman": CORRELATIONS}, TITLE),
     regularization.spectra: (SPECTRUM, {"small": 1e-3, "large": 1.0}, TITLE),
 }

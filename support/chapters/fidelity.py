@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 
 from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, new_axes, show
 
@@ -121,3 +122,61 @@ def removals(table: pd.DataFrame, title: str) -> None:
         axes.annotate(name, end, (8, 0), va="center", color=color, **SMALL)
     axes.hlines(0, 0, table["removed"].max(), color=NEUTRAL, linewidth=0.6)
     show(axes, title=title, xlabel="reviews removed, of 1,000", ylabel="rise of the query's loss")
+
+
+def covariance_in_bases(matrices: Mapping[str, np.ndarray], title: str) -> None:
+    """Sizes of the entries of one covariance, written in several bases: a panel each. In a basis of its own
+    it is a diagonal."""
+    panels = new_axes(8, 3.6, len(matrices))
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+        sizes = np.log10(np.abs(matrix) / np.abs(matrix).max() + 1e-6)
+        image = axes.imshow(sizes, cmap="Blues", vmin=-4, vmax=0)
+        axes.set(title=name, xlabel="axis")
+    bar = panels[-1].figure.colorbar(image, ax=panels, ticks=range(-4, 1), shrink=0.8)
+    bar.set_label("size of the entry, log10")
+    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(panels, ylabel="axis")
+
+
+def scores_by_regularization(tables: Mapping[str, pd.DataFrame], ceiling: float, title: str) -> None:
+    """LDS with its interval against λ (columns basis, regularization, report, low, high), a line for each
+    basis and a panel for each table, below the noise ceiling."""
+    panels = np.atleast_1d(new_axes(8, 3.2, len(tables)))
+    for axes, (name, table) in zip(panels, tables.items(), strict=True):
+        for color, (basis, rows) in zip(
+            (NEGATIVE, POSITIVE), table.groupby("basis", sort=False), strict=False
+        ):
+            values = rows["regularization"].astype(float)
+            axes.fill_between(values, rows["low"], rows["high"], color=color, alpha=0.2, linewidth=0)
+            axes.plot(values, rows["report"], "o-", color=color, markersize=4, label=basis)
+        axes.axhline(ceiling, color=NEUTRAL, linestyle="--", linewidth=1)
+        axes.set(xscale="log", ylim=(0, 1), title=name, xlabel="regularization λ")
+    panels[0].legend(fontsize=8)
+    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(panels, ylabel="LDS")
+
+
+def scores_by_layer(tables: Mapping[str, pd.DataFrame], title: str) -> None:
+    """LDS of each layer by itself (rows) for each λ (columns), a panel for each table."""
+    panels = np.atleast_1d(new_axes(8, 4.2, len(tables)))
+    for axes, (name, table) in zip(panels, tables.items(), strict=True):
+        style = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 7}, "cmap": "Blues", "vmin": 0}
+        ends = {"cbar": False, "yticklabels": axes is panels[0]}
+        sns.heatmap(table, ax=axes, vmax=0.4, linewidths=0.3, **style, **ends)
+        axes.set(title=name, xlabel="regularization λ", ylabel="")
+    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(panels)
+
+
+def single_removals(table: pd.DataFrame, scorers: Sequence[str], title: str) -> None:
+    """Predicted change of a query's loss without one review (a column per scorer) against the true one, a
+    panel for each; both times a thousand."""
+    panels = np.atleast_1d(new_axes(8, 3.2, len(scorers)))
+    for axes, name in zip(panels, scorers, strict=True):
+        rank = table[name].corr(table["change"], method="spearman")
+        axes.scatter(1e3 * table[name], 1e3 * table["change"], s=5, color=POSITIVE, alpha=0.3, linewidths=0)
+        axes.axhline(0, color=NEUTRAL, linewidth=0.6)
+        axes.axvline(0, color=NEUTRAL, linewidth=0.6)
+        axes.set(title=f"{name}\nrank correlation {rank:.2f}", xlabel="predicted change, × 1,000")
+    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
+    show(panels, ylabel="true change, × 1,000")
