@@ -1,7 +1,8 @@
 """`python -m experiments.damping`: does λ transfer as a number, or by the scale of a layer? `damping.csv`.
 
 Before the nine banks of the tail, fed with its vectors: EK-FAC for λ as it is, as so many times the mean of a
-layer's corrected eigenvalues, and as so many times their 0.99 quantile. About fifteen minutes on one thread.
+layer's corrected eigenvalues, and as so many times their 0.99 quantile; on `main` in all bases that vectors
+tell apart. About twenty minutes on one thread.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from experiments.bank_making import EXPERIMENTS, bank_path, queries, retraining
-from experiments.bases import Share, curvatures, scored
+from experiments.bases import BASES, Share, curvatures, scored
 from experiments.judgement import agreement_row
 from support.ekfac import EkfacInfluence
 from support.judge import load_bank
@@ -27,7 +28,7 @@ PLACES = (0.2, 1.0)
 
 
 def table() -> pd.DataFrame:
-    """One row for each bank, place, λ and normalisation."""
+    """One row for each bank, place, basis, λ and normalisation."""
     rows = []
     for name in tqdm(EXPERIMENTS, "banks", unit="bank"):
         run, asked = retraining(EXPERIMENTS[name]), queries(EXPERIMENTS[name])
@@ -35,12 +36,14 @@ def table() -> pd.DataFrame:
         everything = torch.arange(len(run.reviews))
         for share, checkpoint in zip(PLACES, run.path(everything, seed=0, shares=PLACES), strict=True):
             engine = EkfacInfluence(checkpoint.model())
-            curvature = curvatures(engine, train, ("gradient",))["gradient"]
-            for value, scores in scored(engine, curvature, list(batches(asked)), train, DAMPINGS).items():
-                told = {"experiment": name, "where": f"{share:.0%}", "regularization": str(value)}
-                plain, own = scores.influences.sum(dim=0), scores.self_influences.sum(dim=0)
-                rows.append(agreement_row(bank, plain, **told, normalisation="plain"))
-                rows.append(agreement_row(bank, plain / own.sqrt(), **told, normalisation="relative"))
+            kinds = BASES[1:] if name == "main" else ("gradient",)
+            for kind, curvature in curvatures(engine, train, kinds).items():
+                told = {"experiment": name, "where": f"{share:.0%}", "basis": kind}
+                for value, scores in scored(engine, curvature, list(batches(asked)), train, DAMPINGS).items():
+                    told["regularization"] = str(value)
+                    plain, own = scores.influences.sum(dim=0), scores.self_influences.sum(dim=0)
+                    rows.append(agreement_row(bank, plain, **told, normalisation="plain"))
+                    rows.append(agreement_row(bank, plain / own.sqrt(), **told, normalisation="relative"))
     return pd.DataFrame(rows)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from experiments.bank_making import QUERIES, TRAIN_REVIEWS
-from experiments.bases import BASES, Damping, Scores, Share, curvatures, scored
+from experiments.bases import Damping, Scores, Share, curvatures, scored
 from experiments.finetune import Finetuning
 from experiments.judgement import agreement_row
 from experiments.scorers import SIMILARITIES, Question
@@ -36,7 +36,7 @@ from support.retraining import Reviews, read_vectors
 TABLE = Path(__file__).parent / "whole_model.csv"
 TWO = ("all positions", "gradient")
 GRADIENTS = "gradients alone"
-ASKED = [(0.1, "chapters", TWO), (0.2, "chapters", (*BASES, GRADIENTS)), (0.5, "chapters", TWO)]
+ASKED = [(0.1, "chapters", TWO), (0.2, "chapters", (*TWO, "weighted", GRADIENTS)), (0.5, "chapters", TWO)]
 ASKED += [(1.0, "chapters", (*TWO, GRADIENTS)), (0.2, "LoRA", TWO)]
 """Share of the steps, layers that are tracked, and bases."""
 

@@ -5,12 +5,26 @@ from functools import partial
 
 import pytest
 import torch
+import transformers
 
-from support.ekfac import Categorical, EkfacInfluence, NextToken
+from support.ekfac import Categorical, EachToken, EkfacInfluence, NextToken
 from support.ekfac.batches import IGNORED
 from support.ekfac.draws import drawn
-from support.ekfac.errors import LabelsMismatch, OutputsNotSupported
-from tests.tiny_writers import DAMPING, assert_same, fitted, gpt2, gradients, llama, loss, parts, ready, texts
+from support.ekfac.errors import LabelsMismatch, NothingAsked, OutputsNotSupported
+from support.model import require_gradients_only
+from tests.tiny_writers import (
+    DAMPING,
+    VOCABULARY,
+    assert_same,
+    fitted,
+    gpt2,
+    gradients,
+    llama,
+    loss,
+    parts,
+    ready,
+    texts,
+)
 
 
 @pytest.fixture(params=[llama, gpt2], ids=lambda build: build.__name__)
@@ -62,6 +76,7 @@ def test_batches_and_order_change_nothing(model):
     assert_same(scores, whole.influences(*asked))
 
 
+@pytest.mark.filterwarnings("ignore::support.ekfac.errors.NothingAsked")
 def test_tokens_add_up_to_texts_and_completions_of_one_token_to_the_whole(model):
     engine = fitted(model, [BATCH])
     asked = (*parts(QUERIES), *parts(BATCH))
@@ -99,9 +114,12 @@ def test_the_mean_of_sampled_fishers_is_that_of_all_texts_of_labels():
 def test_an_example_without_targets_has_no_say(model):
     batch = texts(5, 3, 6, 2)
     batch["labels"][1] = IGNORED
-    engine = fitted(model, [batch])
+    told = r"^Examples without a target: 1, the first in row 1\. .* Leave them out"
+    with pytest.warns(NothingAsked, match=told):
+        engine = fitted(model, [batch])
     assert engine.examples == 4
-    found = engine.influences(*parts(QUERIES), *parts(batch))
+    with pytest.warns(NothingAsked, match=told):
+        found = engine.influences(*parts(QUERIES), *parts(batch))
     assert found[:, 1].count_nonzero() == 0
     assert found[:, 0].count_nonzero() == 2
 
@@ -127,6 +145,32 @@ def test_saved_curvature_of_a_model_that_writes_is_loaded_and_known_again(model,
     loaded = EkfacInfluence.load(tmp_path / "curvature", model, likelihood=NextToken(), **DAMPING)
     asked = (*parts(QUERIES), *parts(BATCH))
     assert torch.equal(loaded.influences(*asked), engine.influences(*asked))
+
+
+def test_a_class_for_each_token_is_asked_where_it_stands():
+    """Gradients are autograd's of the summed cross-entropy; padding and −100 change nothing."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=4, intermediate_size=5, num_hidden_layers=2, num_labels=3,
+        num_attention_heads=2, max_position_embeddings=16, initializer_range=0.5,
+    )  # fmt: skip
+    model = transformers.BertForTokenClassification(config).double().eval()
+    require_gradients_only(model, ("intermediate", "classifier"))
+    batch = texts(5, 3)
+    batch["labels"] = torch.where(batch["labels"] == IGNORED, IGNORED, batch["labels"] % 3)
+    batch["labels"][0, 2] = IGNORED
+    engine = EkfacInfluence(model, likelihood=EachToken(), **DAMPING).fit([batch])
+    for layer in engine.curvature.values():
+        layer.eigenvalues.fill_(1 - DAMPING["hessian_regularization"])
+    found, gradients = engine.influences(*parts(batch)), []
+    for row, length in enumerate((5, 3)):
+        inputs = {name: part[row : row + 1, :length] for name, part in parts(batch)[0].items()}
+        labels = batch["labels"][row, :length]
+        asked = torch.nn.functional.cross_entropy(model(**inputs).logits[0], labels, reduction="sum")
+        tracked = [weight for weight in model.parameters() if weight.requires_grad]
+        gradients.append(torch.cat([one.flatten() for one in torch.autograd.grad(asked, tracked)]))
+    gradients = torch.stack(gradients)
+    assert_same(found, gradients @ gradients.T)
 
 
 def test_a_label_at_padding_is_refused_by_its_place(model):

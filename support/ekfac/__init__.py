@@ -3,6 +3,14 @@
 from support.ekfac.exact import ExactInfluence
 from support.ekfac.influence import EkfacInfluence
 from support.ekfac.likelihood import Bernoulli, Categorical, Gaussian
-from support.ekfac.next_token import NextToken
+from support.ekfac.next_token import EachToken, NextToken
 
-__all__ = ["Bernoulli", "Categorical", "EkfacInfluence", "ExactInfluence", "Gaussian", "NextToken"]
+__all__ = [
+    "Bernoulli",
+    "Categorical",
+    "EachToken",
+    "EkfacInfluence",
+    "ExactInfluence",
+    "Gaussian",
+    "NextToken",
+]

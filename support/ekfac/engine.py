@@ -1,7 +1,9 @@
 """A model, its layers that require gradients, and the settings by which they are looked at."""
 
 import json
+import warnings
 from collections.abc import Iterable, Iterator
+from itertools import compress
 
 import torch
 from torch import nn
@@ -15,7 +17,7 @@ from support.ekfac.curvature import (
     Regularization,
     check_regularization,
 )
-from support.ekfac.errors import BadSetting, NotFitted, refuse_unknown
+from support.ekfac.errors import BadSetting, NotFitted, NothingAsked, refuse_unknown
 from support.ekfac.layers import tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood
 from support.ekfac.memory import check_budget
@@ -102,12 +104,21 @@ class Engine:
         return Passes(self.model, self.layers, PRECISIONS[self.precision])
 
     def _counted(self, blocks: Iterable[Block], total: int | None, what: str) -> Iterator[Block]:
-        """The blocks, with a bar that counts their examples, unless there is one block only."""
+        """The blocks, with a bar that counts their examples, unless there is one block only. Warns
+        `NothingAsked` in the end when some have no target."""
         hidden = not self.progress or (isinstance(blocks, list) and len(blocks) == 1)
+        unasked: list[int] = []
         with tqdm(total=total, desc=what, unit="example", disable=hidden) as bar:
             for block in blocks:
                 yield block
                 bar.update(len(block.rows))
+                if block.labels is not None:
+                    none = self.likelihood.unasked(block.labels).tolist()
+                    unasked += compress(block.rows, none)
+        if unasked:
+            told = f"Examples without a target: {len(unasked)}, the first in row {min(unasked)}"
+            cure = "Their influence is zero, and a fit counts them. Leave them out."
+            warnings.warn(NothingAsked(f"{told}. {cure}"), stacklevel=2)
 
     def identity(self) -> dict[str, str]:
         """What a saved curvature must agree in with this engine, λ apart."""

@@ -71,6 +71,10 @@ class BlockHalved(UserWarning):
     """A block of examples did not fit into memory and is taken in two halves."""
 
 
+class NothingAsked(UserWarning):
+    """Some examples have no target, and so no influence."""
+
+
 def refuse_unknown(setting: str, value: object, known: Iterable[str]) -> None:
     """Raise `BadSetting` unless the value of a setting is one of those there are."""
     if value not in known:

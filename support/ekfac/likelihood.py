@@ -30,6 +30,10 @@ class Likelihood(Protocol):
         """The labels, as `loss_direction` and `fisher_directions` take them, of inputs with this mask."""
         return labels
 
+    def unasked(self, labels: Tensor) -> Tensor:
+        """Which examples nothing is asked of."""
+        return torch.zeros(len(labels), dtype=torch.bool)
+
     def loss_direction(self, outputs: Tensor, labels: Tensor | None) -> Tensor:
         """The gradient of each example's loss with respect to its outputs. Raises as `check` does."""
         if labels is None:

@@ -1,8 +1,9 @@
-"""The likelihood of a model that writes: each token from those before it.
+"""Likelihoods of models that say something at every token: which comes next, or of which class it is.
 
-Outputs are `(batch, positions, vocabulary)`, labels `(batch, positions)` as Hugging Face has them: the
-token itself, −100 where nothing is asked, compared with what the model said one position before. Logits
-are the largest thing there is, so probabilities are taken some positions at a time.
+Outputs are `(batch, positions, vocabulary)`, labels `(batch, positions)` as Hugging Face has them: a class
+for each token, −100 where nothing is asked; for a model that writes the token itself, compared with what
+the model said one position before. Logits are the largest thing there is, so probabilities are taken some
+positions at a time.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from support.ekfac.batches import IGNORED
@@ -32,6 +33,9 @@ class NextToken(Likelihood):
     """
 
     fits_on_labels: ClassVar[bool] = True
+
+    shift: ClassVar[int] = 1
+    """How many positions a target stands behind the output that is to say it."""
 
     samples: int = 1
     mean: bool = False
@@ -74,14 +78,18 @@ class NextToken(Likelihood):
                 f"Row {row} of a block has label {labels[row, place].item()} at position {place}, which its "
                 f"attention_mask calls padding. Put {IGNORED} there, or mend the mask."
             )
-        before = torch.nn.functional.pad(mask[:, :-1], (1, 0), value=True)
+        before = torch.nn.functional.pad(mask, (self.shift, 0), value=True)[:, : mask.shape[1]]
         return labels.masked_fill(~before, IGNORED)
+
+    def unasked(self, labels: Tensor) -> Bool[Tensor, " batch"]:
+        """Which examples have no target."""
+        return (labels[:, self.shift :] == IGNORED).all(dim=1)
 
     def loss(
         self, outputs: Float[Tensor, "batch ..."], labels: Shaped[Tensor, "batch ..."]
     ) -> Float[Tensor, " batch"]:
         """Σ −log p over the targets of each example, or their mean."""
-        targets = _Targets(labels)
+        targets = _Targets(labels, self.shift)
         result = outputs.new_zeros(len(outputs))
         for part in targets.parts():
             logits = outputs[targets.example[part], targets.position[part]]
@@ -94,7 +102,7 @@ class NextToken(Likelihood):
     ) -> Float[Tensor, "batch positions vocabulary"]:
         """p − e_token at the place before each target. Raises as `check` does."""
         self.check(outputs, labels)
-        targets = _Targets(labels)
+        targets = _Targets(labels, self.shift)
         return self._direction(outputs, targets, targets.token, 1.0)
 
     def fisher_directions(
@@ -105,7 +113,7 @@ class NextToken(Likelihood):
     ) -> Iterator[Float[Tensor, "batch positions vocabulary"]]:
         """(p − e_y)/√samples for every sampled text y; of the labels only the places matter."""
         self.check(outputs, labels)
-        targets = _Targets(labels)
+        targets = _Targets(labels, self.shift)
         if not len(targets.token):
             yield torch.zeros_like(outputs)
             return
@@ -134,14 +142,21 @@ class NextToken(Likelihood):
         return 1 / count if self.mean else torch.ones_like(count)
 
 
+class EachToken(NextToken):
+    """Softmax over the classes of every token, as token classifiers have it; all else as `NextToken`."""
+
+    shift = 0
+
+
 class _Targets:
     """Where something is asked, example by example: the position of the output that is to say it, and the
     token; and how many targets each example has."""
 
-    def __init__(self, labels: Int[Tensor, "batch positions"]):
-        asked = labels[:, 1:] != IGNORED
+    def __init__(self, labels: Int[Tensor, "batch positions"], shift: int):
+        labels = labels[:, shift:]
+        asked = labels != IGNORED
         self.example, self.position = asked.nonzero(as_tuple=True)
-        self.token = labels[:, 1:][asked].long()
+        self.token = labels[asked].long()
         self.count = asked.sum(dim=1)
 
     def parts(self) -> list[slice]:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 from torch.distributed import DistError
 
 from support.assets import AssetDamaged
-from support.ekfac.errors import EkfacError, LayerNotSupported, OutputsNotSupported
+from support.ekfac.errors import EkfacError, LayerNotSupported, NothingAsked, OutputsNotSupported
 from support.job import fleet
 from support.job.by_token import by_token
 from support.job.errors import BadSetting, JobError, ToldElsewhere
@@ -88,7 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status. Whatever goes wrong is told before the team parts."""
     chosen = parser().parse_args(arguments)
     try:
-        with assembled() as team:
+        with assembled() as team, warnings.catch_warnings():
+            warnings.simplefilter("ignore", NothingAsked)  # a job tells it once, of its data sets
             try:
                 for said in chosen.run(chosen, team):
                     if said and team.rank == 0:
