@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from jinja2 import TemplateError
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from support.ekfac import NextToken
@@ -52,15 +52,6 @@ class LanguageModel(Task):
         if (Path(subject.model) / "tokenizer_config.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(subject.model, trust_remote_code=False)
         return adapted(model, subject), tokenizer
-
-    @staticmethod
-    def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-        return model
-
-    @staticmethod
-    def sample(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-        ids = torch.tensor(list(tokenizer.get_vocab().values())[:8]).view(2, 4)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     @staticmethod
     def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
