@@ -11,21 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-WORDS = [
-    "bad",
-    "dull",
-    "fine",
-    "great",
-    "film",
-    "of",
-    "the",
-    "plot",
-    "warm",
-    "who",
-    "laughs",
-    "user",
-    "system",
-]
+from tests import tiny_job
+
+WORDS = [*tiny_job.WORDS, "user", "system"]
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <|end|> {% endfor %}"
     "{% if add_generation_prompt %}<|assistant|> {% endif %}"
