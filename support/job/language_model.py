@@ -19,9 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from support.ekfac import NextToken
 from support.ekfac.storage import model_fingerprint
 from support.job.errors import DatasetNotUsable
-from support.job.examples import Examples, kept_tokens, rules_of
+from support.job.examples import Examples, Sequences, kept_tokens, rules_of
 from support.job.models import Task, adapted, adapter_config, base_of, from_folder_or_hub
-from support.job.sequences import Sequences
 from support.job.settings import PACKAGED, Question, Subject
 from support.job.sources import with_columns
 from support.language import FEED_FORWARD, load_language_model

@@ -16,9 +16,9 @@ from support.ekfac.low_rank import LowRank
 from support.ekfac.passes import Passes
 from support.ekfac.scores import Factors, kept_share
 from support.job.errors import StepMissing, StoreDamaged
-from support.job.progress import progress
 from support.job.settings import refuse_unless_equal
 from support.job.store import FIT_AGAIN, in_blocks
+from support.job.team import progress
 from support.job.work import Job
 
 
