@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from support.job.errors import BadSetting, DatasetNotUsable
-from support.job.seal import seal, sealed
+from support.job.layout import seal, sealed
 from support.job.store import disk_full_is_told
 from support.language import IGNORED, padded
 
@@ -171,23 +171,19 @@ def tokenised(
 
     def encode(batch: Mapping, places: list[int]) -> dict:
         ids = tokenizer(batch["text"], truncation=True, max_length=max_tokens)["input_ids"]
-        return {"input_ids": ids, "length": [len(one) for one in ids]}
+        for place, one in zip(places, ids, strict=True):
+            if not one:
+                raise DatasetNotUsable(f"Row {rows[place]} has a text of no token. Leave it out.")
+            if tokenizer.pad_token_id in one:
+                raise DatasetNotUsable(
+                    f"Row {rows[place]} has a text with the padding token {tokenizer.pad_token!r} in it, "
+                    "which the model would not be shown. Leave it out, or give the tokenizer a padding token "
+                    "that no text has."
+                )
+        return {"input_ids": ids, "length": list(map(len, ids))}
 
     chosen, tokens, digest = kept_tokens(texts, rows, f"{max_tokens} {rules_of(tokenizer)}", encode, folder)
-    examples = Examples(rows, chosen, tokens, digest, tokenizer.pad_token_id)
-    first = 0
-    for batch in tokens.iter(batch_size=1000):
-        for row, ids in enumerate(batch["input_ids"], first):
-            if not ids:
-                raise DatasetNotUsable(f"Row {rows[row]} has a text of no token. Leave it out.")
-            if tokenizer.pad_token_id in ids:
-                raise DatasetNotUsable(
-                    f"Row {rows[row]} has a text with the padding token {tokenizer.pad_token!r} in it, which "
-                    "the model would not be shown. Leave it out, or give the tokenizer a padding token that "
-                    "no text has."
-                )
-        first += len(batch["input_ids"])
-    return examples
+    return Examples(rows, chosen, tokens, digest, tokenizer.pad_token_id)
 
 
 def _digest(texts: Dataset, rows: np.ndarray, rules: str) -> str:
