@@ -13,7 +13,6 @@ import zarr
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from support.job.command import shown
 from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
 from support.job.layout import FITTED
 from support.job.store import Store, disk_full_is_told, in_blocks
@@ -216,16 +215,3 @@ def test_half_scored_means_so_many_chunks_of_all_wherever_they_lie(store, places
     for place in places:
         store.write("scores", place, np.ones([*map(len, place)], dtype=np.float32))
     assert store.progress()["score"] == f"{len(places)} of 6 blocks"
-
-
-def test_facts_are_shown_in_a_line_each_and_those_left_empty_are_not(store):
-    rows = ",".join(map(str, range(500)))
-    store.settle({"subject": {"model": "mine", "layers": "", "training_rows": rows}, "shards": 2})
-    lines = shown(store).split("\n")
-    assert lines[:4] == [str(store.folder), "format: influence-job-3", "subject:", "  model: mine"]
-    assert lines[4].startswith("  training_rows: 0,1,2")
-    assert lines[4].endswith("…")
-    assert len(lines[4]) < 120
-    assert lines[5:] == ["shards: 2", "progress:"] + [
-        f"  {step}: not yet" for step in ("fit", "score", "self")
-    ]

@@ -91,6 +91,5 @@ def make_texts(folder: Path, training: int = TRAINING, longest: int = 9) -> Path
 
 def options(model: Path, texts: Path, store: Path, *more: object) -> list[str]:
     """What `run` is told."""
-    given = ("--store", store, "--model", model, "--dataset", texts, "--regularization", "0.01")
-    given += ("--queries", texts.parent / "queries.jsonl", "--query-rows", "all", "--block", "4")
-    return [str(one) for one in (*given, "--query-block", "2", "--save-seconds", "0", *more)]
+    queries = ("--queries", texts.parent / "queries.jsonl")
+    return [*tiny_job.options(model, texts, store, layers=""), *map(str, (*queries, *more))]

@@ -154,29 +154,28 @@ class LanguageModel(Task):
         if "messages" in row:
             return self._conversation(row["messages"], is_query)
         prompt, completion = row["prompt"], row.get("completion", "")
-        before = prompt if isinstance(prompt, str) else self._rendered(prompt, True)
-        if isinstance(completion, list):
-            if isinstance(prompt, str):
-                raise ValueError(
-                    "has a text for a prompt and a conversation for its completion: use one form."
-                )
-            completion = self._rendered(prompt + completion, False).removeprefix(before)
-        return [(before, False), (completion, True)]
+        if isinstance(completion, str):
+            before = prompt if isinstance(prompt, str) else self._rendered(prompt, True)
+            return [(before, False), (completion, True)]
+        if isinstance(prompt, str):
+            raise ValueError("has a text for a prompt and a conversation for its completion: use one form.")
+        return self._conversation(prompt + completion, is_query, len(prompt))
 
-    def _conversation(self, messages: list[Mapping], is_query: bool) -> list[Part]:
-        """What the assistant says is asked; of a query that it hasn't answered, nothing is yet."""
+    def _conversation(self, messages: list[Mapping], is_query: bool, first: int = 0) -> list[Part]:
+        """What the assistant says from message `first` on is asked; of a query that it hasn't answered,
+        nothing is yet."""
         if is_query and messages[-1]["role"] != "assistant":
             return [(self._rendered(messages, True), False)]
         said, parts = "", []
         for number, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or number < first:
                 continue
             before = self._rendered(messages[:number], True)
             after = self._rendered(messages[: number + 1], False)
             if not (before.startswith(said) and after.startswith(before)):
                 raise ValueError(
                     "is a conversation of which the chat template writes the beginning anew with each turn. "
-                    "Give each answer as a completion, what precedes it as its prompt."
+                    "Give each answer as a completion, what precedes it as its prompt, both as plain text."
                 )
             parts += [(before[len(said) :], False), (after[len(before) :], True)]
             said = after

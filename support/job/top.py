@@ -146,20 +146,23 @@ def page(top: Top, queries: Examples, class_names: Mapping[str, int], facts: Map
             own["class_name"] = ", " + names.get(row["label"], f"label {row['label']}")
         return {**row, **own}
 
+    said = () if top.by_token is None else top.by_token.groupby(["query", "training_row"])
+    tokens = {place: rows.to_dict("records") for place, rows in said}
     shown = []
     for number, row in enumerate(queries.rows):
         rows = top.by_query[top.by_query["query"] == number]
-        tokens = _coloured(top.by_token, number)
         query = {"number": number, "row": row, "largest": rows["share"].max()}
         for effect, found in rows.groupby("effect"):
             found = found.to_dict("records")
-            query[effect] = [readable(one | {"said": tokens.get(one["training_row"])}) for one in found]
+            query[effect] = [
+                readable(one | {"said": tokens.get((number, one["training_row"]))}) for one in found
+            ]
         about = {name: column[0] for name, column in queries.described([number]).items()}
         shown.append(readable(query | about))
     overall = [readable(row) for row in top.overall.to_dict("records")]
     loader = PackageLoader("support.job", "")
     template = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html.jinja")
-    return template.render(facts=facts, overall=overall, queries=shown, by_token=top.by_token is not None)
+    return template.render(facts=facts, overall=overall, queries=shown, by_token=bool(tokens))
 
 
 def by_token(job: Job, found: Top) -> pd.DataFrame:
@@ -191,17 +194,3 @@ def _tokens_of(job: Job, query: int, rows: pd.DataFrame) -> pd.DataFrame:
         "said": job.queries.said(query, places.tolist()) * len(rows),
     }
     return pd.DataFrame(about | {"score": scores.flatten()})
-
-
-def _coloured(by_token: pd.DataFrame | None, query: int) -> dict[int, list[dict]]:
-    """For each training row the tokens of a query, with their `weight` beside the strongest of them."""
-    if by_token is None:
-        return {}
-    found = {}
-    for row, tokens in by_token[by_token["query"] == query].groupby("training_row"):
-        largest = tokens["score"].abs().max() or 1
-        tokens = tokens.assign(
-            weight=tokens["score"].abs() / largest, effect=np.where(tokens["score"] > 0, "helps", "harms")
-        )
-        found[row] = tokens.to_dict("records")
-    return found
