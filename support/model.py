@@ -128,18 +128,26 @@ def merge_adapter(model: Classifier, folder: Path) -> Classifier:
     """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again. Raises
     `AssetMissing` when there is none, and `AssetDamaged` when it can't be read or is not of this model."""
     config, state = _read_adapter(folder)
+    try:
+        adapted = with_weights(model, config, state)
+    except ValueError as error:
+        told = f"The adapter {folder.name!r} does not fit the model: {error}"
+        raise assets.AssetDamaged(f"{told} Train it again: python -m experiments.finetune") from error
+    return adapted.merge_and_unload().requires_grad_(True)
+
+
+def with_weights(model: nn.Module, config: peft.LoraConfig, state: Mapping[str, Tensor]) -> peft.PeftModel:
+    """The model with an adapter of these weights in its layers. Raises `ValueError` when the model has no
+    such layers, and for tensors that are not those of this model, naming the first."""
     with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
         adapted = with_adapter(model, config)
-    both = state, peft.get_peft_model_state_dict(adapted)
+    both = state, peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
     for name in sorted(set().union(*both)):
         found, expected = (tuple(one[name].shape) if name in one else "absent" for one in both)
         if found != expected:
-            raise assets.AssetDamaged(
-                f"The adapter {folder.name!r} does not fit the model: tensor {name!r} is {found} in the "
-                f"adapter, {expected} in the model. Train it again: python -m experiments.finetune"
-            )
-    peft.set_peft_model_state_dict(adapted, state)
-    return adapted.merge_and_unload().requires_grad_(True)
+            raise ValueError(f"tensor {name!r} is {found} in the adapter, {expected} in the model.")
+    peft.set_peft_model_state_dict(adapted, {name: tensor.float() for name, tensor in state.items()})
+    return adapted
 
 
 def with_adapter(model: nn.Module, config: peft.LoraConfig) -> peft.PeftModel:
@@ -162,8 +170,7 @@ def _require_adapter(folder: Path) -> None:
 def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
     _require_adapter(folder)
     try:
-        config, weights = peft.LoraConfig.from_pretrained(str(folder)), load_file(folder / ADAPTER_FILES[1])
-        return config, {name: tensor.float() for name, tensor in weights.items()}
+        return peft.LoraConfig.from_pretrained(str(folder)), load_file(folder / ADAPTER_FILES[1])
     except (ValueError, TypeError, SafetensorError) as error:
         raise assets.AssetDamaged(
             f"The adapter {folder.name!r} cannot be read ({type(error).__name__}: {error}). "

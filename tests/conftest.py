@@ -34,6 +34,19 @@ def alone():
 
 
 @pytest.fixture
+def said(capsys):
+    """What a job's command says when it ends well, or why it does not."""
+    from support.job.command import main
+
+    def run(*arguments, status=0):
+        assert main([str(argument) for argument in arguments]) == status
+        out, err = capsys.readouterr()
+        return err if status else out
+
+    return run
+
+
+@pytest.fixture
 def figure(monkeypatch):
     """Draws: the figure that a function shows when it gets these arguments."""
     import matplotlib.pyplot as plt

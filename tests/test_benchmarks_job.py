@@ -5,7 +5,7 @@ import pytest
 import zarr
 
 from benchmarks import job
-from support.job.progress import told
+from support.job.team import told
 
 SAID = """\
 fit 1/2, covariances: 1,024 of 2,000 examples (51%), 9.3 a second, 0:01:45 left: until Tue 21:20

@@ -17,8 +17,6 @@ from support.job.store import Store
 from support.model import LABELS, load_tokenizer
 from tests.tiny_job import QUERIES, TRAINING, attributes, make_model, make_reviews, options
 
-COMMANDS = ["plan", "run", "fit", "score", "self", "top", "show", "fleet"]
-
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
@@ -32,18 +30,6 @@ def finished(inputs, tmp_path_factory):
     store = tmp_path_factory.mktemp("finished") / "store"
     assert main(["run", *options(*inputs, store), "--fit-rows", "5"]) == 0
     return store
-
-
-@pytest.fixture
-def said(capsys):
-    """What a command says when it ends well, or why it does not."""
-
-    def run(*arguments, status=0):
-        assert main([str(argument) for argument in arguments]) == status
-        out, err = capsys.readouterr()
-        return err if status else out
-
-    return run
 
 
 # From the first run to the page
@@ -67,6 +53,7 @@ def test_the_same_run_again_has_nothing_left_to_do_and_show_says_so(finished, in
     out = said("show", "--store", finished)
     assert out.startswith(str(finished))
     assert "  layers: ffn,classifier\n" in out
+    assert "prompt_column" not in out  # it is empty
     assert out.endswith("progress:\n  fit: done\n  score: done\n  self: done\n")
 
 
@@ -90,6 +77,8 @@ def test_top_prints_a_table_and_leaves_it_as_data_and_as_a_page(finished, said, 
     assert "<td>plain</td>" in page
     assert page.count('<section id="query-') == QUERIES
     assert table["text"][0] in page
+    told = said("top", "--store", finished, "--by-token", status=1)
+    assert "BadSetting: --by-token: a classifier says no tokens. Leave it out." in told
     out = said("top", "--store", finished, "--relative")
     assert out.endswith(f"as data: {finished / 'top.parquet'}\n")
     assert "divided by √self-influence" in (finished / "top.html").read_text(encoding="utf-8")
@@ -204,14 +193,10 @@ def test_numbers_that_mean_nothing_are_refused(inputs, said, tmp_path, option, m
 def test_a_plan_says_time_memory_and_disk(inputs, said, tmp_path):
     given = options(*inputs, tmp_path / "store")[:10]
     out = said("plan", *given)
-    first, *lines = out.strip().split("\n")
-    assert first.startswith("13 training examples, ")
-    assert first.endswith("; 3 queries; 1 process")
-    assert [line.split("  ")[0] for line in lines] == [
-        *("fit", "self", "score", "memory of a process"),
-        *("disk: curvature", "disk: fit, on the way", "disk: scores", "disk: tokens"),
-        "disk: free",
-    ]
+    assert out.startswith("13 training examples, ")
+    assert "; 3 queries; 1 process\n" in out
+    for line in ("fit ", "self ", "score ", "memory of a process", "disk: curvature", "disk: scores"):
+        assert f"\n{line}" in out
     assert "scored in 2 groups" in said("plan", *given, "--query-block", 2)
 
 
@@ -239,9 +224,8 @@ def test_the_guide_names_every_step(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     out = capsys.readouterr().out
-    assert set(COMMANDS) == set(commands())
-    for command in COMMANDS:
-        assert command in out
+    for command in commands():
+        assert f" {command} " in out
 
 
 def test_the_users_page_names_every_option():

@@ -4,8 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from peft import LoraConfig
-from transformers import AutoModelForCausalLM
 
 from support.ekfac import EkfacInfluence, NextToken
 from support.job.command import main
@@ -13,10 +11,8 @@ from support.job.settings import Subject
 from support.job.store import Store
 from support.job.tasks import load_task
 from support.language import encoded, padded
-from support.model import with_adapter
-from tests import tiny_job
 from tests.page import Page
-from tests.tiny_language import TRAINING, make_model, make_rows, make_texts, options, sentences
+from tests.tiny_language import TRAINING, make_adapter, make_model, make_rows, make_texts, options, sentences
 
 CPU = torch.device("cpu")
 
@@ -33,18 +29,6 @@ def finished(inputs, tmp_path_factory):
     store = tmp_path_factory.mktemp("finished") / "store"
     assert main(["run", *options(*inputs, store, "--by-layer")]) == 0
     return store
-
-
-@pytest.fixture
-def said(capsys):
-    """What a command says when it ends well, or why it does not."""
-
-    def run(*arguments, status=0):
-        assert main([str(argument) for argument in arguments]) == status
-        out, err = capsys.readouterr()
-        return err if status else out
-
-    return run
 
 
 def array(store, name):
@@ -73,13 +57,6 @@ def test_the_scores_of_a_job_are_the_engines(inputs, finished):
     assert_same(array(finished, "scores"), engine.influences(*queries, *training))
     assert_same(array(finished, "self_influences"), engine.self_influences(*training))
     assert_same(array(finished, "layer_scores").sum(axis=0), array(finished, "scores"))
-
-
-def test_feed_forward_layers_are_tracked_and_neither_head_nor_embeddings(inputs):
-    task = load_task(Subject(model=str(inputs[0])), CPU)
-    tracked = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
-    assert tracked
-    assert all(".mlp." in name for name in tracked)
 
 
 def test_the_queries_in_another_order_and_grouping_have_the_same_scores(inputs, finished, said, tmp_path):
@@ -175,20 +152,16 @@ def test_scores_and_self_influences_of_a_text_in_pieces_are_those_of_all_its_pie
 
 
 def test_an_adapter_has_influences_of_its_own(inputs, said, tmp_path):
-    settings = LoraConfig(r=2, target_modules=["c_fc", "up_proj"], task_type="CAUSAL_LM")
-    settings.fan_in_fan_out = "gpt2" in str(inputs[0])
-    adapted = with_adapter(AutoModelForCausalLM.from_pretrained(inputs[0]), settings)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(0))
-    adapted.save_pretrained(tmp_path / "adapter")
-    said("run", *options(tmp_path / "adapter", inputs[1], tmp_path / "store"))
+    gpt2 = "gpt2" in str(inputs[0])
+    layer, adapter = "c_fc" if gpt2 else "up_proj", tmp_path / "adapter"
+    make_adapter(inputs[0], adapter, layer, fan_in_fan_out=gpt2)
+    given = options(adapter, inputs[1], tmp_path / "store")
+    said("run", *given)
     assert (array(tmp_path / "store", "self_influences") > 0).all()
-    config = tmp_path / "adapter" / "adapter_config.json"
+    config = adapter / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9'))
-    assert "StoreMismatch: config: adapter: lora_alpha is 9 here, but 8" in said(
-        "run", *options(tmp_path / "adapter", inputs[1], tmp_path / "store"), status=1
-    )
+    refused = said("run", *given, status=1)
+    assert "StoreMismatch: config: adapter: lora_alpha is 9 here, but 8" in refused
 
 
 def test_texts_that_ask_nothing_are_told_and_have_no_influence(inputs, said, tmp_path):
@@ -198,10 +171,3 @@ def test_texts_that_ask_nothing_are_told_and_have_no_influence(inputs, said, tmp
     told = said("run", *options(inputs[0], tmp_path / "texts", tmp_path / "store"))
     assert "Of 4 training examples 2 ask about no token" in told
     assert (array(tmp_path / "store", "scores")[0] != 0).tolist() == [False, False, True, True]
-
-
-def test_a_classifier_has_no_tokens_to_colour(said, tmp_path):
-    model, reviews = tiny_job.make_model(tmp_path / "model"), tiny_job.make_reviews(tmp_path / "reviews")
-    said("run", *tiny_job.options(model, reviews, tmp_path / "store"))
-    told = said("top", "--store", tmp_path / "store", "--by-token", status=1)
-    assert "BadSetting: --by-token: a classifier says no tokens. Leave it out." in told

@@ -1,4 +1,4 @@
-"""Real processes: several agree with one, and a kill changes nothing."""
+"""Real processes: several agree with one, and a kill changes nothing, whatever kind the model is of."""
 
 import os
 import random
@@ -8,27 +8,55 @@ import numpy as np
 import pytest
 import zarr
 
+from tests import tiny_language
 from tests.processes import await_moment, ended, finished, kill, launched, workers
 from tests.tiny_job import QUERIES, TRAINING, attributes, make_model, make_reviews, options
 
 ARRAYS = ("scores", "self_influences")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("model"))
+def classifier(folder, **sizes):
+    """What `run` is told, given a store."""
+    model, reviews = make_model(folder / "model"), make_reviews(folder / "reviews", **sizes)
+    return lambda store: ["run", *options(model, reviews, store)]
+
+
+def writer(folder):
+    """Texts of which most are longer than a piece, and prompts for the model to complete."""
+    texts = tiny_language.make_texts(folder / "texts", training=37, longest=12)
+    prompts = ({"prompt": prompt} for prompt in ("the film", "who laughs of", "dull"))
+    tiny_language.make_rows(folder / "queries.jsonl", prompts)
+    model = tiny_language.make_model(folder / "model")
+    more = ("--pieces", "--max-tokens", 8, "--new-tokens", 3, "--query-rank", 4)
+    return lambda store: ["run", *tiny_language.options(model, texts, store, *more)]
 
 
 @pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    return make_reviews(tmp_path_factory.mktemp("reviews"))
+def few(tmp_path_factory):
+    """A job of a few reviews."""
+    return classifier(tmp_path_factory.mktemp("few"))
 
 
 @pytest.fixture(scope="module")
-def alone(model, reviews, tmp_path_factory):
+def alone(few, tmp_path_factory):
     """The store of one process that nothing disturbed."""
     store = tmp_path_factory.mktemp("alone") / "store"
-    finished(launched(["run", *options(model, reviews, store)]))
+    finished(launched(few(store)))
+    return store
+
+
+@pytest.fixture(scope="module", params=["classifier", "writer"])
+def many(request, tmp_path_factory):
+    """A job of examples enough to be killed among."""
+    folder = tmp_path_factory.mktemp(request.param)
+    return writer(folder) if request.param == "writer" else classifier(folder, training=201, queries=5)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(many, tmp_path_factory):
+    """The store of two processes that nothing disturbed."""
+    store = tmp_path_factory.mktemp("undisturbed") / "store"
+    finished(launched(many(store), processes=2))
     return store
 
 
@@ -37,41 +65,38 @@ def results(store):
     return {name: group[name][:] for name in ARRAYS}
 
 
+def assert_same(store, other, tolerance=0.0):
+    """To the bit, or to so much of the largest number."""
+    for name, expected in results(other).items():
+        most = tolerance * np.abs(expected).max()
+        np.testing.assert_allclose(results(store)[name], expected, atol=most, rtol=0)
+
+
 @pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_agree_with_one_to_rounding_and_speak_once(
-    model, reviews, alone, tmp_path, processes
-):
-    said = finished(launched(["run", *options(model, reviews, tmp_path)], processes))
+def test_several_processes_agree_with_one_to_rounding_and_speak_once(few, alone, tmp_path, processes):
+    said = finished(launched(few(tmp_path), processes))
     assert said.count(f"Scored {TRAINING} training examples on {QUERIES} queries.") == 1
     assert attributes(tmp_path)["shards"] == processes
-    expected = results(alone)
-    for name, found in results(tmp_path).items():
-        scale = np.abs(expected[name]).max()
-        np.testing.assert_allclose(found, expected[name], atol=1e-5 * scale, rtol=0)
+    assert_same(tmp_path, alone, 1e-5)
     said = finished(launched(["top", "--store", str(tmp_path), "--count", "2"], processes))
     assert said.count("Over all queries:") == 1
     assert (tmp_path / "top.html").exists()
 
 
-@pytest.fixture(scope="module")
-def many(tmp_path_factory):
-    """Reviews enough to be killed among."""
-    return make_reviews(tmp_path_factory.mktemp("many"), training=201, queries=5)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(model, many, tmp_path_factory):
-    """The store of two processes that nothing disturbed."""
-    store = tmp_path_factory.mktemp("undisturbed") / "store"
-    finished(launched(["run", *options(model, many, store)], processes=2))
-    return store
+@pytest.mark.parametrize("many", ["writer"], indirect=True)
+def test_two_processes_of_a_model_that_writes_agree_with_one_to_rounding(many, undisturbed, tmp_path):
+    finished(launched(many(tmp_path)))
+    assert_same(undisturbed, tmp_path, 1e-4)
 
 
 MOMENTS = {
+    "tokens": "tokens/*.arrow",
     "covariances": "fit/covariances-*.safetensors",
     "eigenvalues": "fit/eigenvalues-*.safetensors",
     "scores": "results.zarr/scores/c/0/*",
 }
+KILLED = [("classifier", moment) for moment in ("covariances", "eigenvalues", "scores")]
+KILLED += [("writer", moment) for moment in ("tokens", "scores")]
 
 
 def begun(run, store, moment="covariances", processes=2):
@@ -81,61 +106,53 @@ def begun(run, store, moment="covariances", processes=2):
     return job
 
 
-def assert_same(store, other):
-    for name, found in results(store).items():
-        np.testing.assert_array_equal(found, results(other)[name])
+@pytest.mark.parametrize(("many", "moment"), KILLED, indirect=["many"])
+def test_a_kill_changes_no_number(many, undisturbed, tmp_path, moment):
+    kill(begun(many(tmp_path), tmp_path, moment))
+    assert not (tmp_path / "results.zarr" / "self_influences").exists()
+    finished(launched(many(tmp_path), processes=2))
+    assert_same(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_kill_changes_no_number(model, many, undisturbed, tmp_path, moment):
-    store = tmp_path / "store"
-    run = ["run", *options(model, many, store)]
-    kill(begun(run, store, moment))
-    assert not (store / "results.zarr" / "self_influences").exists()
-    again = ["run", "--store", str(store), "--query-block", "2", "--save-seconds", "0"]
-    finished(launched(again, processes=2))
-    assert_same(store, undisturbed)
-
-
-def test_one_process_lost_ends_all_and_the_rest_goes_on_from_there(model, many, undisturbed, tmp_path):
-    store = tmp_path / "store"
-    run = ["run", *options(model, many, store)]
-    job = begun(run, store)
+@pytest.mark.parametrize("many", ["classifier"], indirect=True)
+def test_one_process_lost_ends_all_and_the_rest_goes_on_with_what_the_store_knows(
+    many, undisturbed, tmp_path
+):
+    job = begun(many(tmp_path), tmp_path)
     random.Random(0).choice(workers(job)).kill()
     status, said = ended(job)
     assert status
     assert "Signal 9" in said
-    finished(launched(run, processes=2))
-    assert_same(store, undisturbed)
+    again = ["run", "--store", str(tmp_path), "--query-block", "2", "--save-seconds", "0"]
+    finished(launched(again, processes=2))
+    assert_same(tmp_path, undisturbed)
 
 
-def test_a_model_that_can_t_be_loaded_is_told_once_by_all(reviews, tmp_path):
-    job = launched(["run", *options(tmp_path / "nowhere", reviews, tmp_path / "store")], processes=2)
-    status, said = ended(job)
+def test_a_model_that_can_t_be_loaded_is_told_once_by_all(tmp_path):
+    run = ["run", *options(tmp_path / "nowhere", make_reviews(tmp_path / "reviews"), tmp_path / "store")]
+    status, said = ended(launched(run, processes=2))
     assert status
     assert said.count("ModelNotUsable: --model ") == 1
     assert "gloo" not in said
 
 
-def test_a_full_disk_is_told_and_with_more_room_the_job_goes_on(model, reviews, alone, small_disk):
+def test_a_full_disk_is_told_and_with_more_room_the_job_goes_on(few, alone, small_disk):
     needed = sum(-(-path.stat().st_size // 4096) for path in alone.rglob("*") if path.is_file())
     store = small_disk(2 * needed) / "store"
-    run = ["run", *options(model, reviews, store)]
-    status, said = ended(launched(run))
+    status, said = ended(launched(few(store)))
     assert status == 1
     assert "DiskFull: No room left for" in said
     assert "make room and run the same command again" in said
     small_disk(64_000, again=True)
-    finished(launched(run))
+    finished(launched(few(store)))
     assert_same(store, alone)
 
 
-def test_a_second_job_on_a_store_is_refused_while_the_first_is_at_work(model, many, tmp_path):
-    store = tmp_path / "store"
-    run = ["run", *options(model, many, store)]
-    first = begun(run, store, processes=1)
+@pytest.mark.parametrize("many", ["classifier"], indirect=True)
+def test_a_second_job_on_a_store_is_refused_while_the_first_is_at_work(many, tmp_path):
+    first = begun(many(tmp_path), tmp_path, processes=1)
     os.kill(first.pid, signal.SIGSTOP)
-    status, said = ended(launched(run))
+    status, said = ended(launched(many(tmp_path)))
     first.kill()
     first.communicate()
     assert status == 1

@@ -179,4 +179,5 @@ def test_a_conversation_without_a_chat_template_is_refused(read, tmp_path):
 )
 def test_a_conversation_that_the_template_does_not_take_is_refused(read, tmp_path, template, told):
     model = make_model(tmp_path, template=template)
-    refused(read, [{"messages": MESSAGES}], f"^Row 0 .*{told}", asked=True, model=model)
+    for row in ({"messages": MESSAGES}, {"prompt": MESSAGES[:4], "completion": MESSAGES[4:]}):
+        refused(read, [row], f"^Row 0 .*{told}", asked=True, model=model)

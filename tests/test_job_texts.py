@@ -33,6 +33,11 @@ def loaded(name, split="train", subject=None):
     return found["text"][:], found["label"][:]
 
 
+def refused(told, *source, **settings):
+    with pytest.raises(DatasetNotUsable, match=told):
+        loaded(*source, **settings)
+
+
 @pytest.mark.parametrize("labels", [NUMBERS, NAMES], ids=["numbers", "names"])
 @pytest.mark.parametrize("kind", ["csv", "parquet", "jsonl", "json"])
 def test_a_file_of_every_kind_gives_the_same_texts_and_numbers(tmp_path, kind, labels):
@@ -74,8 +79,7 @@ def test_the_packaged_reviews_need_no_file(imdb):
 
 @pytest.mark.parametrize("name", ["here/reviews.csv", "nobody/no-reviews"])
 def test_what_is_neither_a_file_nor_on_the_hub_is_named_with_what_would_do(offline, name):
-    with pytest.raises(DatasetNotUsable, match=rf"^'{name}' can't be read .*Name a file \(\.csv"):
-        loaded(name)
+    refused(rf"^'{name}' can't be read .*Name a file \(\.csv", name)
 
 
 @pytest.mark.parametrize(
@@ -102,8 +106,7 @@ def test_a_file_that_is_damaged_is_named_with_the_cause_and_what_it_has_to_be(
         writer = {".jsonl": "to_json"}.get(path.suffix, f"to_{path.suffix[1:]}")
         getattr(reviews(), writer)(tmp_path / f"train{path.suffix}")
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(DatasetNotUsable, match=rf"^'{path}' can't be read \(.*{told}"):
-        loaded(tmp_path if folder else path)
+    refused(rf"^'{path}' can't be read \(.*{told}", tmp_path if folder else path)
     gc.collect()
 
 
@@ -124,8 +127,7 @@ def test_a_csv_of_other_columns_is_refused_with_what_there_is_and_a_cure(tmp_pat
     for name in ("train.csv", "test.csv"):
         (tmp_path / name).write_text(f"{header}\n{line}\n{line}\n")
     for source in (tmp_path, tmp_path / "train.csv"):
-        with pytest.raises(DatasetNotUsable, match=told):
-            loaded(source)
+        refused(told, source)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +137,7 @@ def test_a_folder_without_data_and_one_of_two_kinds_are_refused_with_what_would_
     for kind, split in zip(kinds, ("train", "test"), strict=False):
         getattr(reviews(), f"to_{kind}")(tmp_path / f"{split}.{kind}")
     cure = r"Name a file .* a folder with files called train\.csv or the like, all of one kind"
-    with pytest.raises(DatasetNotUsable, match=rf"can't be read \(.*{told}.*\)\. {cure}"):
-        loaded(tmp_path)
+    refused(rf"can't be read \(.*{told}.*\)\. {cure}", tmp_path)
 
 
 @pytest.mark.parametrize("place", ["file", "folder", "link"])
@@ -162,11 +163,9 @@ def test_the_name_of_a_file_is_no_pattern(tmp_path):
 
 def test_what_is_not_there_is_refused_with_what_there_is(tmp_path):
     (tmp_path / "reviews.txt").write_text("great")
-    with pytest.raises(DatasetNotUsable, match=r"^reviews\.txt is neither of \.csv, \.parquet,"):
-        loaded(tmp_path / "reviews.txt")
+    refused(r"^reviews\.txt is neither of \.csv, \.parquet,", tmp_path / "reviews.txt")
     DatasetDict(train=reviews(), held_out=reviews()).save_to_disk(tmp_path)
-    with pytest.raises(DatasetNotUsable, match=r"no split 'test'\. There are: train, held_out\."):
-        loaded(tmp_path, "test")
+    refused(r"no split 'test'\. There are: train, held_out\.", tmp_path, "test")
 
 
 @pytest.mark.parametrize(
@@ -179,8 +178,7 @@ def test_what_is_not_there_is_refused_with_what_there_is(tmp_path):
 )
 def test_columns_that_are_missing_or_one_are_refused_with_what_would_do(tmp_path, chosen, told):
     reviews().save_to_disk(tmp_path)
-    with pytest.raises(DatasetNotUsable, match=told):
-        loaded(tmp_path, subject=Subject(**chosen))
+    refused(told, tmp_path, subject=Subject(**chosen))
 
 
 @pytest.mark.parametrize(
@@ -194,8 +192,7 @@ def test_columns_that_are_missing_or_one_are_refused_with_what_would_do(tmp_path
 )
 def test_a_row_that_is_of_no_use_is_named_with_what_would_do(tmp_path, texts, labels, message):
     Dataset.from_dict({"text": texts, "label": labels}).to_parquet(tmp_path / "reviews.parquet")
-    with pytest.raises(DatasetNotUsable, match=message):
-        loaded(tmp_path / "reviews.parquet")
+    refused(message, tmp_path / "reviews.parquet")
 
 
 @pytest.mark.parametrize(
@@ -222,17 +219,13 @@ def test_a_folder_that_the_library_kept_is_not_taken_for_a_name_of_the_hub(tmp_p
     (tmp_path / "mine").mkdir()
     reviews().to_csv(tmp_path / "mine" / "train.csv")
     load_dataset(str(tmp_path / "mine"), cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(
-        DatasetNotUsable, match="the hub can't be reached, and what is kept here was a folder"
-    ):
-        loaded("mine")
+    refused("the hub can't be reached, and what is kept here was a folder", "mine")
 
 
 def test_class_names_of_which_some_are_the_model_s_are_refused(tmp_path):
     kind = ClassLabel(names=["positive", "so-so"])
     DatasetDict(train=reviews([1, 0, 1]).cast_column("label", kind)).save_to_disk(tmp_path)
-    with pytest.raises(DatasetNotUsable, match="positive, so-so, the model negative, positive"):
-        loaded(tmp_path)
+    refused("positive, so-so, the model negative, positive", tmp_path)
 
 
 def test_na_in_a_csv_is_a_word(tmp_path):

@@ -13,7 +13,7 @@ from support.job.settings import Subject
 from support.job.tasks import load_task
 from support.model import with_adapter
 from tests import tiny_job
-from tests.tiny_language import MARKS, WORDS, make_model, make_tokenizer
+from tests.tiny_language import MARKS, WORDS, make_adapter, make_model, make_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -25,16 +25,8 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def adapter(model, tmp_path_factory):
-    """A LoRA adapter of that model, no part of it zero."""
     folder = tmp_path_factory.mktemp("adapter")
-    torch.manual_seed(0)
-    settings = {"r": 2, "lora_alpha": 6, "target_modules": ["down_proj", "q_proj"], "task_type": "CAUSAL_LM"}
-    adapted = with_adapter(AutoModelForCausalLM.from_pretrained(model), LoraConfig(**settings))
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    adapted.save_pretrained(folder)
-    return folder
+    return make_adapter(model, folder, "down_proj", "q_proj", lora_alpha=6)
 
 
 def tracked(task):
@@ -80,6 +72,13 @@ def test_a_model_without_feed_forward_layers_by_name_has_gradients_in_all_but_th
     task = load_task(Subject(model=str(tmp_path)), CPU)
     assert {name.rpartition(".")[2] for name in tracked(task)} >= {"q_proj", "k_proj", "v_proj", "out_proj"}
     assert not {name for name in tracked(task) if "lm_head" in name}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_feed_forward_layers_are_tracked_and_neither_head_nor_embeddings(tmp_path, kind):
+    found = tracked(load_task(Subject(model=str(make_model(tmp_path, kind))), CPU))
+    assert found
+    assert all(".mlp." in name for name in found)
 
 
 def test_layers_may_be_chosen_by_several_parts_of_a_name_that_follow_each_other(model):

@@ -46,11 +46,11 @@ def make_reviews(folder: Path, training: int = TRAINING, queries: int = QUERIES)
     return folder
 
 
-def options(model: Path, reviews: Path, store: Path) -> list[str]:
+def options(model: Path, texts: Path, store: Path, layers: str = "ffn,classifier") -> list[str]:
     """What `run` is told."""
     return [
-        *("--store", str(store), "--model", str(model), "--dataset", str(reviews)),
-        *("--layers", "ffn,classifier", "--query-rows", "all", "--regularization", "0.01"),
+        *("--store", str(store), "--model", str(model), "--dataset", str(texts)),
+        *("--layers", layers, "--query-rows", "all", "--regularization", "0.01"),
         *("--block", "4", "--query-block", "2", "--save-seconds", "0"),
     ]
 

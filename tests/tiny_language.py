@@ -7,25 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-WORDS = [
-    "bad",
-    "dull",
-    "fine",
-    "great",
-    "film",
-    "of",
-    "the",
-    "plot",
-    "warm",
-    "who",
-    "laughs",
-    "user",
-    "system",
-]
+from support.model import with_adapter
+from tests import tiny_job
+
+WORDS = [*tiny_job.WORDS, "user", "system"]
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <|end|> {% endfor %}"
     "{% if add_generation_prompt %}<|assistant|> {% endif %}"
@@ -51,16 +41,27 @@ def make_model(folder: Path, kind: str = "llama", seed: int = 0, template: str |
     sizes = {"vocab_size": len(MARKS) + len(WORDS), "bos_token_id": None, "eos_token_id": 0}
     if kind == "llama":
         sizes |= {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
-        model = LlamaForCausalLM(LlamaConfig(**sizes, max_position_embeddings=32))
+        sizes |= {"max_position_embeddings": 32}
     else:
-        model = GPT2LMHeadModel(
-            GPT2Config(**sizes, n_embd=8, n_inner=12, n_layer=2, n_head=2, n_positions=32)
-        )
+        sizes |= {"n_embd": 8, "n_inner": 12, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes))
     torch.manual_seed(seed)
     for parameter in model.parameters():  # random enough for gradients to differ
         nn.init.normal_(parameter, std=0.3)
     model.eval().save_pretrained(folder)
     make_tokenizer(template).save_pretrained(folder)
+    return folder
+
+
+def make_adapter(model: Path, folder: Path, *layers: str, **settings: object) -> Path:
+    """A LoRA adapter of a model's layers, no part of it zero."""
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=list(layers), task_type="CAUSAL_LM", **settings)
+    adapted = with_adapter(AutoModelForCausalLM.from_pretrained(model), config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(folder)
     return folder
 
 
@@ -90,6 +91,5 @@ def make_texts(folder: Path, training: int = TRAINING, longest: int = 9) -> Path
 
 def options(model: Path, texts: Path, store: Path, *more: object) -> list[str]:
     """What `run` is told."""
-    given = ("--store", store, "--model", model, "--dataset", texts, "--regularization", "0.01")
-    given += ("--queries", texts.parent / "queries.jsonl", "--query-rows", "all", "--block", "4")
-    return [str(one) for one in (*given, "--query-block", "2", "--save-seconds", "0", *more)]
+    queries = ("--queries", texts.parent / "queries.jsonl")
+    return [*tiny_job.options(model, texts, store, layers=""), *map(str, (*queries, *more))]

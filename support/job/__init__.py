@@ -3,8 +3,8 @@
     python -m support.job --help
     torchrun --nproc-per-node=4 -m support.job fit …
 
-What runs where: `command` reads the command line, `settings` says what can be set, `sources` brings model
-and texts, `examples` the texts in blocks, `team` the processes, `store` keeps the results, in the `layout`
-that zarr reads, each with its `seal`, `work` puts a job together; `plan`, `fit`, `score` and `top` are its
+What runs where: `command` reads the command line, `settings` says what can be set, `sources` brings texts,
+`tasks` a model of either kind, `examples` the texts in blocks, `team` the processes, `store` keeps the
+results, in the `layout` that zarr reads, `work` puts a job together; `plan`, `fit`, `score` and `top` are its
 steps, `fleet` what it would cost elsewhere.
 """

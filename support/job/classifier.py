@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from support.ekfac import Categorical
@@ -49,15 +49,6 @@ class Classifier(Task):
     @staticmethod
     def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
         return ModelLogitsWrapper(model, tokenizer.pad_token_id)
-
-    @staticmethod
-    def sample(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-        texts = tokenizer(["a", "a b c d e f g h i j k"], padding=True, return_tensors="pt")
-        return {name: texts[name] for name in ("input_ids", "attention_mask")}
-
-    @staticmethod
-    def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
-        return []
 
     @property
     def class_names(self) -> dict[str, int]:

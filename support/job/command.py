@@ -15,7 +15,6 @@ from torch.distributed import DistError
 from support.assets import AssetDamaged
 from support.ekfac.errors import EkfacError, LayerNotSupported, NothingAsked, OutputsNotSupported
 from support.job import fleet
-from support.job.by_token import by_token
 from support.job.errors import BadSetting, JobError, ToldElsewhere
 from support.job.fit import fit
 from support.job.plan import planned
@@ -23,7 +22,7 @@ from support.job.score import load_curvature, score, self_influences
 from support.job.settings import Damping, Question, Subject, add_options, refuse_below, refuse_unless_equal
 from support.job.store import Store
 from support.job.team import Team, assembled
-from support.job.top import page, strongest
+from support.job.top import by_token, page, strongest
 from support.job.work import Job
 from support.text import visible
 

@@ -16,8 +16,8 @@ from support.ekfac.fit import CovarianceSums, EigenvalueSums, Sums
 from support.ekfac.verification import verify
 from support.job.errors import StoreDamaged
 from support.job.layout import FITTED
-from support.job.progress import progress
 from support.job.store import disk_full_is_told, in_blocks
+from support.job.team import progress
 from support.job.work import Job
 
 Shards = list[list[range]]

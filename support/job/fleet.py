@@ -29,51 +29,43 @@ class Shape:
         return examples * tokens * (2 * self.weights + attention)
 
 
-# Six blocks of width 384, feed-forward 1536. The last block and the head hear their first token only; they
-# are counted as if they heard all.
+def llama(blocks: int, width: int, feed_forward: int, keys: int, words: int, weight_bytes: int) -> Shape:
+    """Tracked are the three feed-forward matrices of each block, as in Grosse et al. 2023."""
+    tracked = blocks * ((feed_forward, width), (feed_forward, width), (width, feed_forward))
+    weights = blocks * width * (2 * width + 2 * keys + 3 * feed_forward) + words * width
+    return Shape(tracked, weights, weight_bytes, blocks, width)
+
+
+# The packaged classifier's last block and head hear their first token only; they are counted as if they
+# heard all.
 PACKAGED = 6 * ((1536, 385), (384, 1537)) + ((384, 385), (2, 385))
-# Grattafiori et al. 2024, table 3: 32 blocks of width 4096, feed-forward 14,336, keys and values of
-# width 1024, 128,256 words. Tracked are the three feed-forward matrices, as in Grosse et al. 2023.
-LLAMA = 32 * ((14336, 4096), (14336, 4096), (4096, 14336))
-LLAMA_WEIGHTS = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336) + 128256 * 4096
-# SmolLM2-135M: 30 blocks of width 576, feed-forward 1536, keys and values of width 192, 49,152 words.
-SMOLLM2 = 30 * ((1536, 576), (1536, 576), (576, 1536))
-SMOLLM2_WEIGHTS = 30 * (2 * 576**2 + 2 * 576 * 192 + 3 * 576 * 1536) + 49152 * 576
 SHAPES = {
     "packaged": Shape(PACKAGED, 6 * (4 * 384**2 + 2 * 384 * 1536), 4, 6, 384),
-    "smollm2-135m": Shape(SMOLLM2, SMOLLM2_WEIGHTS, 4, 30, 576),
-    "llama-3-8b": Shape(LLAMA, LLAMA_WEIGHTS, 2, 32, 4096),
+    "smollm2-135m": llama(30, 576, 1536, keys=192, words=49152, weight_bytes=4),
+    # Grattafiori et al. 2024, table 3.
+    "llama-3-8b": llama(32, 4096, 14336, keys=1024, words=128256, weight_bytes=2),
 }
 
 
 def on_paper(
-    shape: Shape,
-    examples: int,
-    tokens: int,
-    queries: int,
-    fit_examples: int,
-    memory: float | int,
-    query_rank: int = 0,
+    shape: Shape, examples: int, tokens: int, queries: int, fit_examples: int, memory: float | int, rank: int
 ) -> dict[str, int | float]:
     """Multiply-adds of each step, bytes, and how the work is cut to fit `memory` bytes of a device.
 
     The layers are taken in `groups`, each a job of its own (`--layers`), because influences add up over
     layers; `at_a_time` queries have room beside the curvature of a group, so that the training set
-    passes by `passes` times: as rarely as possible. With a `query_rank` a query is kept at that rank once
-    its whole factors are known. Raises `BadSetting` when the weights leave no room.
+    passes by `passes` times: as rarely as possible. With a `rank` a query is kept at that rank once its
+    whole factors are known. Raises `BadSetting` when the weights leave no room.
     """
     d_out, d_in = np.array(shape.tracked, dtype=np.float64).T
     size, weights = d_out * d_in, shape.weights * shape.weight_bytes
     # In float32: two bases, Λ, and the eigenvalues of the two covariances of each layer.
     curvature = 4 * np.sum(d_in**2 + d_out**2 + size + d_in + d_out)
-    rank = np.minimum(query_rank, np.minimum(d_out, d_in))
-    low = rank * (d_out + d_in)
-    factor = 4 * np.sum(low if query_rank else size)
-    whole = 4 * np.sum(size) if query_rank else 0
-    cuts = []
+    low = np.minimum(rank, np.minimum(d_out, d_in)) * (d_out + d_in)
+    factor, whole = (4 * np.sum(low), 4 * np.sum(size)) if rank else (4 * np.sum(size), 0)
+    held, cuts = curvature + whole, []
     for groups in range(1, len(size) + 1):
-        room = groups * (memory - weights) - curvature - whole
-        at_a_time = min(queries, int(room // factor))
+        at_a_time = min(queries, int((groups * (memory - weights) - held) // factor))
         if at_a_time >= 1:
             cuts.append((groups * math.ceil(queries / at_a_time), groups, at_a_time))
     if not cuts:
@@ -89,14 +81,14 @@ def on_paper(
     # About 9 d³ operations each, half of them multiplications (Golub & Van Loan, §8.3).
     eigenbases = np.sum(d_in**3 + d_out**3) * 9 / 2
     factors = np.sum(rotated + size * (d_out + d_in))  # into the eigenbasis and back
-    rounds, rest = divmod(queries, at_a_time)
-    if query_rank:
+    if rank:
         # A randomised decomposition goes over the factors six times, with eight vectors more than are kept.
         factors += np.sum(6 * (rank + 8) * size)
         products = queries * tokens * np.sum(low)
     else:
-        sizes = (rounds, at_a_time), (1, rest)
-        products = sum(n * np.sum(size) * min(tokens + q, tokens * q) for n, q in sizes)
+        rounds, rest = divmod(queries, at_a_time)
+        met = sum(n * min(tokens + q, tokens * q) for n, q in ((rounds, at_a_time), (1, rest)))
+        products = np.sum(size) * met
     pass_by = shape.passes(examples, tokens)
     fit = fit_examples * (covariances + squares) + eigenbases
     score = queries * factors + examples * products
@@ -106,7 +98,7 @@ def on_paper(
         "score": groups * shape.passes(queries, tokens) + passes * pass_by + score,
         "curvature": curvature,
         "factors of one query": factor,
-        "largest on a device": weights + (curvature + whole + at_a_time * factor) / groups,
+        "largest on a device": weights + (held + at_a_time * factor) / groups,
         "scores on disk": 4 * queries * examples,
         **{"groups": groups, "at_a_time": at_a_time, "passes": passes},
     }
@@ -123,7 +115,6 @@ def told(plan: dict[str, int | float], operations: float | int) -> str:
     if plan["groups"] > 1:
         rows.append(f"The layers go in {plan['groups']} groups, a job each (--layers); their scores add up.")
     if plan["passes"] > plan["groups"]:
-        rows.append(
-            f"{plan['at_a_time']} queries fit at a time: {plan['passes']} passes of the training set."
-        )
+        fits = f"{plan['at_a_time']} queries fit at a time"
+        rows.append(f"{fits}: {plan['passes']} passes of the training set.")
     return "\n".join(rows)

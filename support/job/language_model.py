@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 from jinja2 import TemplateError
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from support.ekfac import NextToken
 from support.ekfac.storage import model_fingerprint
 from support.job.errors import DatasetNotUsable
-from support.job.examples import Examples, kept_tokens, rules_of
+from support.job.examples import Examples, Sequences, kept_tokens, rules_of
 from support.job.models import Task, adapted, adapter_config, base_of, from_folder_or_hub
-from support.job.sequences import Sequences
 from support.job.settings import PACKAGED, Question, Subject
 from support.job.sources import with_columns
 from support.language import FEED_FORWARD, load_language_model
@@ -47,20 +46,14 @@ class LanguageModel(Task):
         else:
             model, tokenizer = from_folder_or_hub(name, AutoModelForCausalLM, LanguageModel.called)
         model.config.use_cache = False
+        # Of how the model is used to write only when it ends: a job asks for the likeliest tokens.
+        ends = getattr(model.generation_config, "eos_token_id", None)
+        model.generation_config = GenerationConfig(eos_token_id=ends)
         if adapter_config(subject) is None:
             return model, tokenizer
         if (Path(subject.model) / "tokenizer_config.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(subject.model, trust_remote_code=False)
         return adapted(model, subject), tokenizer
-
-    @staticmethod
-    def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
-        return model
-
-    @staticmethod
-    def sample(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-        ids = torch.tensor(list(tokenizer.get_vocab().values())[:8]).view(2, 4)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     @staticmethod
     def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
@@ -108,7 +101,10 @@ class LanguageModel(Task):
             found = []
             for number, place in enumerate(places):
                 row = {name: column[number] for name, column in batch.items()}
-                found.append(self._told_by_row(row, int(rows[place]), new_tokens, pieces))
+                try:
+                    found.append(self.encoded(row, new_tokens, pieces))
+                except (ValueError, TemplateError) as error:
+                    raise DatasetNotUsable(f"Row {rows[place]} {error}") from error
             ids, targets = map(list, zip(*found, strict=True))
             counts = [sum(one[1:]) for one in targets]
             return {"input_ids": ids, "asked": targets, "length": list(map(len, ids)), "targets": counts}
@@ -118,13 +114,6 @@ class LanguageModel(Task):
         if may_complete:
             digest = hashlib.sha256(f"{digest} {tokens['input_ids'][:]}".encode()).hexdigest()
         return Sequences(rows, chosen, tokens, digest, 0, self.max_tokens, self.tokenizer)
-
-    def _told_by_row(self, row: Mapping, number: int, new_tokens: int, pieces: bool) -> tuple[list, list]:
-        """As `encoded`, with errors that name the row. Raises `DatasetNotUsable`."""
-        try:
-            return self.encoded(row, new_tokens, pieces)
-        except (ValueError, TemplateError) as error:
-            raise DatasetNotUsable(f"Row {number} {error}") from error
 
     def encoded(self, row: Mapping, new_tokens: int, pieces: bool) -> tuple[list[int], list[bool]]:
         """As `examples` keeps them. Raises `ValueError`, in words that follow the row's number."""
@@ -165,31 +154,28 @@ class LanguageModel(Task):
         if "messages" in row:
             return self._conversation(row["messages"], is_query)
         prompt, completion = row["prompt"], row.get("completion", "")
-        before = prompt if isinstance(prompt, str) else self._rendered(prompt, True)
-        if isinstance(completion, list):
-            if isinstance(prompt, str):
-                raise ValueError(
-                    "has a text for a prompt and a conversation for its completion: use one form."
-                )
-            completion = self._rendered(prompt + completion, False).removeprefix(before)
-        return [(before, False), (completion, True)]
+        if isinstance(completion, str):
+            before = prompt if isinstance(prompt, str) else self._rendered(prompt, True)
+            return [(before, False), (completion, True)]
+        if isinstance(prompt, str):
+            raise ValueError("has a text for a prompt and a conversation for its completion: use one form.")
+        return self._conversation(prompt + completion, is_query, len(prompt))
 
-    def _conversation(self, messages: list[Mapping], is_query: bool) -> list[Part]:
-        """What the assistant says is asked; of a query that it hasn't answered, nothing is yet."""
+    def _conversation(self, messages: list[Mapping], is_query: bool, first: int = 0) -> list[Part]:
+        """What the assistant says from message `first` on is asked; of a query that it hasn't answered,
+        nothing is yet."""
         if is_query and messages[-1]["role"] != "assistant":
             return [(self._rendered(messages, True), False)]
         said, parts = "", []
         for number, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or number < first:
                 continue
-            before, after = (
-                self._rendered(messages[:number], True),
-                self._rendered(messages[: number + 1], False),
-            )
+            before = self._rendered(messages[:number], True)
+            after = self._rendered(messages[: number + 1], False)
             if not (before.startswith(said) and after.startswith(before)):
                 raise ValueError(
                     "is a conversation of which the chat template writes the beginning anew with each turn. "
-                    "Give each answer as a completion, what precedes it as its prompt."
+                    "Give each answer as a completion, what precedes it as its prompt, both as plain text."
                 )
             parts += [(before[len(said) :], False), (after[len(before) :], True)]
             said = after
@@ -204,21 +190,14 @@ class LanguageModel(Task):
         how = {"tokenize": False, "add_generation_prompt": to_be_answered}
         return self.tokenizer.apply_chat_template(messages, **how)
 
-    @torch.no_grad()
     def completed(self, ids: list[int], new_tokens: int) -> list[int]:
         """What the model says next: each time the likeliest token, until it ends or has said so many."""
-        ends = getattr(self.model.generation_config, "eos_token_id", None)
-        ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-        device = next(self.model.parameters()).device
-        unread, seen, said = ids, None, []
-        while len(said) < new_tokens and not ends & set(said):
-            out = self.model(
-                input_ids=torch.tensor([unread], device=device), past_key_values=seen, use_cache=True
-            )
-            said.append(int(out.logits[0, -1].argmax()))
-            seen = getattr(out, "past_key_values", None)
-            unread = said[-1:] if seen is not None else ids + said
-        return said
+        ends = self.model.generation_config.eos_token_id
+        ends = {self.tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        how = GenerationConfig(max_new_tokens=new_tokens, eos_token_id=sorted(ends) or None, pad_token_id=0)
+        read = torch.tensor([ids], device=self.model.device)
+        said = self.model.generate(read, attention_mask=torch.ones_like(read), generation_config=how)
+        return said[0, len(ids) :].tolist()
 
 
 def _is_conversation(value: object) -> bool:

@@ -1,13 +1,21 @@
-"""What a job's results look like to zarr, to the byte, and what each of them follows from."""
+"""What a job's results look like to zarr, to the byte, what each of them follows from, and their seals.
+
+A seal lies beside a file: a digest of what was written there, of where that is, and of what it follows from.
+It is written after its file: after a kill, a file with its seal is whole, and one without is made anew.
+Seals tell damage and exchange, not forgery: whoever can write a file can write its seal.
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from support.ekfac.storage import replacing
 
 FORMAT = "influence-job-3"
 FITTED = ("model", "config", "fitted_on")
@@ -25,6 +33,8 @@ ARRAYS = {
 MISSING = {"float32": np.nan, "float64": np.nan, "int64": -1}
 """What no value is: zarr writes no chunk that holds nothing else."""
 Sizes = tuple[int, ...]
+
+SUFFIX = ".seal"
 
 
 def digest_of(facts: Mapping[str, object]) -> str:
@@ -47,3 +57,21 @@ def array(name: str, shape: Sizes, chunks: Sizes, dtype: str) -> bytes:
     sizes = {"shape": shape, "chunks": tuple(map(min, shape, chunks)), "dtype": dtype}
     zarr.create_array(kept, **sizes, **how, dimension_names=ARRAYS[name][0])
     return kept["zarr.json"].to_bytes()
+
+
+def seal(folder: Path, place: str, of: str) -> None:
+    """Vouch for the file at this place in a folder, as it is now; `of` stands for what it follows from."""
+    with replacing(folder / f"{place}{SUFFIX}") as fresh:
+        fresh.write_bytes(_digest(folder, place, of))
+
+
+def sealed(folder: Path, place: str, of: str) -> bool:
+    """Whether the file is there as it was when it was sealed, at this place, and follows from the same."""
+    kept = folder / f"{place}{SUFFIX}"
+    return kept.is_file() and (folder / place).is_file() and kept.read_bytes() == _digest(folder, place, of)
+
+
+def _digest(folder: Path, place: str, of: str) -> bytes:
+    begun = hashlib.sha256(f"{of} {place}\n".encode())
+    with (folder / place).open("rb") as file:
+        return hashlib.file_digest(file, lambda: begun).hexdigest().encode()

@@ -1,25 +1,20 @@
 """What a job asks of a kind of model, and what all kinds have in common: loading, layers, tokenizers."""
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import peft
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from support.ekfac.likelihood import Likelihood
 from support.job.errors import BadSetting, ModelNotUsable
-from support.job.examples import Examples
-from support.job.settings import Question, Subject
-from support.model import with_adapter
+from support.job.settings import Subject
+from support.model import with_weights
 
 INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 """Entries of a model's configuration that change nothing of what it computes here."""
@@ -30,12 +25,13 @@ DECIDING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_
 
 
 @dataclass(frozen=True)
-class Task(ABC):
+class Task:
     """All in which kinds of models differ. A classifier and a model that writes are one each.
 
     `model` in the engine's shape, its tokenizer, its configuration as far as it decides what the model
     computes, how many tokens of a text it gets, and which layers are left out because the engine can't
-    cover them, in a line to be told.
+    cover them, in a line to be told. Each kind has a `likelihood`, brings its models (`load`), and says what
+    it reads of a data set (`texts`) and which tokens that is (`examples`).
     """
 
     subject: Subject
@@ -48,46 +44,21 @@ class Task(ABC):
     called: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
     """How the names of the classes end that transformers has for such models."""
-    own_settings: ClassVar[tuple[str, ...]] = ()
+    own_settings: ClassVar[tuple[str, ...]]
     """Those of a `Subject` that no other task knows."""
     least: ClassVar[int] = 1
     """Tokens of a text, beside the tokenizer's own, without which nothing can be asked."""
 
     @staticmethod
-    @abstractmethod
-    def load(subject: Subject) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-        """The model as it comes, float32, and its tokenizer. Raises `ModelNotUsable`."""
-
-    @staticmethod
-    @abstractmethod
     def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
         """The model in the engine's shape."""
+        return model
 
     @staticmethod
-    @abstractmethod
-    def sample(tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-        """Two texts, by which is seen what each layer does."""
-
-    @staticmethod
-    @abstractmethod
     def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
         """Parts of the names of the layers that get gradients unless others are asked for; the engine does
         `without` some. None are all."""
-
-    @property
-    @abstractmethod
-    def likelihood(self) -> Likelihood:
-        """The loss."""
-
-    @abstractmethod
-    def texts(self, found: Dataset, name: str, asked: bool) -> Dataset:
-        """What the task reads of a data set, under names of its own; `asked` says that these are queries.
-        Raises `DatasetNotUsable`."""
-
-    @abstractmethod
-    def examples(self, texts: Dataset, rows: np.ndarray, folder: Path, question: Question | None) -> Examples:
-        """These rows as tokens, which are kept in a folder; with a question they are its queries.
-        Raises `DatasetNotUsable` and `DiskFull`."""
+        return []
 
 
 def from_folder_or_hub(name: str, load: type, kind: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
@@ -141,23 +112,13 @@ def adapted(model: nn.Module, subject: Subject) -> nn.Module:
             f"--model {folder} holds an adapter of kind {about.get('peft_type')}; the job reads LoRA, from "
             f"{weights.name}. Save one with peft's save_pretrained, or merge it and name the whole model."
         )
-    told, cure = f"The adapter {folder} does not fit {base_of(subject)!r}", "Name its model with --base."
     config = peft.LoraConfig.from_pretrained(folder)
     config.base_model_name_or_path = None  # where it is here is no other name than peft would warn of
     try:
-        with torch.random.fork_rng(devices=[]):  # peft draws weights that are overwritten at once
-            whole = with_adapter(model, config)
+        return with_weights(model, config, load_file(weights)).get_base_model()
     except ValueError as error:
-        raise ModelNotUsable(f"{told}: {error} {cure}") from error
-    state, ours = load_file(weights), peft.get_peft_model_state_dict(whole, save_embedding_layers=False)
-    theirs, ours = ({name: tuple(one.shape) for name, one in side.items()} for side in (state, ours))
-    for name in sorted(theirs.keys() | ours.keys()):
-        found, expected = theirs.get(name, "absent"), ours.get(name, "absent")
-        if found != expected:
-            differs = f"tensor {name!r} is {found} in the adapter, {expected} in the model"
-            raise ModelNotUsable(f"{told}: {differs}. {cure}")
-    peft.set_peft_model_state_dict(whole, {name: one.float() for name, one in state.items()})
-    return whole.get_base_model()
+        told = f"The adapter {folder} does not fit {base_of(subject)!r}: {error}"
+        raise ModelNotUsable(f"{told} Name its model with --base.") from error
 
 
 def configuration(model: nn.Module, subject: Subject) -> dict[str, object]:

@@ -1,11 +1,9 @@
 """What a job will cost on this machine, before it starts: counted, and timed on a few examples."""
 
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
-from torch import Tensor
+from torch.utils.data import DataLoader
 
 from support.ekfac.memory import factor_bytes
 from support.job.examples import Examples
@@ -16,27 +14,19 @@ from support.job.work import Job
 TOKEN_BYTES = 8
 
 
-@dataclass(frozen=True)
-class Batches:
+def _batches(examples: Examples, size: int) -> DataLoader:
     """Examples in order, `size` at a time, read from the disk when they are asked for."""
-
-    examples: Examples
-    size: int
-    device: torch.device
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for block in in_blocks(len(self.examples), self.size):
-            yield self.examples.batch(block, self.device)
+    blocks = in_blocks(len(examples), size)
+    return DataLoader(blocks, batch_size=None, collate_fn=lambda block: examples.batch(block, device()))
 
 
 def planned(job: Job) -> str:
     """A table: time for as many processes as are here, memory of each, bytes on disk."""
     engine, block, query_group, size = job.engine, job.subject.block, job.query_group(), job.team.size
     engine.memory_budget = query_group * factor_bytes(engine.layers, job.question.query_rank or None)
-    training = Batches(job.training, block, device())
-    plan = engine.plan(training, Batches(job.queries, query_group, device()))
+    plan = engine.plan(_batches(job.training, block), _batches(job.queries, query_group))
     if job.fitted_on is not job.training:
-        fit = engine.plan(Batches(job.fitted_on, block, device()))
+        fit = engine.plan(_batches(job.fitted_on, block))
         plan = replace(plan, fit_seconds=fit.fit_seconds)
     seconds = {"fit": plan.fit_seconds, "self": plan.self_seconds, "score": plan.score_seconds}
     kept = 1 + (len(engine.layers) if job.question.by_layer else 0)

@@ -16,9 +16,9 @@ from support.ekfac.low_rank import LowRank
 from support.ekfac.passes import Passes
 from support.ekfac.scores import Factors, kept_share
 from support.job.errors import StepMissing, StoreDamaged
-from support.job.progress import progress
 from support.job.settings import refuse_unless_equal
 from support.job.store import FIT_AGAIN, in_blocks
+from support.job.team import progress
 from support.job.work import Job
 
 
@@ -72,21 +72,15 @@ def self_influences(job: Job) -> str:
 
 
 def _self_influences(job: Job, block: range) -> Tensor:
-    """Of each example. The pieces of one are on each other's, too: its factors are added up before."""
+    """Of each example. The pieces of one are on each other's, too."""
     engine, device = job.engine, job.engine.passes.device
     engine.query_rank = None
-    x, y = job.training.batch(block, device)
-    found = engine.self_influences(x, y)
+    found = engine.self_influences(*job.training.batch(block, device))
     counts = job.training.added_up(torch.ones_like(found), block)
     result = job.training.added_up(found, block)
     for place in (counts > 1).nonzero()[:, 0].tolist():
-        x, y = job.training.batch([block[place]], device)
-        factors: dict[str, Tensor] = {}
-        for piece in range(len(y)):
-            one = {name: part[piece : piece + 1] for name, part in x.items()}
-            for name, own in engine.influence_factors(one, y[piece : piece + 1]).items():
-                factors[name] = own + factors.get(name, 0)
-        result[place] = engine.influences_from_factors(factors, x, y).sum()
+        pieces = [job.training.batch([block[place]], device)]
+        result[place] = engine.score(pieces, pieces).sum()
     return result
 
 

@@ -30,8 +30,7 @@ from torch import Tensor
 from support.ekfac.storage import digest, replacing
 from support.job import layout
 from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
-from support.job.layout import ARRAYS, FITTED, FORMAT, SUMMED, Sizes
-from support.job.seal import SUFFIX, seal, sealed
+from support.job.layout import ARRAYS, FITTED, FORMAT, SUFFIX, SUMMED, Sizes, seal, sealed
 from support.job.settings import refuse_unless_equal
 from support.job.team import Team
 

@@ -13,9 +13,11 @@ import pandas as pd
 from jinja2 import Environment, PackageLoader
 
 from support.ekfac.storage import replacing
-from support.job.errors import StoreDamaged
-from support.job.examples import Examples
+from support.job.errors import BadSetting, StoreDamaged
+from support.job.examples import Examples, Sequences
 from support.job.store import Store, disk_full_is_told, in_blocks
+from support.job.work import Job
+from support.language import IGNORED, inputs_and_labels, one_token_each
 from support.text import paragraphs
 
 EFFECTS = {"helps": 1, "harms": -1}
@@ -144,31 +146,51 @@ def page(top: Top, queries: Examples, class_names: Mapping[str, int], facts: Map
             own["class_name"] = ", " + names.get(row["label"], f"label {row['label']}")
         return {**row, **own}
 
+    said = () if top.by_token is None else top.by_token.groupby(["query", "training_row"])
+    tokens = {place: rows.to_dict("records") for place, rows in said}
     shown = []
     for number, row in enumerate(queries.rows):
         rows = top.by_query[top.by_query["query"] == number]
-        tokens = _coloured(top.by_token, number)
         query = {"number": number, "row": row, "largest": rows["share"].max()}
         for effect, found in rows.groupby("effect"):
             found = found.to_dict("records")
-            query[effect] = [readable(one | {"said": tokens.get(one["training_row"])}) for one in found]
+            query[effect] = [
+                readable(one | {"said": tokens.get((number, one["training_row"]))}) for one in found
+            ]
         about = {name: column[0] for name, column in queries.described([number]).items()}
         shown.append(readable(query | about))
     overall = [readable(row) for row in top.overall.to_dict("records")]
     loader = PackageLoader("support.job", "")
     template = Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("page.html.jinja")
-    return template.render(facts=facts, overall=overall, queries=shown, by_token=top.by_token is not None)
+    return template.render(facts=facts, overall=overall, queries=shown, by_token=bool(tokens))
 
 
-def _coloured(by_token: pd.DataFrame | None, query: int) -> dict[int, list[dict]]:
-    """For each training row the tokens of a query, with their `weight` beside the strongest of them."""
-    if by_token is None:
-        return {}
-    found = {}
-    for row, tokens in by_token[by_token["query"] == query].groupby("training_row"):
-        largest = tokens["score"].abs().max() or 1
-        tokens = tokens.assign(
-            weight=tokens["score"].abs() / largest, effect=np.where(tokens["score"] > 0, "helps", "harms")
-        )
-        found[row] = tokens.to_dict("records")
-    return found
+def by_token(job: Job, found: Top) -> pd.DataFrame:
+    """For each query, each of its strongest training examples and each target: `score`, which adds up to
+    that of the query (but for what a low rank leaves out), and the `token` as `said`.
+
+    The engine has to know the curvature. Raises `BadSetting` for a classifier.
+    """
+    if not isinstance(job.queries, Sequences):
+        raise BadSetting("--by-token: a classifier says no tokens. Leave it out.")
+    job.engine.query_rank = job.question.query_rank or None
+    tables = [_tokens_of(job, query, rows) for query, rows in found.by_query.groupby("query")]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _tokens_of(job: Job, query: int, rows: pd.DataFrame) -> pd.DataFrame:
+    """The loss of a query is a sum over its targets, so its influence is one, too."""
+    device = job.engine.passes.device
+    numbers = np.searchsorted(job.training.rows, rows["training_row"]).tolist()
+    inputs, labels = job.queries.batch([query], device)
+    places = (labels[0, 1:] != IGNORED).nonzero()[:, 0] + 1
+    one_each = inputs_and_labels(one_token_each(inputs | {"labels": labels}))
+    scores = job.engine.score([one_each], [job.training.batch(numbers, device)])
+    scores = job.training.added_up(scores, numbers).T.numpy(force=True)
+    about = {
+        "query": query,
+        "training_row": rows["training_row"].repeat(len(places)).to_numpy(),
+        "token": np.tile(places.numpy(force=True), len(rows)),
+        "said": job.queries.said(query, places.tolist()) * len(rows),
+    }
+    return pd.DataFrame(about | {"score": scores.flatten()})
