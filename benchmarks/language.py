@@ -75,7 +75,8 @@ class Work:
         self.queries = [encoded(tokenizer, *query) for query in QUERIES]
 
     def engine(self, samples: int = 1, seed: int = 0) -> EkfacInfluence:
-        settings = {"hessian_regularization": DAMPING, "seed": seed}
+        # Kronfluence's positions, so that both do the same work.
+        settings = {"hessian_regularization": DAMPING, "seed": seed, "covariance_positions": "all"}
         return EkfacInfluence(self.model, likelihood=NextToken(samples), **settings)
 
     def fit(self, engine: EkfacInfluence) -> None:
