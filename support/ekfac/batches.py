@@ -9,12 +9,16 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from support.ekfac.errors import BatchNotSupported, LabelsMismatch, LoaderShuffles
 
 Inputs = Tensor | Mapping[str, Tensor]
+Labels = Shaped[Tensor, "..."]
+"""As the likelihood takes them."""
+
 TokenMask = Callable[[Inputs], Tensor | None]
 """Says which tokens are real, None when it can't."""
 
@@ -92,7 +96,8 @@ class InOrder:
         if digest and self._digest and digest != self._digest:
             raise LoaderShuffles(
                 "The loader gave other examples, or another order, than the time before. It must give "
-                "the same for every group of queries; give a DataLoader with shuffle=False, or a list."
+                "the same for every group of queries or layers; give a DataLoader with shuffle=False, or a "
+                "list."
             )
         self._digest = digest
 

@@ -1,8 +1,9 @@
 """A model, its layers that require gradients, and the settings by which they are looked at."""
 
+import copy
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
 
 import torch
@@ -18,10 +19,10 @@ from support.ekfac.curvature import (
     check_regularization,
 )
 from support.ekfac.errors import BadSetting, NotFitted, NothingAsked, refuse_unknown
-from support.ekfac.layers import tracked_layers
-from support.ekfac.likelihood import Categorical, Likelihood
-from support.ekfac.memory import check_budget
-from support.ekfac.passes import Passes
+from support.ekfac.layers import TrackedLayer, tracked_layers
+from support.ekfac.likelihood import Categorical, Likelihood, loss_directions
+from support.ekfac.memory import SHARE_OF_FREE_MEMORY, check_budget, layer_groups, room_for
+from support.ekfac.passes import Pass, Passes
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
 POSITIONS = "all", "gradient"
@@ -40,7 +41,10 @@ class Engine:
     `query_rank` keeps the factors of queries at that rank, None whole. `likelihood` is the loss,
     `Categorical()` by default; `seed` decides which labels it draws when there are too many classes for the
     exact Fisher. `memory_budget` is the number of bytes that the factors of queries may take while scoring,
-    by default a quarter of the memory that is free.
+    by default a quarter of the memory that is free, and the curvature in a fit, by default three quarters.
+    Where all layers of one query, or of a fit, take more, `score` and `fit` take the layers in groups, with
+    passes over the data for each, and a fit puts its groups aside on the disk; what is asked of one batch
+    (`influences`, `self_influences`, …) takes all layers at once, and `plan` counts on that.
 
     With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are taken
     in bfloat16 and summed in float32, which is faster where the processor has instructions for it and good
@@ -79,6 +83,7 @@ class Engine:
         self.layers = tracked_layers(model)
         self.curvature: dict[str, LayerCurvature] = {}
         self.examples, self.probe = 0, None
+        self._whole = True
 
     @property
     def hessian_regularization(self) -> Regularization:
@@ -101,7 +106,28 @@ class Engine:
     @property
     def passes(self) -> Passes:
         """How examples are sent through the model."""
-        return Passes(self.model, self.layers, PRECISIONS[self.precision])
+        return Passes(self.model, self.layers, PRECISIONS[self.precision], self._whole)
+
+    def parts(
+        self, taken: Callable[[dict[str, TrackedLayer]], int], share: float = SHARE_OF_FREE_MEMORY
+    ) -> list["Engine"]:
+        """The engine itself, where the bytes `taken` by all of its layers fit the budget or this share of the
+        free memory; else several that see some of its layers each."""
+        groups = layer_groups(self.layers, room_for(self.layers, self.memory_budget, share), taken)
+        if len(groups) == 1:
+            return [self]
+        parts = [copy.copy(self) for _ in groups]
+        for part, layers in zip(parts, groups, strict=True):
+            part.layers, part._whole = layers, False
+        return parts
+
+    def curvature_of(self, name: str) -> LayerCurvature:
+        """A layer's curvature, where the layer is, wherever it was put aside."""
+        return self.curvature[name].to(self.passes.device)
+
+    def _losses(self, blocks: Iterable[Block]) -> Iterator[Pass]:
+        """Passes that send back the gradient of the loss of each example's own label."""
+        return self.passes.over(blocks, loss_directions(self.likelihood))
 
     def _counted(self, blocks: Iterable[Block], total: int | None, what: str) -> Iterator[Block]:
         """The blocks, with a bar that counts their examples, unless there is one block only. Warns

@@ -28,7 +28,9 @@ from support.ekfac.engine import PRECISIONS, Engine
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.likelihood import fisher_directions
+from support.ekfac.memory import SHARE_FOR_A_FIT, curvature_bytes
 from support.ekfac.passes import Pass
+from support.ekfac.storage import put_aside
 from support.ekfac.verification import refuse_another_model, verify
 
 
@@ -122,15 +124,27 @@ class EkfacCurvature(Engine):
     def fit(self, loader: Iterable) -> "EkfacCurvature":
         """Estimate the curvature on batches `(inputs, …)`; labels, if any, are not looked at.
 
-        Goes over the loader twice with EK-FAC, once with K-FAC; the order of the batches and their size
+        Goes over the loader twice with EK-FAC, once with K-FAC, and as often for each group of layers where
+        not all fit into memory; the order of the batches and their size
         don't matter. Two examples are compared with autograd first. Raises
         `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported` and `OutputsNotSupported`;
         the engine is then as it was before.
         """
-        covariances, batches = CovarianceSums(self), self.asked(loader)
+        batches = self.asked(loader)
         first = list(islice(batches, 2))
         probe = verify(self.passes, first)
-        blocks = self._in_blocks(chain(first, batches), loader, "covariances")
+        parts, curvature = self.parts(curvature_bytes, SHARE_FOR_A_FIT), {}
+        for part in parts:
+            begun = chain(first, batches) if part is parts[0] else self.asked(loader)
+            found, examples = part._fitted(begun, loader)
+            curvature |= found if len(parts) == 1 else {name: put_aside(one) for name, one in found.items()}
+        self.curvature, self.examples, self.probe = curvature, examples, probe
+        return self
+
+    def _fitted(self, batches: Iterable[Batch], loader: Iterable) -> tuple[dict[str, LayerCurvature], int]:
+        """The curvature of the layers and the number of examples; the first pass is over `batches`."""
+        covariances = CovarianceSums(self)
+        blocks = self._in_blocks(batches, loader, "covariances")
         examples = _some(covariances.add(blocks), "covariances")
         names = tqdm(self.layer_names, "eigenbases", unit="layer", disable=not self.progress)
         bases = {name: covariances.basis(name) for name in names}
@@ -141,9 +155,7 @@ class EkfacCurvature(Engine):
             eigenvalues = {name: total.div_(examples) for name, total in squares.tensors.items()}
         else:
             eigenvalues = {name: kfac_eigenvalues(basis) for name, basis in bases.items()}
-        self.curvature = {name: LayerCurvature(basis, eigenvalues[name]) for name, basis in bases.items()}
-        self.examples, self.probe = examples, probe
-        return self
+        return {name: LayerCurvature(basis, eigenvalues[name]) for name, basis in bases.items()}, examples
 
     def asked(self, loader: Iterable) -> Iterator[Batch]:
         """Batches as a fit takes them: labels only where they say what is asked."""

@@ -1,13 +1,14 @@
 """`EkfacInfluence`: fit the curvature once, then ask which training examples a prediction rests on."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from support.ekfac.batches import Batch, InOrder, Inputs, count_of, number_of_examples
+from support.ekfac.batches import Batch, InOrder, Inputs, Labels, count_of, number_of_examples
 from support.ekfac.blocks import Block, blocks_of, loader_blocks
 from support.ekfac.curvature import (
     Regularization,
@@ -18,12 +19,12 @@ from support.ekfac.curvature import (
 )
 from support.ekfac.errors import EmptyLoader, LabelsMismatch, refuse_unknown
 from support.ekfac.fit import EkfacCurvature
-from support.ekfac.likelihood import loss_directions
+from support.ekfac.gradients import LayerGradients
 from support.ekfac.low_rank import LowRank, joined, of_rank
-from support.ekfac.memory import in_groups, queries_at_a_time
-from support.ekfac.passes import Pass
+from support.ekfac.memory import factor_bytes, in_groups, queries_at_a_time
 from support.ekfac.plan import Plan, make_plan
 from support.ekfac.scores import (
+    NORMALISATIONS,
     ByLayer,
     Factors,
     check_factors,
@@ -35,12 +36,6 @@ from support.ekfac.scores import (
     squared_norms,
     sum_over_layers,
 )
-
-Labels = Shaped[Tensor, "..."]
-"""As the likelihood takes them."""
-
-NORMALISATIONS = ("plain", "relative")
-"""What influences are divided by: nothing, or √self-influence of the training example."""
 
 
 class EkfacInfluence(EkfacCurvature):
@@ -123,8 +118,7 @@ class EkfacInfluence(EkfacCurvature):
         result = self.passes.zeros(count_of(x))
         for one in self._losses(self._blocks(x, y, "self-influences")):
             for name, gradients in one.gradients():
-                layer = self.curvature[name]
-                result[one.rows] += squared_norms(gradients, layer, self.hessian_regularization)
+                result[one.rows] += self._squared_norms(name, gradients)
         return self._finite(result)
 
     def relative_influences(
@@ -144,28 +138,35 @@ class EkfacInfluence(EkfacCurvature):
         """Influence of all training on all test examples of two loaders.
 
         `normalisation` is "plain" or "relative", as `relative_influences`. Batches are
-        `(inputs, labels, …)` or mappings. As many test examples at a time as have factors that fit
-        `memory_budget`; the training examples pass by once for each such group. Raises `EmptyLoader`,
-        `LoaderShuffles`, `BadSetting`, and as `influence_factors` does.
+        `(inputs, labels, …)` or mappings. As many test examples at a time, or layers of one, as have factors
+        that fit `memory_budget`; the training examples pass by once for each such group. Raises
+        `EmptyLoader`, `LoaderShuffles`, `BadSetting`, and as `influence_factors` does.
         """
         self._require_fit()
         refuse_unknown("normalisation", normalisation, NORMALISATIONS)
         training, total = InOrder(train_loader), number_of_examples(train_loader)
         # All at once: one loader may be both, and gives one iterator at a time.
-        queries = loader_blocks(list(InOrder(test_loader)), *self.passes.together)
+        queries, relative = list(InOrder(test_loader)), normalisation == "relative"
+        parts = self.parts(partial(factor_bytes, rank=self.query_rank))
+        scores, own = zip(*(part._scores(queries, training, total, relative) for part in parts), strict=True)
+        result = self._finite(sum(scores))
+        return divided_by_root(result, self._finite(sum(own))) if relative else result
+
+    def _scores(
+        self, test: list[Batch], training: Iterable[Batch], total: int | None, with_own: bool
+    ) -> tuple[Float[Tensor, "test train"], Float[Tensor, " train"] | None]:
+        """What `score` says by these layers, and the self-influences of the training examples."""
         scores, own, order = [], None, []
         at_a_time = queries_at_a_time(self.layers, self.memory_budget, self.query_rank)
-        for blocks, rows in in_groups(queries, at_a_time):
+        for blocks, rows in in_groups(loader_blocks(test, *self.passes.together), at_a_time):
             factors = self._factors(self._counted(blocks, len(rows), "test examples"), len(rows))
-            with_own = normalisation == "relative" and own is None
-            columns, norms = self._columns(factors, training, total, with_own)
-            own = norms if with_own else own
+            columns, norms = self._columns(factors, training, total, with_own and own is None)
+            own = norms if own is None else own
             scores.append(columns)
             order += rows
         if not scores:
             raise EmptyLoader("The test loader gave no batch.")
-        result = self._finite(torch.cat(scores)[torch.tensor(order).argsort()])
-        return result if own is None else divided_by_root(result, self._finite(own))
+        return torch.cat(scores)[torch.tensor(order).argsort()], own
 
     def _columns(
         self, factors: Factors, batches: Iterable[Batch], total: int | None, with_own: bool
@@ -180,14 +181,12 @@ class EkfacInfluence(EkfacCurvature):
             for name, gradients in one.gradients():
                 columns[-1] = columns[-1] + products(factors[name], gradients)
                 if with_own:
-                    layer = self.curvature[name]
-                    norms = squared_norms(gradients, layer, self.hessian_regularization)
-                    own[-1] = own[-1] + norms
+                    own[-1] = own[-1] + self._squared_norms(name, gradients)
             rows += one.rows
         if not columns:
             raise EmptyLoader(
                 "The training loader gave no batch. It must give all of them again for every group "
-                "of queries (a DataLoader or a list, no generator)."
+                "of queries and layers (a DataLoader or a list, no generator)."
             )
         in_order = torch.tensor(rows).argsort().to(self.passes.device)
         scores = torch.cat(columns, dim=1)[:, in_order]
@@ -253,15 +252,19 @@ class EkfacInfluence(EkfacCurvature):
         }
         for one in self._losses(self._blocks(x, y, "gradients")):
             for name, gradients in one.gradients():
-                for examples, matrices in rotated_in_parts(gradients, self.curvature[name].basis):
+                for examples, matrices in rotated_in_parts(gradients, self.curvature_of(name).basis):
                     rotated[name][one.rows[examples]] = matrices
+        curvature = {name: self.curvature_of(name) for name in rotated}
         return {
-            value: of_each_other(rotated, self.curvature, value)
+            value: of_each_other(rotated, curvature, value)
             for value in tqdm(regularization_values, "λ", unit="value", disable=not self.progress)
         }
 
     def _finite(self, result: Tensor) -> Tensor:
         return refuse_not_finite(result, self.hessian_regularization)
+
+    def _squared_norms(self, name: str, gradients: LayerGradients) -> Float[Tensor, " batch"]:
+        return squared_norms(gradients, self.curvature_of(name), self.hessian_regularization)
 
     def _factors(self, blocks: Iterable[Block], examples: int) -> Factors:
         if self.query_rank is None:
@@ -270,8 +273,9 @@ class EkfacInfluence(EkfacCurvature):
         order: list[int] = []
         for own, rows in in_groups(blocks, queries_at_a_time(self.layers, self.memory_budget)):
             order += rows
-            for name, factors in self._whole_factors(own, len(rows)).items():
-                parts[name].append(of_rank(factors, self.query_rank))
+            for some in self.parts(factor_bytes):
+                for name, factors in some._whole_factors(own, len(rows)).items():
+                    parts[name].append(of_rank(factors, self.query_rank))
         return {name: joined(of_layer, order) for name, of_layer in parts.items()}
 
     def _whole_factors(self, blocks: Iterable[Block], examples: int) -> Factors:
@@ -280,17 +284,13 @@ class EkfacInfluence(EkfacCurvature):
         }
         for one in self._losses(blocks):
             for name, gradients in one.gradients():
-                layer = self.curvature[name]
+                layer = self.curvature_of(name)
                 inverse = damped_inverse(layer.eigenvalues, self.hessian_regularization)
                 for part, rotated in rotated_in_parts(gradients, layer.basis):
                     factors[name][one.rows[part]] = rotated.mul_(inverse)
         for name, solved in factors.items():  # so far in the eigenbasis: out of it once for all
-            take_out_of_basis(solved, self.curvature[name].basis)
+            take_out_of_basis(solved, self.curvature_of(name).basis)
         return factors
-
-    def _losses(self, blocks: Iterable[Block]) -> Iterator[Pass]:
-        """Passes that send back the gradient of the loss of each example's own label."""
-        return self.passes.over(blocks, loss_directions(self.likelihood))
 
     def _blocks(self, x: Inputs, y: Tensor | None, what: str) -> Iterator[Block]:
         """The examples of one batch. Raises `NotFitted` and `LabelsMismatch`."""

@@ -1,10 +1,10 @@
-"""How much memory curvature and factors take, and how many queries that allows at a time."""
+"""How much memory curvature and factors take, and how many queries and layers that allows at a time."""
 
 import math
 import re
 import resource
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,9 @@ from support.ekfac.layers import TrackedLayer
 SHARE_OF_FREE_MEMORY = 0.25
 """The rest is for the graph of a forward pass, for the caller, and for a wrong guess."""
 
+SHARE_FOR_A_FIT = 0.75
+"""What a fit makes stays, so there is less to be careful about."""
+
 OUTPUTS_AT_A_TIME = 2**25
 """Numbers that a layer may give for a block: logits over a vocabulary are larger than all else, and a pass
 holds them three times over."""
@@ -28,7 +31,7 @@ def check_budget(budget: int | float | None) -> None:
     if budget is not None and budget <= 0:
         raise BadSetting(
             f"memory_budget={budget!r}: use a number of bytes above zero, or None for "
-            f"{SHARE_OF_FREE_MEMORY} of the memory that is free."
+            f"{SHARE_OF_FREE_MEMORY} of the memory that is free ({SHARE_FOR_A_FIT} for a fit)."
         )
 
 
@@ -79,10 +82,27 @@ def queries_at_a_time(
     layers: dict[str, TrackedLayer], budget: int | float | None, rank: int | None = None
 ) -> int:
     """How many examples' factors fit the budget; one at least."""
-    if budget is None:
-        device = next(iter(layers.values())).device
-        budget = int(SHARE_OF_FREE_MEMORY * free_memory(device))
-    return max(1, int(budget // factor_bytes(layers, rank)))
+    return max(1, int(room_for(layers, budget) // factor_bytes(layers, rank)))
+
+
+def room_for(
+    layers: dict[str, TrackedLayer], budget: int | float | None, share: float = SHARE_OF_FREE_MEMORY
+) -> int | float:
+    """Bytes that may be taken where the layers live: the budget, or else a share of those that are free."""
+    return int(share * free_memory(next(iter(layers.values())).device)) if budget is None else budget
+
+
+def layer_groups(
+    layers: dict[str, TrackedLayer], room: int | float, taken: Callable[[dict[str, TrackedLayer]], int]
+) -> list[dict[str, TrackedLayer]]:
+    """The layers, from input to output, cut wherever one more would take more bytes than there is room for;
+    one layer at least goes into each group."""
+    groups: list[dict[str, TrackedLayer]] = [{}]
+    for name, layer in layers.items():
+        if groups[-1] and taken(groups[-1] | {name: layer}) > room:
+            groups.append({})
+        groups[-1][name] = layer
+    return groups
 
 
 def in_groups(blocks: Iterable[Block], size: int) -> Iterator[tuple[list[Block], list[int]]]:

@@ -65,7 +65,7 @@ class Pass:
                 f"the engine is made: "
                 f"model.get_submodule({name!r}).requires_grad_(False)"
             )
-        _check_outputs(outputs, self.examples)
+        _check_outputs(outputs, self.examples, passes.whole)
         self._graph: Tensor | None = outputs
         self.dtype = outputs.dtype
         # Probabilities are worth more digits than matrix products.
@@ -99,6 +99,8 @@ class Pass:
         """A backward pass of `direction`, a gradient with respect to the outputs."""
         self.number += 1
         self._received.clear()
+        if not self._graph.requires_grad:
+            return
         received = torch.autograd.grad(
             self._graph,
             list(self._edges.values()),
@@ -149,12 +151,14 @@ class Pass:
 class Passes:
     """The model that examples are sent through, and its layers.
 
-    `precision` is the dtype of the model's matrix products, None for the model's own.
+    `precision` is the dtype of the model's matrix products, None for the model's own. `whole` says that no
+    other layers require gradients: the outputs then depend on one of these.
     """
 
     model: nn.Module
     layers: dict[str, TrackedLayer]
     precision: torch.dtype | None = None
+    whole: bool = True
 
     def token_mask(self, inputs: Inputs) -> Tensor | None:
         """Which tokens are real, as the inputs' `attention_mask` or the model's `token_mask` say."""
@@ -272,7 +276,7 @@ def _with_more_to_come(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
         yield item, False
 
 
-def _check_outputs(outputs: object, examples: int) -> None:
+def _check_outputs(outputs: object, examples: int, depend: bool) -> None:
     if not isinstance(outputs, Tensor):
         raise OutputsNotSupported(
             f"The model returned a {type(outputs).__name__}, but the engine wants a tensor of logits, "
@@ -284,7 +288,7 @@ def _check_outputs(outputs: object, examples: int) -> None:
             "engine wants (batch, classes): one row of logits per example; or, of a model that writes, "
             "(batch, positions, vocabulary)."
         )
-    if not outputs.requires_grad:
+    if depend and not outputs.requires_grad:
         raise OutputsNotSupported(
             "The model's outputs don't depend on any tracked layer. Is there a detach() or a "
             "torch.no_grad() in its forward pass?"

@@ -20,6 +20,9 @@ from support.ekfac.gradients import LayerGradients, is_finite
 from support.ekfac.layers import TrackedLayer
 from support.ekfac.low_rank import LowRank, low_rank_rows
 
+NORMALISATIONS = ("plain", "relative")
+"""What influences are divided by: nothing, or √self-influence of the training example."""
+
 ByLayer = dict[str, Float[Tensor, "test train"]]
 """Scores of each layer, from input to output."""
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,6 +66,23 @@ def save(
     told = {"format": FORMAT, **identity, "examples": str(examples)}
     with replacing(path) as fresh:
         save_file(tensors, fresh, metadata=told | {"digest": digest(tensors, told)})
+
+
+def put_aside(layer: LayerCurvature) -> LayerCurvature:
+    """The same in nameless temporary files: memory holds of them what is in use and what it has room for."""
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        with tempfile.NamedTemporaryFile() as file:
+            tensor.cpu().numpy().tofile(file)
+            read = torch.from_file(file.name, size=tensor.numel(), dtype=tensor.dtype)
+        return read.view(tensor.shape)
+
+    # An eigenbasis keeps its vectors as columns.
+    vectors = (kept(part.T).T for part in (layer.basis.activation, layer.basis.output_gradient))
+    values = (
+        kept(part) for part in (layer.basis.activation_eigenvalues, layer.basis.output_gradient_eigenvalues)
+    )
+    return LayerCurvature(Eigenbasis(*vectors, *values, layer.basis.precision), kept(layer.eigenvalues))
 
 
 @dataclass(frozen=True)

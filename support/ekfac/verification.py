@@ -12,6 +12,7 @@ from torch import Tensor
 from support.ekfac.batches import Batch, Inputs, count_of, of_each
 from support.ekfac.blocks import Block, blocks_of, taken
 from support.ekfac.errors import EmptyLoader, LayerNotSupported, OutputsNotSupported, WrongModel
+from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import TrackedLayer, undisturbed
 from support.ekfac.passes import Passes
 
@@ -30,13 +31,12 @@ def verify(passes: Passes, batches: list[Batch]) -> tuple[Block, Float[Tensor, "
     if not batches:
         raise EmptyLoader("The loader gave no batch. It must hold at least one.")
     block = _pair(batches, passes).ordinary(passes.device)
-    found, mask = {}, passes.token_mask(block.inputs)
+    mask = passes.token_mask(block.inputs)
     for one in passes.over(
         [block], lambda outputs, *_: [_of(row, outputs, mask) for row in range(len(outputs))]
     ):
-        found[one.number] = {name: gradients.per_example() for name, gradients in one.gradients()}
+        found, row = dict(one.gradients()), one.number
         outputs, tolerance = one.outputs, TOLERANCE.get(one.dtype, 0.1)
-    for row in found:
         alone = _alone(passes, block, row).to(outputs.dtype)
         beside = _last(outputs, passes.token_mask(block.inputs))[row]
         if (beside - alone).norm() > tolerance * beside.norm():
@@ -45,19 +45,19 @@ def verify(passes: Passes, batches: list[Batch]) -> tuple[Block, Float[Tensor, "
                 f"{_in_short(alone)} when it is alone without padding, so influences would depend on "
                 "how examples are batched. Does the model see padding, or other examples?"
             )
-        _compare(found[row], _by_autograd(passes, block, row), row, tolerance)
+        _compare(found, _by_autograd(passes, block, row), row, tolerance)
     return block, _said(passes, block.inputs)
 
 
 def _compare(
-    found: dict[str, Float[Tensor, "batch d_out d_in"]],
+    found: dict[str, LayerGradients],
     expected: dict[str, Float[Tensor, "d_out d_in"]],
     row: int,
     tolerance: float,
 ) -> None:
     largest = max(gradient.norm() for gradient in expected.values())
     for name, gradient in expected.items():
-        others = found[name].clone()
+        others = found[name].per_example()
         others[row] -= gradient
         # What is small beside the other layers may be rounding.
         if others.norm() > tolerance * max(gradient.norm(), 1e-3 * largest):
