@@ -39,15 +39,16 @@ class Sums:
 
     def __init__(self, engine: Engine):
         self.passes, self.likelihood = engine.passes, engine.likelihood
-        self.seed = f"{engine.seed} {type(self).__name__}"
+        self.seed = f"{engine.seed} Fisher"  # one draw for both passes, so that one may do for two
         self.tensors: dict[str, Tensor] = {}
 
-    def add(self, blocks: Iterable[Block]) -> int:
-        """Add the examples of some blocks; how many they were. Labels are sampled, where the likelihood
-        samples, by seed and example. Raises `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported`."""
+    def add(self, blocks: Iterable[Block], kept: "Kept | None" = None) -> int:
+        """Add the examples of some blocks; how many they were. `kept` keeps what it has room for. Labels are
+        sampled, where the likelihood samples, by seed and example. Raises `NotFinite`,
+        `ModelInTrainingMode`, `LayerNotSupported`."""
         examples = 0
         for one in self.passes.over(blocks, fisher_directions(self.likelihood), self.seed):
-            for name, gradients in one.gradients():
+            for name, gradients in one.gradients() if kept is None else kept.taken(one):
                 self._add(one, name, gradients)
             examples += one.examples if one.number == 0 else 0
         return examples
@@ -69,8 +70,8 @@ class CovarianceSums(Sums):
                 self.tensors[f"{name}/{side}"] = self.passes.zeros(width, width)
             self.tensors[f"{name}/positions"] = torch.zeros(1, dtype=torch.int64)
 
-    def add(self, blocks: Iterable[Block]) -> int:
-        examples = super().add(blocks)
+    def add(self, blocks: Iterable[Block], kept: "Kept | None" = None) -> int:
+        examples = super().add(blocks, kept)
         self.tensors["examples"] += examples
         return examples
 
@@ -115,6 +116,53 @@ class EigenvalueSums(Sums):
     def _add(self, one: Pass, name: str, gradients: LayerGradients) -> None:
         add_squares(self.tensors[name], gradients, self.bases[name])
 
+    def add_kept(self, kept: "Kept") -> int:
+        """Add the examples that were kept of a pass before; how many they are."""
+        for name, gradients in chain.from_iterable(one.items() for one in kept.passes):
+            add_squares(self.tensors[name], gradients, self.bases[name])
+        return kept.examples
+
+
+class Kept:
+    """What the first examples of a pass said of every layer, one after the other, in every direction of the
+    Fisher: as many examples as there is `room` for, in bytes."""
+
+    def __init__(self, room: int | float):
+        self.room, self.examples = room, 0
+        self.passes: list[dict[str, LayerGradients]] = []
+        self._begun: list[dict[str, LayerGradients]] = []
+        self._rows = 0
+
+    def taken(self, one: Pass) -> Iterable[tuple[str, LayerGradients]]:
+        """The gradients of a pass, which are kept if it is the next one and there is room."""
+        if one.number == 0:
+            self.close()
+        if self.room <= 0:
+            return one.gradients()
+        found = dict(one.gradients())
+        self._begun.append(found)
+        self._rows = one.examples
+        self.room -= sum(gradients.nbytes for gradients in found.values())
+        if self.room <= 0:
+            self._begun = []  # not all directions of these examples have room
+        return found.items()
+
+    def close(self) -> None:
+        """No other direction of the examples that came last is to come."""
+        if self._begun:
+            self.passes += self._begun
+            self.examples += self._rows
+        self._begun = []
+
+    def others(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """The examples of the same blocks that were not kept."""
+        skipped = self.examples
+        for block in blocks:
+            left = block.part(slice(skipped, None)) if skipped else block
+            skipped = max(skipped - len(block.rows), 0)
+            if left.rows:
+                yield left
+
 
 class EkfacCurvature(Engine):
     """A model with the EK-FAC curvature of its linear layers that require gradients, to be fitted, saved,
@@ -143,19 +191,28 @@ class EkfacCurvature(Engine):
 
     def _fitted(self, batches: Iterable[Batch], loader: Iterable) -> tuple[dict[str, LayerCurvature], int]:
         """The curvature of the layers and the number of examples; the first pass is over `batches`."""
-        covariances = CovarianceSums(self)
+        covariances, kept = CovarianceSums(self), Kept(self._room_to_keep())
         blocks = self._in_blocks(batches, loader, "covariances")
-        examples = _some(covariances.add(blocks), "covariances")
+        examples = _some(covariances.add(blocks, kept), "covariances")
+        kept.close()
         names = tqdm(self.layer_names, "eigenbases", unit="layer", disable=not self.progress)
         bases = {name: covariances.basis(name) for name in names}
         if self.update_diagonal:
             squares = EigenvalueSums(self, bases)
-            blocks = self._in_blocks(self.asked(loader), loader, "corrected eigenvalues")
-            examples = _some(squares.add(blocks), "corrected eigenvalues")
+            if squares.add_kept(kept) < examples:
+                blocks = self._in_blocks(self.asked(loader), loader, "corrected eigenvalues")
+                seen = _some(squares.add(kept.others(blocks)), "corrected eigenvalues")
+                examples = kept.examples + seen
             eigenvalues = {name: total.div_(examples) for name, total in squares.tensors.items()}
         else:
             eigenvalues = {name: kfac_eigenvalues(basis) for name, basis in bases.items()}
         return {name: LayerCurvature(basis, eigenvalues[name]) for name, basis in bases.items()}, examples
+
+    def _room_to_keep(self) -> int | float:
+        """Bytes of a budget, if one was given, that the curvature leaves for what the first pass saw."""
+        if self.memory_budget is None or not self.update_diagonal:
+            return 0
+        return self.memory_budget - curvature_bytes(self.layers)
 
     def asked(self, loader: Iterable) -> Iterator[Batch]:
         """Batches as a fit takes them: labels only where they say what is asked."""

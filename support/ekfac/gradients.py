@@ -53,6 +53,11 @@ class LayerGradients:
         """Whether no example has more than one row, so that every G_n is one product g aᵀ."""
         return max(self.counts, default=0) <= 1
 
+    @property
+    def nbytes(self) -> int:
+        """What the rows take."""
+        return self.activations.nbytes + self.output_gradients.nbytes
+
     def one_by_one(self) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Each example with its rows of activations and of output gradients."""
         start = 0
