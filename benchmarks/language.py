@@ -46,6 +46,9 @@ from support.language import (
 from support.model import require_gradients_only
 
 TOKENS, BATCH_SIZE, RANK, DAMPING = 128, 8, 32, 0.1
+BUDGET = 4e9
+"""Bytes, for our curvature and what a fit keeps beside it."""
+
 SAMPLES, RANKS = (1, 2, 4, 8), (8, 32, 128)
 QUERIES = [
     ("Review: The movie was", " a complete waste of time."),
@@ -77,6 +80,7 @@ class Work:
     def engine(self, samples: int = 1, seed: int = 0) -> EkfacInfluence:
         # Kronfluence's positions, so that both do the same work.
         settings = {"hessian_regularization": DAMPING, "seed": seed, "covariance_positions": "all"}
+        settings |= {"memory_budget": BUDGET}
         return EkfacInfluence(self.model, likelihood=NextToken(samples), **settings)
 
     def fit(self, engine: EkfacInfluence) -> None:
