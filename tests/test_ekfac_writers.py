@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -195,6 +196,38 @@ def test_the_fisher_of_all_texts_is_that_of_each_place_and_the_mean_of_those_dra
     drawn = squares(model, batch, NextToken(samples=200))
     for name, expected in exact.items():
         assert (drawn[name] - expected).norm() < 0.3 * expected.norm()
+
+
+class Unmixed(torch.nn.Module):
+    """Says after each token what a frozen table has, and one thing more, the same everywhere, by `head`."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = torch.nn.Embedding(VOCABULARY, VOCABULARY).requires_grad_(False)
+        self.head = torch.nn.Linear(3, VOCABULARY)
+        self.register_buffer("feature", torch.tensor([1.0, -2.0, 0.5]))
+
+    def forward(self, input_ids, attention_mask=None):
+        logits = self.table(input_ids) + self.head(self.feature.expand(*input_ids.shape, 3))
+        return SimpleNamespace(logits=logits)
+
+
+def test_where_a_layer_s_input_is_the_same_everywhere_ekfac_is_the_dense_solve():
+    """Then F = E[Σ_t (diag(p_t) − p_t p_tᵀ)] ⊗ a aᵀ, from which an eigenbasis and Λ lose nothing."""
+    torch.manual_seed(0)
+    model, damping = Unmixed().double().eval(), 1e-2
+    a = torch.cat([model.feature, torch.ones(1)])
+    fisher = torch.zeros(4 * VOCABULARY, 4 * VOCABULARY).double()
+    for row in range(4):
+        asked = BATCH["labels"][row, 1:] != IGNORED
+        for p in model(BATCH["input_ids"][row]).logits[:-1][asked].softmax(dim=1).detach():
+            fisher += torch.kron(p.diag() - p.outer(p), a.outer(a)) / 4
+    train, test = (
+        torch.stack([one["head"].flatten() for one in gradients(model, batch)]) for batch in (BATCH, QUERIES)
+    )
+    expected = test @ torch.linalg.solve(fisher + damping * torch.eye(len(fisher)).double(), train.T)
+    engine = EkfacInfluence(model, likelihood=PlaceByPlace(), hessian_regularization=damping).fit([BATCH])
+    assert_same(engine.score([QUERIES], [BATCH]), expected, 1e-9)
 
 
 # Batches
