@@ -54,7 +54,7 @@ def test_a_fit_in_groups_is_the_fit_and_goes_over_the_data_for_each(share, updat
     loader = Counted((X[:2],), (X[2:],))
     found = fitted(budget, loader, update_diagonal=update_diagonal)
     assert groups == {1.0: 1, 0.9: 2, 0.01: 3}[share]
-    assert loader.times == groups * (1 + update_diagonal)
+    assert groups <= loader.times <= groups * (1 + update_diagonal)  # what was kept needs no other pass
     expected = fitted(update_diagonal=update_diagonal)
     assert found.layer_names == expected.layer_names == list(found.curvature)
     for name, layer in expected.curvature.items():
