@@ -28,7 +28,7 @@ class AtATime(NamedTuple):
 
 ON_CPU = AtATime(16, 1024)
 ON_GPU = AtATime(64, 16384)
-"""Where starting a product costs more than most products: 4 to 7 times as fast there as the CPU's."""
+"""Starting a product there costs more than most products."""
 
 EXAMPLES_AHEAD = 256
 """So many examples at least are read from a loader before they are sorted by length."""

@@ -140,8 +140,8 @@ class Engine:
                 yield block
                 bar.update(len(block.rows))
                 if block.labels is not None:
-                    none = self.likelihood.unasked(block.labels).tolist()
-                    unasked += compress(block.rows, none)
+                    asked = self.likelihood.asked(block.labels, self.passes.token_mask(block.inputs))
+                    unasked += compress(block.rows, self.likelihood.unasked(asked).tolist())
         if unasked:
             told = f"Examples without a target: {len(unasked)}, the first in row {min(unasked)}"
             cure = "Their influence is zero, and a fit counts them. Leave them out."

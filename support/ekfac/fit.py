@@ -170,7 +170,7 @@ class EkfacCurvature(Engine):
 
     @torch.inference_mode(False)
     def fit(self, loader: Iterable) -> "EkfacCurvature":
-        """Estimate the curvature on batches `(inputs, …)`; labels, if any, are not looked at.
+        """Estimate the curvature on batches `(inputs, …)`; of labels only what they say is asked.
 
         Goes over the loader twice with EK-FAC, once with K-FAC, and as often for each group of layers where
         not all fit into memory; the order of the batches and their size
