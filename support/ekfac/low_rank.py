@@ -4,6 +4,7 @@ A training example's score is then Σ_t (g_t·U)(a_t·V), r (d_out + d_in) multi
 query instead of d_out·d_in (Grosse et al. 2023, §3.2.2).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,22 @@ class LowRank:
     def kept(self) -> Float[Tensor, " test"]:
         """The squared norm that is left."""
         return ((self.left.mT @ self.left) * (self.right.mT @ self.right)).sum(dim=(1, 2))
+
+
+def no_factors(
+    zeros: Callable[..., Tensor], shape: tuple[int, int, int], rank: int | None
+) -> Float[Tensor, "test d_out d_in"] | LowRank:
+    """Factors of one layer of this shape, whole or at a rank, all zero; `zeros` makes tensors."""
+    if rank is None:
+        return zeros(*shape)
+    queries, *widths = shape
+    left, right = (zeros(queries, width, min(rank, *widths)) for width in widths)
+    return LowRank(left, right, zeros(queries))
+
+
+def tensors_of(factors: Tensor | LowRank) -> list[Tensor]:
+    """What factors are made of."""
+    return list(vars(factors).values()) if isinstance(factors, LowRank) else [factors]
 
 
 def of_rank(factors: Float[Tensor, "test d_out d_in"], rank: int) -> LowRank:

@@ -10,11 +10,11 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from support.ekfac.batches import labelled
 from support.ekfac.blocks import Block, loader_blocks
@@ -22,7 +22,7 @@ from support.ekfac.curvature import Eigenbasis, LayerCurvature, kfac_eigenvalues
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature
 from support.ekfac.layers import TrackedLayer, widest_outputs
-from support.ekfac.low_rank import LowRank
+from support.ekfac.low_rank import no_factors, tensors_of
 from support.ekfac.memory import curvature_bytes, factor_bytes, most_held, parts_that_fit, queries_at_a_time
 from support.ekfac.passes import Passes
 
@@ -146,8 +146,11 @@ def _works(engine: EkfacCurvature, queries: int) -> dict[str, Work]:
     trial.progress = False
     trial.curvature = {name: LayerCurvature(basis, kfac_eigenvalues(basis)) for name, basis in bases.items()}
     factors = {
-        name: _ones(passes, queries, layer, engine.query_rank) for name, layer in engine.layers.items()
+        name: no_factors(passes.zeros, (queries, layer.d_out, layer.d_in), engine.query_rank)
+        for name, layer in engine.layers.items()
     }
+    for tensor in chain.from_iterable(map(tensors_of, factors.values())):
+        tensor.fill_(1)  # with zeros it would be quicker than others are
     return {
         "covariances": lambda block: covariances.add([block]),
         "eigenvalues": lambda block: squares.add([block]),
@@ -155,15 +158,6 @@ def _works(engine: EkfacCurvature, queries: int) -> dict[str, Work]:
         "score": lambda block: trial.influences_from_factors(factors, block.inputs, block.labels),
         "factors": lambda block: trial.influence_factors(block.inputs, block.labels),
     }
-
-
-def _ones(passes: Passes, queries: int, layer: TrackedLayer, rank: int | None) -> Tensor | LowRank:
-    """Factors of one layer, none of them zero: that would be quicker than others are."""
-    if rank is None:
-        return passes.zeros(queries, layer.d_out, layer.d_in).fill_(1)
-    rank = min(rank, layer.d_out, layer.d_in)
-    left, right = (passes.zeros(queries, width, rank).fill_(1) for width in (layer.d_out, layer.d_in))
-    return LowRank(left, right, passes.zeros(queries))
 
 
 def _seconds(work: Work, kept: list[tuple[Block, _Size]], sizes: list[_Size]) -> float:

@@ -11,9 +11,7 @@ from torch import Tensor
 
 from support.ekfac.blocks import ON_CPU
 from support.ekfac.errors import DamagedFile, WrongModel
-from support.ekfac.layers import TrackedLayer
-from support.ekfac.low_rank import LowRank
-from support.ekfac.passes import Passes
+from support.ekfac.low_rank import LowRank, no_factors, tensors_of
 from support.ekfac.scores import Factors, kept_share
 from support.job.errors import StepMissing, StoreDamaged
 from support.job.settings import refuse_unless_equal
@@ -116,31 +114,21 @@ def _missing(job: Job, names: list[str], *group: range) -> list[range]:
 def _factors(job: Job, group: range) -> Factors:
     """Each process preconditions some of the queries, in the same pieces for any number of processes."""
     passes, rank = job.engine.passes, job.engine.query_rank
-    room = {name: _room(passes, layer, len(group), rank) for name, layer in passes.layers.items()}
+    room = {
+        name: no_factors(passes.zeros, (len(group), layer.d_out, layer.d_in), rank)
+        for name, layer in passes.layers.items()
+    }
     # At low rank one by one: what else is decomposed with a query changes its last digits.
     pieces = in_blocks(len(group), 1 if rank else ON_CPU.examples)
     for piece in pieces[job.team.rank :: job.team.size]:
         x, y = job.queries.batch(group[piece.start : piece.stop], passes.device)
         for name, own in job.engine.influence_factors(x, y).items():
-            for whole, part in zip(_tensors(room[name]), _tensors(own), strict=True):
+            for whole, part in zip(tensors_of(room[name]), tensors_of(own), strict=True):
                 whole[piece.start : piece.stop] = part
     for factor in room.values():
-        for tensor in _tensors(factor):
+        for tensor in tensors_of(factor):
             job.team.add_up(tensor)
     return room
-
-
-def _room(passes: Passes, layer: TrackedLayer, queries: int, rank: int | None) -> Tensor | LowRank:
-    """Factors of so many queries in one layer, all zero."""
-    if rank is None:
-        return passes.zeros(queries, layer.d_out, layer.d_in)
-    rank = min(rank, layer.d_out, layer.d_in)
-    sides = (passes.zeros(queries, width, rank) for width in (layer.d_out, layer.d_in))
-    return LowRank(*sides, passes.zeros(queries))
-
-
-def _tensors(factor: Tensor | LowRank) -> list[Tensor]:
-    return list(vars(factor).values()) if isinstance(factor, LowRank) else [factor]
 
 
 def _kept(factors: Factors) -> list[float]:
