@@ -50,11 +50,13 @@ def test_layers_are_cut_where_one_more_would_not_fit():
 @pytest.mark.parametrize("share", [1.0, 0.9, 0.01])
 def test_a_fit_in_groups_is_the_fit_and_goes_over_the_data_for_each(share, update_diagonal):
     budget = share * curvature_bytes(LAYERS)
-    groups = len(layer_groups(LAYERS, budget, curvature_bytes))
+    cut = layer_groups(LAYERS, budget, curvature_bytes)
+    groups, full = len(cut), sum(curvature_bytes(group) >= budget for group in cut)
     loader = Counted((X[:2],), (X[2:],))
     found = fitted(budget, loader, update_diagonal=update_diagonal)
     assert groups == {1.0: 1, 0.9: 2, 0.01: 3}[share]
-    assert groups <= loader.times <= groups * (1 + update_diagonal)  # what was kept needs no other pass
+    # A group that leaves room in the budget may keep what it saw, and then needs no second pass.
+    assert groups + full * update_diagonal <= loader.times <= groups * (1 + update_diagonal)
     expected = fitted(update_diagonal=update_diagonal)
     assert found.layer_names == expected.layer_names == list(found.curvature)
     for name, layer in expected.curvature.items():
