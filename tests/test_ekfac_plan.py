@@ -12,6 +12,7 @@ from support.ekfac import plan as plan_module
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.layers import widest_outputs
 from support.ekfac.memory import factor_bytes
+from support.ekfac.plan import make_plan
 from tests import peak_memory
 from tests.dense import TokenClassifier, labels, perceptron, sentences, token_classifier, vectors
 
@@ -26,8 +27,8 @@ def planned(model=None, queries=((QUERIES, QUERY_LABELS),), batches=1, **setting
 
 def test_a_plan_counts_examples_real_tokens_and_queries():
     plan = planned()
-    assert (plan.examples, plan.tokens, plan.queries, plan.query_groups) == (5, 19, 3, 1)
-    assert (planned(queries=()).score_seconds, planned(queries=()).query_groups) == (None, 0)
+    assert (plan.examples, plan.tokens, plan.queries, plan.score_groups) == (5, 19, 3, 1)
+    assert (planned(queries=()).score_seconds, planned(queries=()).score_groups) == (None, 0)
     assert "score" not in str(planned(queries=()))
 
 
@@ -58,10 +59,21 @@ def test_seconds_grow_with_the_examples_and_with_the_groups_of_queries(monkeypat
     assert two.fit_seconds == pytest.approx(2 * one.fit_seconds)  # the clock stands still in eigenproblems
     assert two.self_seconds == pytest.approx(2 * one.self_seconds)
     small = planned(memory_budget=factor_bytes(EkfacInfluence(token_classifier()).layers))
-    assert small.query_groups == 3
+    assert small.score_groups == 3
     assert small.score_seconds > 2 * one.score_seconds
-    assert "3 groups" in str(small)
+    assert "scores are taken in 3 groups" in str(small)
     assert planned(update_diagonal=False).fit_seconds == pytest.approx(one.fit_seconds / 2)
+
+
+def test_seconds_grow_with_the_groups_of_layers(monkeypatch):
+    monkeypatch.setattr(plan_module.time, "perf_counter", Clock(monkeypatch).now)
+    one, each = planned(), planned(memory_budget=1)
+    assert (one.fit_groups, one.score_groups, each.fit_groups, each.score_groups) == (1, 1, 3, 3 * 3)
+    assert each.fit_seconds == pytest.approx(3 * one.fit_seconds)
+    assert each.score_seconds > 2 * one.score_seconds
+    assert "fit takes layers in 3 groups" in str(each)
+    with_queries = make_plan(EkfacInfluence(token_classifier(), memory_budget=1), [(X, Y)], [(X, Y)], 2)
+    assert (with_queries.fit_groups, with_queries.score_groups) == (1, 3)
 
 
 class Clock:

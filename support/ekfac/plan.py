@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import NamedTuple
 
@@ -23,7 +24,14 @@ from support.ekfac.errors import EmptyLoader
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature
 from support.ekfac.layers import TrackedLayer, widest_outputs
 from support.ekfac.low_rank import no_factors, tensors_of
-from support.ekfac.memory import curvature_bytes, factor_bytes, most_held, parts_that_fit, queries_at_a_time
+from support.ekfac.memory import (
+    SHARE_FOR_A_FIT,
+    curvature_bytes,
+    factor_bytes,
+    most_held,
+    parts_that_fit,
+    queries_at_a_time,
+)
 from support.ekfac.passes import Passes
 
 Work = Callable[[Block], object]
@@ -36,7 +44,9 @@ LARGEST_EIGENPROBLEM = 768
 class Plan:
     """What a short calibration on this machine foretells.
 
-    `score_seconds` is None without queries, which are scored in `query_groups`. `factor_bytes` is what
+    `score_seconds` is None without queries. The training examples pass by once for each of `score_groups`,
+    of queries or layers, and at a fit for each of `fit_groups`, of layers; `self_seconds` counts the latter,
+    too, and is too high by the forward passes that one group would save. `factor_bytes` is what
     one query takes, `output_bytes` what the widest layer gives for a block, of a model that writes its
     logits, which a pass holds three times over; `peak_bytes` is the most that this process has held so
     far, the calibration with all that a job has in memory included. `str(plan)` is a table.
@@ -45,7 +55,8 @@ class Plan:
     examples: int
     tokens: int
     queries: int
-    query_groups: int
+    fit_groups: int
+    score_groups: int
     fit_seconds: float
     self_seconds: float
     score_seconds: float | None
@@ -67,15 +78,20 @@ class Plan:
             "peak of the process": self.peak_bytes,
         }
         lines += [f"{what:20} {size / 2**20:12.1f} MB" for what, size in sizes.items()]
-        if self.query_groups > 1:
-            lines.append(
-                f"The queries are scored in {self.query_groups} groups, each with a pass of its own."
-            )
+        for what, groups in {
+            "fit takes layers": self.fit_groups,
+            "scores are taken": self.score_groups,
+        }.items():
+            if groups > 1:
+                lines.append(f"The {what} in {groups} groups, each with a pass of its own.")
         return "\n".join(lines)
 
 
-def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
-    """The plan for batches `(inputs, labels, …)`, which are gone over twice and not kept.
+def make_plan(
+    engine: EkfacCurvature, train: Iterable, test: Iterable, query_group: int | None = None
+) -> Plan:
+    """The plan for batches `(inputs, labels, …)`, which are gone over twice and not kept. With `query_group`,
+    for so many queries at a time and all layers together, whatever the memory.
 
     Raises `EmptyLoader`, and what a forward pass raises.
     """
@@ -92,21 +108,31 @@ def make_plan(engine: EkfacCurvature, train: Iterable, test: Iterable) -> Plan:
     if not kept:
         raise EmptyLoader("The training loader gave its batches only once: give a DataLoader or a list.")
     queries = sum(size.examples for size in asked)
-    group = min(queries, queries_at_a_time(engine.layers, engine.memory_budget, engine.query_rank))
-    works = _works(engine, group)
-    seconds = {what: _seconds(work, kept, sizes) for what, work in works.items()}
-    fit = seconds["covariances"] + _eigenproblem_seconds(engine.passes)
-    score = None
-    if queries:
-        score = queries / group * seconds["score"] + _seconds(works["factors"], kept, asked)
+    fit_parts = score_parts = [engine]
+    if query_group is None:
+        fit_parts = engine.parts(curvature_bytes, SHARE_FOR_A_FIT)
+        score_parts = engine.parts(partial(factor_bytes, rank=engine.query_rank))
+    fit, own, score, score_groups = _eigenproblem_seconds(engine.passes), 0.0, 0.0, 0
+    for part in fit_parts:
+        works = _fit_works(part)
+        own += _seconds(works.pop("self"), kept, sizes)
+        fit += sum(_seconds(work, kept, sizes) for work in works.values())
+    for part in score_parts if queries else []:
+        fits = queries_at_a_time(part.layers, engine.memory_budget, engine.query_rank)
+        group = min(queries, query_group or fits)
+        works = _score_works(part, group)
+        score += queries / group * _seconds(works["score"], kept, sizes)
+        score += _seconds(works["factors"], kept, asked)
+        score_groups += math.ceil(queries / group)
     return Plan(
         examples=sum(size.examples for size in sizes),
         tokens=sum(size.tokens for size in sizes),
         queries=queries,
-        query_groups=math.ceil(queries / group) if queries else 0,
-        fit_seconds=fit + seconds["eigenvalues"] if engine.update_diagonal else fit,
-        self_seconds=seconds["self"],
-        score_seconds=score,
+        fit_groups=len(fit_parts),
+        score_groups=score_groups,
+        fit_seconds=fit,
+        self_seconds=own,
+        score_seconds=score if queries else None,
         curvature_bytes=curvature_bytes(engine.layers),
         factor_bytes=factor_bytes(engine.layers, engine.query_rank),
         output_bytes=max(_outputs(size, engine) for size in sizes) * engine.passes.dtype.itemsize,
@@ -136,25 +162,38 @@ def _outputs(size: _Size, engine: EkfacCurvature) -> int:
     return math.ceil(size.examples / parts) * size.length * widest
 
 
-def _works(engine: EkfacCurvature, queries: int) -> dict[str, Work]:
-    """What an engine does with a block, in an eigenbasis that is as good as any for the clock."""
-    passes = engine.passes
-    bases = {name: _identity(layer, passes.precision) for name, layer in engine.layers.items()}
-    covariances = CovarianceSums(engine)
-    squares = EigenvalueSums(engine, bases)
+def _trial(engine: EkfacCurvature) -> EkfacCurvature:
+    """The engine as if it were fitted, in an eigenbasis that is as good as any for the clock."""
     trial = copy.copy(engine)
     trial.progress = False
+    bases = {name: _identity(layer, engine.passes.precision) for name, layer in engine.layers.items()}
     trial.curvature = {name: LayerCurvature(basis, kfac_eigenvalues(basis)) for name, basis in bases.items()}
+    return trial
+
+
+def _fit_works(engine: EkfacCurvature) -> dict[str, Work]:
+    """What a fit does with a block, and self-influences."""
+    trial, covariances = _trial(engine), CovarianceSums(engine)
+    works: dict[str, Work] = {
+        "covariances": lambda block: covariances.add([block]),
+        "self": lambda block: trial.self_influences(block.inputs, block.labels),
+    }
+    if engine.update_diagonal:
+        squares = EigenvalueSums(engine, {name: layer.basis for name, layer in trial.curvature.items()})
+        works["eigenvalues"] = lambda block: squares.add([block])
+    return works
+
+
+def _score_works(engine: EkfacCurvature, queries: int) -> dict[str, Work]:
+    """What scores do with a block of training examples, and with one of queries."""
+    trial = _trial(engine)
     factors = {
-        name: no_factors(passes.zeros, (queries, layer.d_out, layer.d_in), engine.query_rank)
+        name: no_factors(engine.passes.zeros, (queries, layer.d_out, layer.d_in), engine.query_rank)
         for name, layer in engine.layers.items()
     }
     for tensor in chain.from_iterable(map(tensors_of, factors.values())):
         tensor.fill_(1)  # with zeros it would be quicker than others are
     return {
-        "covariances": lambda block: covariances.add([block]),
-        "eigenvalues": lambda block: squares.add([block]),
-        "self": lambda block: trial.self_influences(block.inputs, block.labels),
         "score": lambda block: trial.influences_from_factors(factors, block.inputs, block.labels),
         "factors": lambda block: trial.influence_factors(block.inputs, block.labels),
     }

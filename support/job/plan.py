@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from torch.utils.data import DataLoader
 
-from support.ekfac.memory import factor_bytes
+from support.ekfac.plan import make_plan
 from support.job.examples import Examples
 from support.job.store import in_blocks
 from support.job.team import device
@@ -23,10 +23,11 @@ def _batches(examples: Examples, size: int) -> DataLoader:
 def planned(job: Job) -> str:
     """A table: time for as many processes as are here, memory of each, bytes on disk."""
     engine, block, query_group, size = job.engine, job.subject.block, job.query_group(), job.team.size
-    engine.memory_budget = query_group * factor_bytes(engine.layers, job.question.query_rank or None)
-    plan = engine.plan(_batches(job.training, block), _batches(job.queries, query_group))
+    engine.query_rank = job.question.query_rank or None
+    queries = _batches(job.queries, query_group)
+    plan = make_plan(engine, _batches(job.training, block), queries, query_group)
     if job.fitted_on is not job.training:
-        fit = engine.plan(_batches(job.fitted_on, block))
+        fit = make_plan(engine, _batches(job.fitted_on, block), (), query_group)
         plan = replace(plan, fit_seconds=fit.fit_seconds)
     seconds = {"fit": plan.fit_seconds, "self": plan.self_seconds, "score": plan.score_seconds}
     kept = 1 + (len(engine.layers) if job.question.by_layer else 0)
@@ -48,8 +49,8 @@ def planned(job: Job) -> str:
         *(f"{step:24} {_time(each / size):>15}" for step, each in seconds.items()),
         *(f"{what:24} {_size(bytes_):>15}" for what, bytes_ in sizes.items()),
     ]
-    if plan.query_groups > 1:
-        lines.append(f"The queries are scored in {plan.query_groups} groups, each with a pass of its own.")
+    if plan.score_groups > 1:
+        lines.append(f"The queries are scored in {plan.score_groups} groups, each with a pass of its own.")
     return "\n".join(lines)
 
 
