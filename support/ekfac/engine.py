@@ -4,6 +4,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import compress
 
 import torch
@@ -18,7 +19,7 @@ from support.ekfac.curvature import (
     Regularization,
     check_regularization,
 )
-from support.ekfac.errors import BadSetting, NotFitted, NothingAsked, refuse_unknown
+from support.ekfac.errors import BadSetting, NotFitted, NothingAsked, refuse_together, refuse_unknown
 from support.ekfac.layers import TrackedLayer, tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood, loss_directions
 from support.ekfac.memory import SHARE_OF_FREE_MEMORY, check_budget, layer_groups, room_for
@@ -68,11 +69,13 @@ class Engine:
         covariance_positions: str = "gradient",
         query_rank: int | None = None,
     ):
-        check_budget(memory_budget)
-        refuse_unknown("covariance_positions", covariance_positions, POSITIONS)
-        refuse_unknown("precision", precision, PRECISIONS)
-        if query_rank is not None and query_rank < 1:
-            raise BadSetting(f"query_rank={query_rank!r}: use a whole number from 1, or None for all.")
+        refuse_together(
+            partial(check_regularization, hessian_regularization),
+            partial(check_budget, memory_budget),
+            partial(refuse_unknown, "covariance_positions", covariance_positions, POSITIONS),
+            partial(refuse_unknown, "precision", precision, PRECISIONS),
+            partial(_check_rank, query_rank),
+        )
         self.model = model
         self.update_diagonal = update_diagonal
         self.hessian_regularization = hessian_regularization
@@ -85,6 +88,15 @@ class Engine:
         self.curvature: dict[str, LayerCurvature] = {}
         self.examples, self.probe = 0, None
         self._whole = True
+
+    def __repr__(self) -> str:
+        numbers = sum(layer.d_out * layer.d_in for layer in self.layers.values())
+        names = self.layer_names
+        fitted = f"fitted on {self.examples:,} examples" if self.is_fitted else "not fitted"
+        return (
+            f"{type(self).__name__}: {len(names)} layers, {names[0]} to {names[-1]}, {numbers:,} parameters; "
+            f"{self.likelihood!r}, λ = {self.hessian_regularization}, {fitted}"
+        )
 
     @property
     def hessian_regularization(self) -> Regularization:
@@ -103,6 +115,10 @@ class Engine:
     @property
     def is_fitted(self) -> bool:
         return bool(self.curvature)
+
+    def batches(self, loader: Iterable) -> Iterable:
+        """What a loader gives, as batches: themselves. Engines that read something else say how."""
+        return loader
 
     @property
     def passes(self) -> Passes:
@@ -162,3 +178,8 @@ class Engine:
     def _require_fit(self) -> None:
         if not self.is_fitted:
             raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
+
+
+def _check_rank(query_rank: int | None) -> None:
+    if query_rank is not None and query_rank < 1:
+        raise BadSetting(f"query_rank={query_rank!r}: use a whole number from 1, or None for all.")
