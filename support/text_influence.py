@@ -1,7 +1,9 @@
-"""`TextInfluence`: the engine on a model of transformers, its answers with texts, labels and predictions."""
+"""`TextInfluence`: the engine on a model of transformers and rows of texts, its answers with their names."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from itertools import chain, compress
 
 import pandas as pd
 import torch
@@ -9,19 +11,26 @@ from datasets import Dataset, DatasetDict
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from support.ekfac import Bernoulli, Categorical, EkfacInfluence, Gaussian
+from support.ekfac import Bernoulli, Categorical, EachToken, EkfacInfluence, Gaussian, NextToken
 from support.ekfac.batches import Inputs, labelled
 from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.likelihood import Likelihood
-from support.rows import Reader, RowsNotUsable
+from support.labels import numbers_by_spelling, spelling
+from support.language import Batch, encoded, padded
 from support.transformer import choose_layers, likelihood_of, not_covered, positions
 
-Data = Dataset | pd.DataFrame | Iterable
+Rows = Dataset | pd.DataFrame
+Data = Rows | Iterable
 """Rows of texts and labels, or tokenised; or batches as the engine takes them, or one of them."""
 
 EFFECTS = {"helps": 1, "harms": -1}
+
+
+class RowsNotUsable(ValueError):
+    """Texts or labels of a data set are none that the model could be asked about."""
 
 
 class TextInfluence(EkfacInfluence):
@@ -30,12 +39,16 @@ class TextInfluence(EkfacInfluence):
 
     Puts the model, which may have an adapter of peft, into evaluation mode and freezes all but `layers`,
     parts of names, or those of `choose_layers`; `left_out` tells of some that can't be covered. The loss is
-    that of `likelihood_of`. `text` and `label` are columns of data sets, one or several, as `Reader` has
-    them, `name` one by which answers name examples, instead of by their row; texts are cut at `max_tokens`.
-    Other settings, and what is raised, are those of `Engine`; `ValueError` tells of layers that there are not.
+    that of `likelihood_of`, `settings` and what is raised those of `Engine`; `ValueError` tells of layers
+    that there are not.
 
     `fit`, `score`, `plan` and `influences` take data sets of `datasets`, frames, a DataLoader, or batches;
-    what else the engine has takes them as `batch` gives them. `RowsNotUsable` says what is wrong with rows.
+    what else the engine has takes rows as `batch` gives them. `text` and `label` name columns. Two of texts
+    are a pair; for a model that writes, a prompt and its completion, which alone is asked. Several of labels
+    hold a number each; `labels`, as `Trainer` has it, stands in. Rows with `input_ids` are taken as they are:
+    all must be such for a model that puts tokens into classes. Texts are cut at `max_tokens`. `name` is a
+    column by which answers name examples, instead of by their row. All raise `RowsNotUsable`.
+
     Load what was saved by `TextInfluence.load(path, model, tokenizer=tokenizer)`.
     """
 
@@ -52,26 +65,30 @@ class TextInfluence(EkfacInfluence):
         **settings,
     ):
         model = model.get_base_model() if isinstance(model, PeftModel) else model
-        layers, text, label = ([one] if isinstance(one, str) else list(one) for one in (layers, text, label))
         likelihood = likelihood or likelihood_of(model)
+        layers, self.text, self.label = (
+            [one] if isinstance(one, str) else list(one) for one in (layers, text, label)
+        )
         model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
         self.left_out = choose_layers(model.eval(), layers, not_covered(model, tokenizer))
         super().__init__(model, likelihood=likelihood, **settings)
-        longest = min(max_tokens, tokenizer.model_max_length, positions(model))
-        classes = {name: number for number, name in model.config.id2label.items()}
-        self.reader, self.name = Reader(tokenizer, likelihood, classes, text, label, longest), name
+        self.tokenizer, self.name = tokenizer, name
+        self.max_tokens = min(max_tokens, tokenizer.model_max_length, positions(model))
+        self.class_names = [name for _, name in sorted(model.config.id2label.items())]
+        self._by_token = isinstance(likelihood, NextToken)
 
-    def batches(self, data: Data) -> Iterable:
+    def batches(self, data: Data, at_a_time: int = 64) -> Iterable:
         """All examples in order, as the engine takes them."""
         data = _rows(data)
-        if isinstance(data, Dataset):
-            return self.reader.loader(data)
-        return [data] if isinstance(data, Mapping) else data
+        if not isinstance(data, Dataset):
+            return [data] if isinstance(data, Mapping) else data
+        data = data.with_format(None)
+        labels = self._labels(data)
+        return DataLoader(range(len(data)), at_a_time, collate_fn=partial(self._batch, data, labels))
 
-    def batch(self, data: Dataset | pd.DataFrame) -> tuple[Inputs, Tensor]:
+    def batch(self, data: Rows) -> tuple[Inputs, Tensor]:
         """All rows as one batch, apart: `influence.self_influences(*influence.batch(data))`."""
-        data = _rows(data)
-        return next(labelled(self.reader.loader(data, len(data))))
+        return next(labelled(self.batches(data, len(data))))
 
     def influences(
         self, queries: Data, training: Data | None = None, x: Inputs | None = None, y: Tensor | None = None
@@ -91,7 +108,7 @@ class TextInfluence(EkfacInfluence):
     def top(
         self,
         queries: Data,
-        training: Dataset | pd.DataFrame,
+        training: Rows,
         count: int = 5,
         normalisation: str = "plain",
         scores: Float[Tensor, "queries training"] | None = None,
@@ -114,19 +131,15 @@ class TextInfluence(EkfacInfluence):
         strongest["training"] = names[strongest["row"]]
         return strongest.join(about, on="row").drop(columns="row")
 
-    def described(self, data: Dataset | pd.DataFrame) -> pd.DataFrame:
-        """Of each example, by its name: `label`, what is `predicted`, and the `probability` of that, where there
-        is one, the `loss`, and the data set's own columns; of tokens alone the text as it is decoded.
-
-        Raises `LabelsMismatch` for labels that are none of the model's."""
+    def described(self, data: Rows) -> pd.DataFrame:
+        """Of each example, by its name: `label`, what is `predicted`, and the `probability` of that, where
+        there is one, the `loss`, and the data set's own columns; of tokens alone the text as it is decoded."""
         data = _rows(data)
         blocks = loader_blocks(labelled(self.batches(data)), *self.passes.together)
         said = pd.concat([self._said(block.ordinary(self.passes.device)) for block in blocks]).sort_index()
-        own = data.to_pandas()
-        if {*self.reader.texts} <= {*own}:
-            said = said.drop(columns="text")
-        hidden = {*said, *self.reader.tokenizer.model_input_names} & {*own}
-        return said.join(own.drop(columns=[*hidden])).set_index(self._names(data, len(said)))
+        said = said.drop(columns="text") if {*self.text} <= {*data.column_names} else said
+        hidden = {*said, *self.tokenizer.model_input_names} & {*data.column_names}
+        return said.join(data.remove_columns([*hidden]).to_pandas()).set_index(self._names(data, len(said)))
 
     @torch.inference_mode()
     def _said(self, block: Block) -> pd.DataFrame:
@@ -134,10 +147,20 @@ class TextInfluence(EkfacInfluence):
         outputs, mask = self.passes.outputs(block.inputs).float(), self.passes.token_mask(block.inputs)
         labels = self.likelihood.asked(block.labels, mask)
         self.likelihood.check(outputs, labels)
-        said = _in_words(self.likelihood, list(self.reader.class_names), outputs, labels)
+        said, names = {}, self.class_names
+        if isinstance(self.likelihood, Categorical):
+            probability, predicted = outputs.softmax(dim=1).max(dim=1)
+            classes = {"label": labels, "predicted": predicted}
+            said = {column: [names[one] for one in of.tolist()] for column, of in classes.items()}
+            said["probability"] = probability.tolist()
+        elif isinstance(self.likelihood, Bernoulli):
+            yes = {"label": labels > 0.5, "predicted": outputs > 0}
+            said = {column: [", ".join(compress(names, row)) for row in of] for column, of in yes.items()}
+        elif isinstance(self.likelihood, Gaussian):
+            said = {"label": labels.squeeze(1).tolist(), "predicted": outputs.squeeze(1).tolist()}
         said["loss"] = self.likelihood.loss(outputs, labels).tolist()
         ids = [one[real].tolist() for one, real in zip(block.inputs["input_ids"], mask, strict=True)]
-        said["text"] = self.reader.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        said["text"] = self.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return pd.DataFrame(said, index=block.rows)
 
     def _names(self, data: Data, size: int) -> pd.Index:
@@ -148,6 +171,60 @@ class TextInfluence(EkfacInfluence):
         named = isinstance(data, Dataset) and self.name in data.column_names
         return pd.Index(data[self.name][:] if named else range(size))
 
+    def _labels(self, data: Dataset) -> list:
+        """Of each row as the likelihood has it; none where tokens have them. Raises `RowsNotUsable`, with all
+        that is wrong."""
+        there = data.column_names
+        texts = [] if "input_ids" in there else self.text
+        labels = self.label if {*self.label} <= {*there} or "labels" not in there else ["labels"]
+        labels = [] if self._by_token else labels
+        needed = ["input_ids", "labels"] if isinstance(self.likelihood, EachToken) else texts + labels
+        missing = [repr(column) for column in needed if column not in there]
+        if missing:
+            told = f"The data set has no column {', '.join(missing)}. There are: {', '.join(there)}"
+            raise RowsNotUsable(f"{told}. Say which hold texts and labels with text=… and label=….")
+        readers = {column: (_text, f"no text in {column!r}") for column in texts}
+        readers |= {column: self._number(data.features[column]) for column in labels}
+        found, wrong = {}, []
+        for column, (read, what) in readers.items():
+            found[column] = [read(one) for one in data[column]]
+            rows = [row for row, one in enumerate(found[column]) if one is None]
+            if rows:
+                told = f"{len(rows)} of {len(data)} rows have {what}; the first is row {rows[0]}, with"
+                wrong.append(f"{told} {data[column][rows[0]]!r}.")
+        if wrong:
+            raise RowsNotUsable(" ".join(wrong))
+        numbers = [found[column] for column in labels]
+        return list(zip(*numbers, strict=True)) if len(numbers) > 1 else [*chain(*numbers)]
+
+    def _number(self, kind: object) -> tuple[Callable[[object], object], str]:
+        """What reads labels of this kind, None where there is none; and what there is then."""
+        if not isinstance(self.likelihood, Categorical):
+            return _finite, "a label that is no number"
+        names = {name: number for number, name in enumerate(self.class_names)}
+        try:
+            known = numbers_by_spelling(names, kind)
+        except ValueError as error:
+            raise RowsNotUsable(f"The data set {error}") from error
+        return lambda label: known.get(spelling(label)), f"a label that is none of {', '.join(names)}"
+
+    def _batch(self, data: Dataset, labels: list, rows: list[int]) -> Batch:
+        batch = padded([self._sequence(data[row]) for row in rows], self.tokenizer.pad_token_id or 0)
+        kind = torch.int64 if isinstance(self.likelihood, Categorical) else torch.float32
+        return batch | ({"labels": torch.tensor([labels[row] for row in rows], dtype=kind)} if labels else {})
+
+    def _sequence(self, row: Mapping) -> Batch:
+        """One row as `(1, tokens)`, with labels if tokens have them."""
+        texts = [row.get(column) for column in self.text]
+        if "input_ids" not in row and self._by_token:
+            return encoded(self.tokenizer, *texts, max_tokens=self.max_tokens)
+        cut = {"truncation": True, "max_length": self.max_tokens}
+        tokens = row if "input_ids" in row else self.tokenizer(*texts, **cut)
+        names = [*self.tokenizer.model_input_names, *(["labels"] if self._by_token else [])]
+        sequence = {name: torch.tensor([tokens[name]]) for name in names if name in tokens}
+        sequence.setdefault("attention_mask", torch.ones_like(sequence["input_ids"]))
+        return ({"labels": sequence["input_ids"]} if self._by_token else {}) | sequence
+
 
 def _rows(data: Data) -> Data:
     """A frame as a data set. Raises `RowsNotUsable` for one in splits."""
@@ -156,16 +233,10 @@ def _rows(data: Data) -> Data:
     return Dataset.from_pandas(data, preserve_index=False) if isinstance(data, pd.DataFrame) else data
 
 
-def _in_words(likelihood: Likelihood, names: list[str], outputs: Tensor, labels: Tensor) -> dict[str, list]:
-    """Columns `label` and `predicted`, where examples have one, and the `probability` of that."""
-    if isinstance(likelihood, Categorical):
-        probability, predicted = outputs.softmax(dim=1).max(dim=1)
-        said = {"label": labels.tolist(), "predicted": predicted.tolist()}
-        said = {column: [names[number] for number in numbers] for column, numbers in said.items()}
-        return said | {"probability": probability.tolist()}
-    if isinstance(likelihood, Bernoulli):
-        said = {"label": labels > 0.5, "predicted": outputs > 0}
-        return {column: [", ".join(compress(names, row)) for row in yes] for column, yes in said.items()}
-    if isinstance(likelihood, Gaussian):
-        return {"label": labels.squeeze(1).tolist(), "predicted": outputs.squeeze(1).tolist()}
-    return {}
+def _text(text: object) -> str | None:
+    return text if isinstance(text, str) and text else None
+
+
+def _finite(label: object) -> object | None:
+    numbers = label if isinstance(label, list) else [label]
+    return label if all(isinstance(one, int | float) and math.isfinite(one) for one in numbers) else None

@@ -1,6 +1,6 @@
 """What can go wrong in the engine, each with a name of its own."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 
 class EkfacError(Exception):
@@ -73,18 +73,6 @@ class BlockHalved(UserWarning):
 
 class NothingAsked(UserWarning):
     """Some examples have no target, and so no influence."""
-
-
-def refuse_together(*checks: Callable[[], None]) -> None:
-    """Raise one `BadSetting` with all that checks raise as such."""
-    told = []
-    for check in checks:
-        try:
-            check()
-        except BadSetting as error:
-            told.append(str(error))
-    if told:
-        raise BadSetting("\n".join(told))
 
 
 def refuse_unknown(setting: str, value: object, known: Iterable[str]) -> None:
