@@ -108,7 +108,7 @@ class TextInfluence(EkfacInfluence):
     def top(
         self,
         queries: Data,
-        training: Rows,
+        training: Data,
         count: int = 5,
         normalisation: str = "plain",
         scores: Float[Tensor, "queries training"] | None = None,
@@ -126,20 +126,22 @@ class TextInfluence(EkfacInfluence):
                 strong = {"score": (sign * sizes[sizes > 0]).tolist(), "row": rows[sizes > 0].tolist()}
                 found.append(pd.DataFrame({"query": query, "effect": effect} | strong))
         strongest = pd.concat(found, ignore_index=True)
-        rows = sorted({*strongest["row"]})
-        about = self.described(_rows(training).select(rows)).set_index(pd.Index(rows))
-        strongest["training"] = names[strongest["row"]]
+        rows, training = sorted({*strongest["row"]}), _rows(training)
+        is_set = isinstance(training, Dataset)
+        about = self.described(training.select(rows)) if is_set else self.described(training).iloc[rows]
+        about.index, strongest["training"] = rows, names[strongest["row"]]
         return strongest.join(about, on="row").drop(columns="row")
 
-    def described(self, data: Rows) -> pd.DataFrame:
+    def described(self, data: Data) -> pd.DataFrame:
         """Of each example, by its name: `label`, what is `predicted`, and the `probability` of that, where
-        there is one, the `loss`, and the data set's own columns; of tokens alone the text as it is decoded."""
+        there is one, the `loss`, and a data set's own columns; of tokens alone the text as it is decoded."""
         data = _rows(data)
+        own = data.to_pandas() if isinstance(data, Dataset) else pd.DataFrame()
         blocks = loader_blocks(labelled(self.batches(data)), *self.passes.together)
         said = pd.concat([self._said(block.ordinary(self.passes.device)) for block in blocks]).sort_index()
-        said = said.drop(columns="text") if {*self.text} <= {*data.column_names} else said
-        hidden = {*said, *self.tokenizer.model_input_names} & {*data.column_names}
-        return said.join(data.remove_columns([*hidden]).to_pandas()).set_index(self._names(data, len(said)))
+        said = said.drop(columns="text") if {*self.text} <= {*own} else said
+        hidden = {*own} & {*said, *self.tokenizer.model_input_names, self.name}
+        return said.join(own.drop(columns=[*hidden])).set_index(self._names(data, len(said)))
 
     @torch.inference_mode()
     def _said(self, block: Block) -> pd.DataFrame:
@@ -227,10 +229,13 @@ class TextInfluence(EkfacInfluence):
 
 
 def _rows(data: Data) -> Data:
-    """A frame as a data set. Raises `RowsNotUsable` for one in splits."""
+    """A frame, or a slice of a data set, as a data set. Raises `RowsNotUsable` for one in splits."""
     if isinstance(data, DatasetDict):
         raise RowsNotUsable(f"A data set in splits is not one of rows: choose one of {', '.join(data)}.")
-    return Dataset.from_pandas(data, preserve_index=False) if isinstance(data, pd.DataFrame) else data
+    if isinstance(data, pd.DataFrame):
+        return Dataset.from_pandas(data, preserve_index=False)
+    is_slice = isinstance(data, dict) and not any(isinstance(column, Tensor) for column in data.values())
+    return Dataset.from_dict(data) if is_slice else data
 
 
 def _text(text: object) -> str | None:

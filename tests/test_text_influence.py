@@ -1,11 +1,14 @@
 """A model of transformers, its tokenizer and data as people have them; what is answered, with names."""
 
+import re
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
 import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel
 from torch.utils.data import DataLoader
 
 from support import TextInfluence
@@ -74,6 +77,7 @@ FORMS = {
     "tokens": with_tokens,
     "frame": lambda rows: rows.to_pandas(),
     "names": lambda rows: rows.to_pandas().replace({"label": NAMES}),
+    "slice": lambda rows: rows[:],
     "a batch": by_collator,
     "batches": lambda rows: [by_collator(rows.select([n])) for n in range(len(rows))],
     "loader": lambda rows: DataLoader([by_collator(rows.select([n])) for n in range(len(rows))], None),
@@ -99,49 +103,69 @@ def columns(**named):
     return Dataset.from_dict({"text": TEXTS} | named)
 
 
+def page(heading):
+    """The code below a heading of the page for own models."""
+    text = (Path(__file__).parents[1] / "notebooks" / "own_model.md").read_text()
+    return re.search(rf"^## {heading}$.*?```python\n(.*?)```", text, flags=re.DOTALL | re.MULTILINE)[1]
+
+
+ANSWERS = TEXTS[::-1]
 SEVERAL = [[float(label > 0), float(label > 1)] for label in LABELS]
 OF_TOKENS = [[-100] + [len(word) % 3 for word in text.split()[1:]] for text in TEXTS]
-PAIR = {"text": ("text", "reply")}
-MULTI_LABEL = {"problem_type": "multi_label_classification", "num_labels": 2}
+TWO = {"num_labels": 2, "problem_type": "multi_label_classification"}
+USUAL = "influence = TextInfluence(model, tokenizer).fit(data)"
 CASES = {
-    "classes": (tiny, ROWS, {}, 1),
-    "pairs of texts": (tiny, columns(reply=TEXTS[::-1], label=LABELS), PAIR, 1),
-    "several labels": (lambda: tiny(**MULTI_LABEL), columns(label=SEVERAL), {}, 2),
-    "several columns": (
-        lambda: tiny(**MULTI_LABEL),
-        columns(warm=[a for a, _ in SEVERAL], great=[b > 0 for _, b in SEVERAL]),
-        {"label": ("warm", "great")},
+    "classes": (USUAL, tiny, ROWS, 1),
+    "pairs": (
+        page("Pairs of texts"), tiny, columns(premise=TEXTS, hypothesis=ANSWERS, label=LABELS), 1
+    ),
+    "columns": (
+        page("Several labels at once"),
+        lambda: tiny(**TWO),
+        columns(toxic=[a for a, _ in SEVERAL], threat=[b > 0 for _, b in SEVERAL]),
         2,
     ),
-    "regression": (lambda: tiny(num_labels=1), columns(label=[label / 3 for label in LABELS]), {}, 1 / 2),
-    "regression of two": (
-        lambda: tiny(num_labels=2, problem_type="regression"), columns(label=SEVERAL), {}, 1
+    "lists": (USUAL, lambda: tiny(**TWO), columns(label=SEVERAL), 2),
+    "regression": (page("Regression"), lambda: tiny(num_labels=1), columns(stars=LABELS), 1 / 2),
+    "two numbers": (
+        USUAL, lambda: tiny(**TWO | {"problem_type": "regression"}), columns(label=SEVERAL), 1
     ),
-    "tokens": (lambda: tiny("TokenClassification"), with_tokens(columns(), labels=OF_TOKENS), {}, None),
-    "texts": (writer, columns(), {}, None),
-    "texts cut before": (writer, with_tokens(columns()), {}, None),
-    "completions": (writer, columns(reply=TEXTS[::-1]), PAIR, None),
+    "tokens": (
+        page("A class for each token"),
+        lambda: tiny("TokenClassification"),
+        with_tokens(columns(), labels=OF_TOKENS),
+        None,
+    ),
+    "completions": (
+        page("A model that writes"), writer, columns(prompt=TEXTS, completion=ANSWERS), None
+    ),
+    "texts": (USUAL, writer, columns(), None),
+    "texts in tokens": (USUAL, writer, with_tokens(columns()), None),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "rows", "settings", "numbers"), CASES.values(), ids=CASES)
-def test_the_loss_that_is_asked_is_the_one_trained_with_summed_not_averaged(model, rows, settings, numbers):
-    influence = asked(model(), **settings).fit(rows)
+@pytest.mark.parametrize(("code", "model", "rows", "numbers"), CASES.values(), ids=CASES)
+def test_the_loss_that_is_asked_is_the_one_trained_with_summed_not_averaged(code, model, rows, numbers):
+    names = {"TextInfluence": TextInfluence, "model": model(), "tokenizer": TOKENIZER, "data": rows}
+    exec(code, names)
+    influence = names["influence"]
     assert (influence.influences(rows).diagonal() > 0).all()
     for row, found in enumerate(influence.described(rows)["loss"]):
         inputs, labels = influence.batch(rows.select([row]))
         said = influence.model(**inputs, labels=labels).loss
-        shifted = labels[:, influence.likelihood.shift :] if numbers is None else labels
-        assert found == pytest.approx(said.item() * (numbers or (shifted != -100).sum().item()), rel=1e-5)
+        asked = labels[:, influence.likelihood.shift :] if numbers is None else labels
+        assert found == pytest.approx(said.item() * (numbers or (asked != -100).sum().item()), rel=1e-5)
 
 
-def test_of_an_adapter_its_matrices_and_the_head_beside_them_are_asked():
-    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_lin", "lin1"])
-    model = with_adapter(tiny(), config).double()
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.3)
-    influence = asked(model).fit(ROWS)
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_of_an_adapter_its_matrices_and_the_head_beside_them_are_asked(tmp_path, monkeypatch):
+    config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_lin", "lin1"], init_lora_weights=False)
+    with_adapter(tiny(), config).save_pretrained(tmp_path / "my-adapter")
+    monkeypatch.chdir(tmp_path)
+    names = {"TextInfluence": TextInfluence, "PeftModel": PeftModel, "tokenizer": TOKENIZER}
+    names |= {"model": tiny(), "data": ROWS}
+    exec(page("An adapter"), names)
+    influence = names["influence"]
     assert len(influence.layers) == 2 * 2 * 2 + 2
     trained = {name for name in influence.layer_names if "lora_" not in name}
     assert trained == {"pre_classifier.modules_to_save.default", "classifier.modules_to_save.default"}
@@ -176,6 +200,7 @@ def test_the_top_are_the_strongest_of_each_sign_with_what_is_known_of_them():
         assert list(rows["score"]) == pytest.approx(list(row))
     texts = dict(zip(named["id"], TEXTS, strict=True))
     assert list(top["text"]) == [texts[name] for name in top["training"]]
+    assert list(influence.top(queries, by_collator(named), count=2)["text"]) == list(top["text"])
     again = influence.top(queries, named, count=2, scores=influence.score(queries, named))
     pd.testing.assert_frame_equal(again, top)
     with pytest.raises(ValueError, match=r"^The scores are of 8 examples, but the data set has 7\."):
@@ -194,7 +219,7 @@ def test_examples_are_described_as_the_model_says_them(influence):
 
 
 def test_of_several_labels_those_that_are_said_are_named_and_numbers_are_numbers():
-    several = asked(tiny(**MULTI_LABEL)).described(columns(label=SEVERAL))
+    several = asked(tiny(**TWO)).described(columns(label=SEVERAL))
     assert set(several["label"]) == {"", "LABEL_0", "LABEL_0, LABEL_1"}
     numbers = asked(tiny(num_labels=1)).described(columns(label=[0.5] * 8))
     assert set(numbers["label"]) == {0.5}
