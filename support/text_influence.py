@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import chain, compress
+from itertools import compress
 
 import pandas as pd
 import torch
@@ -64,12 +64,17 @@ class TextInfluence(EkfacInfluence):
         likelihood: Likelihood | None = None,
         **settings,
     ):
-        model = model.get_base_model() if isinstance(model, PeftModel) else model
+        if isinstance(model, PeftModel):
+            if model.active_peft_config.is_prompt_learning:
+                raise ValueError("The adapter adds words before a text, and no layers that could be asked.")
+            model = model.get_base_model()
         likelihood = likelihood or likelihood_of(model)
         layers, self.text, self.label = (
             [one] if isinstance(one, str) else list(one) for one in (layers, text, label)
         )
-        model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
+        if tokenizer.pad_token_id is not None:
+            model.config.pad_token_id = tokenizer.pad_token_id  # GPT-2 looks for the last token before it
+        model.config.use_cache = False
         self.left_out = choose_layers(model.eval(), layers, not_covered(model, tokenizer))
         super().__init__(model, likelihood=likelihood, **settings)
         self.tokenizer, self.name = tokenizer, name
@@ -82,7 +87,6 @@ class TextInfluence(EkfacInfluence):
         data = _rows(data)
         if not isinstance(data, Dataset):
             return [data] if isinstance(data, Mapping) else data
-        data = data.with_format(None)
         labels = self._labels(data)
         return DataLoader(range(len(data)), at_a_time, collate_fn=partial(self._batch, data, labels))
 
@@ -197,7 +201,7 @@ class TextInfluence(EkfacInfluence):
         if wrong:
             raise RowsNotUsable(" ".join(wrong))
         numbers = [found[column] for column in labels]
-        return list(zip(*numbers, strict=True)) if len(numbers) > 1 else [*chain(*numbers)]
+        return numbers[0] if len(numbers) == 1 else list(zip(*numbers, strict=True))
 
     def _number(self, kind: object) -> tuple[Callable[[object], object], str]:
         """What reads labels of this kind, None where there is none; and what there is then."""
@@ -229,13 +233,14 @@ class TextInfluence(EkfacInfluence):
 
 
 def _rows(data: Data) -> Data:
-    """A frame, or a slice of a data set, as a data set. Raises `RowsNotUsable` for one in splits."""
+    """Rows as a data set, slices of one included; batches as they are. Raises `RowsNotUsable` for splits."""
     if isinstance(data, DatasetDict):
         raise RowsNotUsable(f"A data set in splits is not one of rows: choose one of {', '.join(data)}.")
     if isinstance(data, pd.DataFrame):
         return Dataset.from_pandas(data, preserve_index=False)
-    is_slice = isinstance(data, dict) and not any(isinstance(column, Tensor) for column in data.values())
-    return Dataset.from_dict(data) if is_slice else data
+    if isinstance(data, dict) and not any(isinstance(column, Tensor) for column in data.values()):
+        return Dataset.from_dict(data)
+    return data.with_format(None) if isinstance(data, Dataset) else data
 
 
 def _text(text: object) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch.utils.data import DataLoader
 
 from support import TextInfluence
@@ -49,10 +49,9 @@ def asked(model=None, tokenizer=TOKENIZER, **settings):
     return TextInfluence(model or tiny(), tokenizer, **({"hessian_regularization": 0.1} | settings))
 
 
-def with_tokens(rows, **columns):
+def with_tokens(rows):
     """As one prepares it for a `Trainer`."""
-    cut = rows.map(lambda row: TOKENIZER(row["text"]))
-    return cut.add_column("labels", columns["labels"]) if columns else cut
+    return rows.map(lambda row: TOKENIZER(row["text"]))
 
 
 def assert_same(found, expected):
@@ -75,6 +74,7 @@ def by_collator(rows):
 
 FORMS = {
     "tokens": with_tokens,
+    "tensors": lambda rows: with_tokens(rows).with_format("torch"),
     "frame": lambda rows: rows.to_pandas(),
     "names": lambda rows: rows.to_pandas().replace({"label": NAMES}),
     "slice": lambda rows: rows[:],
@@ -99,6 +99,12 @@ def test_influences_are_the_engine_s_on_a_model_made_ready_by_hand(influence):
     assert_same(influence.score(QUERIES, ROWS), engine.score([by_collator(QUERIES)], [by_collator(ROWS)]))
 
 
+def test_numbers_may_come_as_a_collator_has_them():
+    rows = columns(label=[0.5, -1.0] * 4)
+    influence = asked(tiny(num_labels=1)).fit(rows)
+    assert_same(influence.score(by_collator(rows), by_collator(rows)), influence.score(rows, rows))
+
+
 def columns(**named):
     return Dataset.from_dict({"text": TEXTS} | named)
 
@@ -110,38 +116,30 @@ def page(heading):
 
 
 ANSWERS = TEXTS[::-1]
-SEVERAL = [[float(label > 0), float(label > 1)] for label in LABELS]
-OF_TOKENS = [[-100] + [len(word) % 3 for word in text.split()[1:]] for text in TEXTS]
+YES, MORE = [float(label > 0) for label in LABELS], [label > 1 for label in LABELS]
+BOTH = [list(map(float, both)) for both in zip(YES, MORE, strict=True)]
+CLASSES = [[-100] + [len(word) % 3 for word in text.split()[1:]] for text in TEXTS]
+OF_TOKENS = with_tokens(columns()).add_column("labels", CLASSES)
 TWO = {"num_labels": 2, "problem_type": "multi_label_classification"}
 USUAL = "influence = TextInfluence(model, tokenizer).fit(data)"
+
+
+def several(**settings):
+    return lambda: tiny(**TWO | settings)
+
+
 CASES = {
     "classes": (USUAL, tiny, ROWS, 1),
-    "pairs": (
-        page("Pairs of texts"), tiny, columns(premise=TEXTS, hypothesis=ANSWERS, label=LABELS), 1
-    ),
-    "columns": (
-        page("Several labels at once"),
-        lambda: tiny(**TWO),
-        columns(toxic=[a for a, _ in SEVERAL], threat=[b > 0 for _, b in SEVERAL]),
-        2,
-    ),
-    "lists": (USUAL, lambda: tiny(**TWO), columns(label=SEVERAL), 2),
+    "pairs": (page("Pairs of texts"), tiny, columns(premise=TEXTS, hypothesis=ANSWERS, label=LABELS), 1),
+    "columns": (page("Several labels at once"), several(), columns(toxic=YES, threat=MORE), 2),
+    "lists": (USUAL, several(), columns(label=BOTH), 2),
     "regression": (page("Regression"), lambda: tiny(num_labels=1), columns(stars=LABELS), 1 / 2),
-    "two numbers": (
-        USUAL, lambda: tiny(**TWO | {"problem_type": "regression"}), columns(label=SEVERAL), 1
-    ),
-    "tokens": (
-        page("A class for each token"),
-        lambda: tiny("TokenClassification"),
-        with_tokens(columns(), labels=OF_TOKENS),
-        None,
-    ),
-    "completions": (
-        page("A model that writes"), writer, columns(prompt=TEXTS, completion=ANSWERS), None
-    ),
+    "numbers": (USUAL, several(problem_type="regression"), columns(label=BOTH), 1),
+    "tokens": (page("A class for each token"), lambda: tiny("TokenClassification"), OF_TOKENS, None),
+    "completions": (page("A model that writes"), writer, columns(prompt=TEXTS, completion=ANSWERS), None),
     "texts": (USUAL, writer, columns(), None),
     "texts in tokens": (USUAL, writer, with_tokens(columns()), None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("code", "model", "rows", "numbers"), CASES.values(), ids=CASES)
@@ -219,10 +217,18 @@ def test_examples_are_described_as_the_model_says_them(influence):
 
 
 def test_of_several_labels_those_that_are_said_are_named_and_numbers_are_numbers():
-    several = asked(tiny(**TWO)).described(columns(label=SEVERAL))
-    assert set(several["label"]) == {"", "LABEL_0", "LABEL_0, LABEL_1"}
+    both = asked(tiny(**TWO)).described(columns(label=BOTH))
+    assert set(both["label"]) == {"", "LABEL_0", "LABEL_0, LABEL_1"}
     numbers = asked(tiny(num_labels=1)).described(columns(label=[0.5] * 8))
     assert set(numbers["label"]) == {0.5}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_without_matrices_is_refused():
+    sizes = {"num_virtual_tokens": 2, "num_layers": 2, "token_dim": 8, "num_attention_heads": 2}
+    prompt = PromptTuningConfig(task_type="SEQ_CLS", **sizes)
+    with pytest.raises(ValueError, match="^The adapter adds words before a text"):
+        asked(get_peft_model(tiny(), prompt))
 
 
 def test_what_is_saved_is_loaded_with_the_tokenizer(influence, tmp_path):
@@ -250,13 +256,8 @@ def test_columns_that_are_not_there_are_told_with_those_that_are(influence):
     told = r"^The data set has no column 'text', 'label'\. There are: review, stars\. Say which"
     with pytest.raises(RowsNotUsable, match=told):
         influence.fit(rows)
-    expected = influence.score(QUERIES, ROWS)
-    assert_same(
-        asked(text="review", label="stars")
-        .fit(rows)
-        .score(QUERIES.rename_columns({"text": "review", "label": "stars"}), rows),
-        expected,
-    )
+    expected = influence.score(ROWS, ROWS)
+    assert_same(asked(text="review", label="stars").fit(rows).score(rows, rows), expected)
     with pytest.raises(RowsNotUsable, match="no column 'input_ids', 'labels'"):
         asked(tiny("TokenClassification")).fit(ROWS)
     with pytest.raises(RowsNotUsable, match="choose one of train, test"):

@@ -179,9 +179,7 @@ class Bernoulli(Likelihood):
 
     exact_outputs: int = 10
 
-    def asked(self, labels: Tensor | None, mask: Tensor | None) -> Tensor | None:
-        """A number for each example is a label for the one output."""
-        return labels.unsqueeze(1) if labels is not None and labels.ndim == 1 else labels
+    asked = Gaussian.asked
 
     def check(self, outputs: Float[Tensor, "batch outputs"], labels: Shaped[Tensor, "..."]) -> None:
         """Raise `LabelsMismatch` unless labels are shaped like the outputs and from 0 to 1."""
