@@ -9,8 +9,9 @@ _HOMES = {
     "EkfacInfluence": "support.ekfac",
     "ImdbDataset": "support.imdb",
     "ModelLogitsWrapper": "support.model",
+    "TextInfluence": "support.text_influence",
 }
-__all__ = ["EkfacInfluence", "ImdbDataset", "ModelLogitsWrapper"]
+__all__ = ["EkfacInfluence", "ImdbDataset", "ModelLogitsWrapper", "TextInfluence"]
 
 
 def __getattr__(name: str) -> object:

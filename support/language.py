@@ -111,14 +111,14 @@ def inputs_and_labels(batch: Batch) -> tuple[Batch, Int[Tensor, "_batch _tokens"
     return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
 
 
-def padded(sequences: Sequence[Batch]) -> Batch:
+def padded(sequences: Sequence[Batch], pad_token_id: int = 0) -> Batch:
     """The sequences as one batch."""
-    filler = {"input_ids": 0, "attention_mask": 0, "labels": IGNORED}
+    filler = {"input_ids": pad_token_id, "labels": IGNORED}
     return {
         name: torch.nn.utils.rnn.pad_sequence(
-            [one[name][0] for one in sequences], batch_first=True, padding_value=value
+            [one[name][0] for one in sequences], batch_first=True, padding_value=filler.get(name, 0)
         )
-        for name, value in filler.items()
+        for name in sequences[0]
     }
 
 

@@ -5,9 +5,7 @@ six-layer BERT of width 384, whose weights fit a DistilBERT exactly, with our Lo
 """
 
 import json
-import sys
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -190,46 +188,22 @@ def require_gradients_only(
     linear = [name for name in linear if name not in without]
     there = {part for name in linear for part in name.split(".")}
     for part in parts:
-        if not any(_is_part(part, name) for name in linear):
-            why = next(
-                (f", but for those {why}" for name, why in without.items() if _is_part(part, name)), ""
-            )
+        if not any(is_part(part, name) for name in linear):
+            why = next((f", but for those {why}" for name, why in without.items() if is_part(part, name)), "")
             known = ", ".join(sorted(one for one in there if one and not one.isdigit())) or "none"
             raise ValueError(f"No linear layer has {part!r} in its name{why}. There are: {known}.")
     if not linear:
         raise ValueError("The model has no linear layer that EK-FAC covers.")
-    chosen = [name for name in linear if not parts or any(_is_part(part, name) for part in parts)]
+    chosen = [name for name in linear if not parts or any(is_part(part, name) for part in parts)]
     model.requires_grad_(False)
     for name in chosen:
         model.get_submodule(name).requires_grad_(True)
     return chosen
 
 
-def _is_part(part: str, name: str) -> bool:
+def is_part(part: str, name: str) -> bool:
     """Whether it is one of the words between the dots of a name, or several that follow each other."""
     return f".{part}." in f".{name}."
-
-
-def left_out(without: Mapping[str, str], parts: Sequence[str]) -> str:
-    """A line about the layers among `without` that were asked for with `parts`; empty if there are none."""
-    asked = {
-        name: why for name, why in without.items() if not parts or any(_is_part(part, name) for part in parts)
-    }
-    if not asked:
-        return ""
-    reasons = ", ".join(f"{number} {why}" for why, number in Counter(asked.values()).items())
-    told = f"Linear layers that EK-FAC can't cover are left out: {reasons}"
-    return f"{told}; the first is {next(iter(asked))!r}."
-
-
-def positions(model: nn.Module) -> int:
-    """How many tokens a model reads at most; RoBERTa and its kin begin to count behind the padding."""
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            kept = 0 if module.padding_idx is None else module.padding_idx + 1
-            return module.num_embeddings - kept
-    told = getattr(model.config, "max_position_embeddings", None) or 0
-    return told if told > 0 else sys.maxsize
 
 
 class ModelLogitsWrapper(nn.Module):

@@ -14,7 +14,8 @@ from support.ekfac.errors import BatchNotSupported, LayerNotSupported
 from support.ekfac.fit import CovarianceSums, EigenvalueSums
 from support.ekfac.layers import uncovered
 from support.language import inputs_and_labels, loader, one_token_each, padded
-from support.model import left_out, require_gradients_only, with_adapter
+from support.model import require_gradients_only, with_adapter
+from support.transformer import left_out
 from tests.tiny_writers import VOCABULARY, assert_same, fitted, gpt2, gradients, llama, loss, ready, texts
 
 BATCH, QUERIES = texts(5, 3, 6, 2), texts(4, 5, seed=1)

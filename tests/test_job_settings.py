@@ -28,12 +28,6 @@ def test_what_is_stored_wins_over_every_default_and_may_be_repeated():
         assert settled(Subject, given, stored) == Subject(**stored)
 
 
-def test_the_packaged_model_has_layers_of_its_own_until_something_is_given():
-    assert settled(Subject, {}, None).layers == "ffn,pre_classifier,classifier"
-    assert settled(Subject, {"layers": "lin1"}, None).layers == "lin1"
-    assert settled(Subject, {"layers": ""}, None).layers == ""
-
-
 @pytest.mark.parametrize(
     ("settings", "stored", "given", "message"),
     [

@@ -7,19 +7,37 @@ from pathlib import Path
 import nbformat
 
 from experiments.collection import README_FIGURE, reading_order
+from tests.tiny_job import make_model, make_reviews
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def statements(example: str) -> list[str]:
+    return [line for line in example.splitlines() if line and "import " not in line]
 
 
 def test_the_engine_in_ten_lines_runs_as_written(capsys):
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    statements = [line for line in example.splitlines() if line and "import " not in line]
-    assert len(statements) <= 10
+    example, _ = EXAMPLES
+    assert len(statements(example)) <= 10
     namespace = {}
     exec(example, namespace)
     assert namespace["influences"].shape == (5, 200)
     assert "tensor" in capsys.readouterr().out
+
+
+def test_a_checkpoint_and_a_csv_take_five_lines_here_and_on_the_page_for_own_models(
+    tmp_path, monkeypatch, capsys
+):
+    page = (ROOT / "notebooks" / "own_model.md").read_text()
+    assert EXAMPLES[1] == re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]
+    assert len(statements(EXAMPLES[1])) == 5
+    make_model(tmp_path / "my-checkpoint")
+    make_reviews(tmp_path, queries=5)
+    monkeypatch.chdir(tmp_path)
+    exec(EXAMPLES[1], {})
+    assert {"helps", "harms", "positive", "negative"} <= set(capsys.readouterr().out.split())
 
 
 def test_every_figure_is_there_and_the_one_in_its_notebook():

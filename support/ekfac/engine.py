@@ -29,31 +29,7 @@ POSITIONS = "all", "gradient"
 
 
 class Engine:
-    """A model with the EK-FAC curvature of its linear layers that require gradients, once it is known.
-
-    `model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`, or, called with a mapping's
-    names, to something that has them as `logits`. When it has a method `token_mask(inputs)`, `(batch,
-    tokens)` and True at real tokens, or a mapping an `attention_mask`, padding takes no part in anything.
-    `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for 0.1 times each
-    layer's mean eigenvalue; it may be changed at any time. `progress` draws bars. `covariance_positions`
-    says where the covariance of a layer's activations is taken: at positions that carry "gradient" in some
-    direction of the Fisher, for no other adds to it, or at "all" real ones, as Kronfluence does.
-    `query_rank` keeps the factors of queries at that rank, None whole. `likelihood` is the loss,
-    `Categorical()` by default; `seed` decides which labels it draws when there are too many classes for the
-    exact Fisher. `memory_budget` is the number of bytes that the factors of queries may take while scoring,
-    by default a quarter of the memory that is free, and the curvature in a fit, by default three quarters.
-    Where all layers of one query, or of a fit, take more, `score` and `fit` take the layers in groups, with
-    passes over the data for each, and a fit puts its groups aside on the disk; what is asked of one batch
-    (`influences`, `self_influences`, …) takes all layers at once. What a budget
-    leaves beside the curvature keeps what the first pass of a fit saw, for the second to need no model.
-
-    With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are taken
-    in bfloat16 and summed in float32, which is faster where the processor has instructions for it and good
-    to about two digits; covariances, eigenvalues and scores stay as they are.
-
-    Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
-    gradients are not all plain linear layers, and `BadSetting`.
-    """
+    """A model with the EK-FAC curvature of its linear layers that require gradients, once it is known."""
 
     def __init__(
         self,
@@ -68,6 +44,30 @@ class Engine:
         covariance_positions: str = "gradient",
         query_rank: int | None = None,
     ):
+        """`model` maps an input tensor `(batch, …)` to outputs `(batch, classes)`, or, called with a
+        mapping's names, to something that has them as `logits`. When it has a method `token_mask(inputs)`,
+        `(batch, tokens)` and True at real tokens, or a mapping an `attention_mask`, padding takes no part in
+        anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for 0.1
+        times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
+        `covariance_positions` says where the covariance of a layer's activations is taken: at positions that
+        carry "gradient" in some direction of the Fisher, for no other adds to it, or at "all" real ones, as
+        Kronfluence does. `query_rank` keeps the factors of queries at that rank, None whole. `likelihood` is
+        the loss, `Categorical()` by default; `seed` decides which labels it draws when there are too many
+        classes for the exact Fisher. `memory_budget` is the number of bytes that the factors of queries may
+        take while scoring, by default a quarter of the memory that is free, and the curvature in a fit, by
+        default three quarters. Where all layers of one query, or of a fit, take more, `score` and `fit` take
+        the layers in groups, with passes over the data for each, and a fit puts its groups aside on the disk;
+        what is asked of one batch (`influences`, `self_influences`, …) takes all layers at once, and `plan`
+        counts on that. What a budget leaves beside the curvature keeps what the first pass of a fit saw, for
+        the second to need no model.
+
+        With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are
+        taken in bfloat16 and summed in float32, which is faster where the processor has instructions for it
+        and good to about two digits; covariances, eigenvalues and scores stay as they are.
+
+        Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
+        gradients are not all plain linear layers, and `BadSetting`.
+        """
         check_budget(memory_budget)
         refuse_unknown("covariance_positions", covariance_positions, POSITIONS)
         refuse_unknown("precision", precision, PRECISIONS)
@@ -86,6 +86,15 @@ class Engine:
         self.examples, self.probe = 0, None
         self._whole = True
 
+    def __repr__(self) -> str:
+        size = sum(layer.d_out * layer.d_in for layer in self.layers.values())
+        layers = f"{len(self.layers)} layers, {self.layer_names[0]} to {self.layer_names[-1]}"
+        fit = f"fitted on {self.examples:,} examples" if self.is_fitted else "not fitted"
+        about = (
+            f"{layers}, {size:,} parameters; {self.likelihood!r}, λ = {self.hessian_regularization}, {fit}"
+        )
+        return f"{type(self).__name__}: {about}"
+
     @property
     def hessian_regularization(self) -> Regularization:
         return self._hessian_regularization
@@ -103,6 +112,10 @@ class Engine:
     @property
     def is_fitted(self) -> bool:
         return bool(self.curvature)
+
+    def batches(self, loader: Iterable) -> Iterable:
+        """What a loader gives, as batches: themselves. Engines that read something else say how."""
+        return loader
 
     @property
     def passes(self) -> Passes:

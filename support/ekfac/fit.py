@@ -178,6 +178,7 @@ class EkfacCurvature(Engine):
         `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported` and `OutputsNotSupported`;
         the engine is then as it was before.
         """
+        loader = self.batches(loader)
         batches = self.asked(loader)
         first = list(islice(batches, 2))
         probe = verify(self.passes, first)

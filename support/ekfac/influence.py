@@ -55,7 +55,7 @@ class EkfacInfluence(EkfacCurvature):
         Batches are as in `score`. Goes over the loaders twice, keeping nothing, and times three blocks of
         training examples. Raises `EmptyLoader`, and what a forward pass raises.
         """
-        return make_plan(self, train_loader, test_loader)
+        return make_plan(self, self.batches(train_loader), self.batches(test_loader))
 
     def influence_factors(self, x: Inputs, y: Labels) -> Factors:
         """(F + λ)⁻¹ ∇loss of each example, layer by layer: precondition once, score many.
@@ -144,6 +144,7 @@ class EkfacInfluence(EkfacCurvature):
         """
         self._require_fit()
         refuse_unknown("normalisation", normalisation, NORMALISATIONS)
+        test_loader, train_loader = self.batches(test_loader), self.batches(train_loader)
         training, total = InOrder(train_loader), number_of_examples(train_loader)
         # All at once: one loader may be both, and gives one iterator at a time.
         queries, relative = list(InOrder(test_loader)), normalisation == "relative"

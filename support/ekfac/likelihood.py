@@ -143,6 +143,10 @@ class Gaussian(Likelihood):
     Its Fisher with respect to the outputs is the identity, one direction per output.
     """
 
+    def asked(self, labels: Tensor | None, mask: Tensor | None) -> Tensor | None:
+        """A number for each example is a label for the one output."""
+        return labels.unsqueeze(1) if labels is not None and labels.ndim == 1 else labels
+
     def check(self, outputs: Float[Tensor, "batch outputs"], labels: Shaped[Tensor, "..."]) -> None:
         """Raise `LabelsMismatch` unless labels and outputs have the same shape."""
         if labels.shape != outputs.shape:
@@ -174,6 +178,8 @@ class Bernoulli(Likelihood):
     """
 
     exact_outputs: int = 10
+
+    asked = Gaussian.asked
 
     def check(self, outputs: Float[Tensor, "batch outputs"], labels: Shaped[Tensor, "..."]) -> None:
         """Raise `LabelsMismatch` unless labels are shaped like the outputs and from 0 to 1."""

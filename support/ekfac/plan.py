@@ -40,7 +40,7 @@ LARGEST_EIGENPROBLEM = 768
 """Larger ones are extrapolated by the cube of their size."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Plan:
     """What a short calibration on this machine foretells.
 
@@ -49,7 +49,7 @@ class Plan:
     too, and is too high by the forward passes that one group would save. `factor_bytes` is what
     one query takes, `output_bytes` what the widest layer gives for a block, of a model that writes its
     logits, which a pass holds three times over; `peak_bytes` is the most that this process has held so
-    far, the calibration with all that a job has in memory included. `str(plan)` is a table.
+    far, the calibration with all that a job has in memory included. It is shown as a table.
     """
 
     examples: int
@@ -65,7 +65,7 @@ class Plan:
     output_bytes: int
     peak_bytes: int
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{self.examples:,} training examples, {self.tokens:,} tokens"]
         seconds = {"fit": self.fit_seconds, "self-influences": self.self_seconds}
         if self.score_seconds is not None:

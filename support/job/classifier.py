@@ -16,6 +16,7 @@ from support.job.settings import PACKAGED, Question, Subject
 from support.job.sources import with_columns
 from support.labels import numbers_by_spelling, spelling
 from support.model import ModelLogitsWrapper, load_model, load_tokenizer
+from support.transformer import likelihood_of
 
 
 class Classifier(Task):
@@ -63,12 +64,11 @@ class Classifier(Task):
 
 def _refuse_other_losses(model: nn.Module, name: str) -> None:
     """Raise `ModelNotUsable` for a loss that is no softmax over classes."""
-    kind = model.config.problem_type or ("regression" if model.config.num_labels == 1 else None)
-    if kind not in (None, "single_label_classification"):
+    if not isinstance(likelihood_of(model), Categorical):
+        kind = (model.config.problem_type or "regression").replace("_", " ")
         raise ModelNotUsable(
-            f"{name!r} is a model for {kind.replace('_', ' ')}; the job knows classifiers with a softmax "
-            "over two classes or more. In Python, EkfacInfluence(model, likelihood=…) takes Gaussian() for "
-            "regression and Bernoulli() for multi-label models, both from support.ekfac."
+            f"{name!r} is a model for {kind}; the job knows classifiers with a softmax over two classes or "
+            "more. In Python, support.TextInfluence takes this one."
         )
 
 

@@ -23,7 +23,8 @@ from support.job.examples import Examples, Sequences, kept_tokens, rules_of
 from support.job.models import Task, adapted, adapter_config, base_of, from_folder_or_hub
 from support.job.settings import PACKAGED, Question, Subject
 from support.job.sources import with_columns
-from support.language import FEED_FORWARD, load_language_model
+from support.language import load_language_model
+from support.transformer import WRITERS
 
 Part = tuple[str, bool]
 """A piece of text, and whether its tokens are targets."""
@@ -33,7 +34,7 @@ class LanguageModel(Task):
     """A model that says each token from those before it."""
 
     called = "causal language model"
-    architectures = ("ForCausalLM", "LMHeadModel")
+    architectures = WRITERS
     likelihood = NextToken()
     own_settings = ("prompt_column", "completion_column", "conversation_column", "pieces")
     least = 2
@@ -54,18 +55,6 @@ class LanguageModel(Task):
         if (Path(subject.model) / "tokenizer_config.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(subject.model, trust_remote_code=False)
         return adapted(model, subject), tokenizer
-
-    @staticmethod
-    def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
-        """An adapter's matrices; or else the feed-forward layers; or all but the head."""
-        head = model.get_output_embeddings()
-        names = [name for name, module in model.named_modules() if module is not head]
-        there = {part for name in names for part in name.split(".")}
-        for parts in (("lora_A", "lora_B"), FEED_FORWARD):
-            if there & set(parts):
-                return [part for part in parts if part in there]
-        linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
-        return [name for name in linear if name not in without]
 
     def texts(self, found: Dataset, name: str, asked: bool) -> Dataset:
         subject, there = self.subject, found.column_names

@@ -1,7 +1,6 @@
 """What a job asks of a kind of model, and what all kinds have in common: loading, layers, tokenizers."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -53,12 +52,6 @@ class Task:
     def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
         """The model in the engine's shape."""
         return model
-
-    @staticmethod
-    def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
-        """Parts of the names of the layers that get gradients unless others are asked for; the engine does
-        `without` some. None are all."""
-        return []
 
 
 def from_folder_or_hub(name: str, load: type, kind: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from support.ekfac.curvature import DEFAULT_REGULARIZATION
 from support.job.errors import BadSetting, StoreMismatch
-from support.model import TRACKED_LAYERS
 
 PACKAGED = "packaged"
 ROWS = "all, a number (so many, drawn with --seed), or rows and ranges with commas, like 3,5,100:200"
@@ -45,8 +44,8 @@ class Subject:
     completion_column: str = setting("", "column of these")
     conversation_column: str = setting("", "column of conversations; what the assistant says is asked for")
     layers: str = setting(
-        "", "layers that get gradients, by parts of their names; if empty, all linear ones of a classifier, "
-        "the feed-forward ones of a model that writes, an adapter's own"
+        "", "layers that get gradients, by parts of their names; if empty, the feed-forward ones and a "
+        "classifier's head, or an adapter's own"
     )  # fmt: skip
     max_tokens: int = setting(512, "where texts are cut")
     pieces: bool = setting(False, "read long texts to their end, cut into pieces, whose scores add up")
@@ -106,11 +105,6 @@ def settled(settings: type[Settings], given: Mapping, stored: Mapping | None) ->
         for name, value in given.items():
             refuse_unless_equal(option(name), stored[name], value)
         return settings(**stored)
-    if settings is Subject and {given.get(name, PACKAGED) for name in ("model", "task")} <= {
-        PACKAGED,
-        "classifier",
-    }:
-        given.setdefault("layers", ",".join(TRACKED_LAYERS))
     return settings(**given)
 
 

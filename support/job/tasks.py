@@ -5,13 +5,12 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from support.assets import AssetDamaged, AssetMissing
-from support.ekfac.layers import uncovered
 from support.job.classifier import Classifier
 from support.job.errors import BadSetting, ModelNotUsable, cause
 from support.job.language_model import LanguageModel
 from support.job.models import Task, adapter_config, base_of, configuration, refuse_other_tokenizer
 from support.job.settings import PACKAGED, Subject, option
-from support.model import left_out, positions, require_gradients_only
+from support.transformer import choose_layers, not_covered, positions
 
 TASKS = {"classifier": Classifier, "language-model": LanguageModel}
 
@@ -31,9 +30,7 @@ def load_task(subject: Subject, device: torch.device) -> Task:
         model, tokenizer = kind.load(subject)
         refuse_other_tokenizer(model, tokenizer, name)
         model = model.eval().to(device)
-        some = list(tokenizer.get_vocab().values())[:7]  # a length that no model reads to whole windows
-        ids = torch.tensor([some, some[::-1]], device=device)
-        without = uncovered(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        without = not_covered(model, tokenizer)
     except (BadSetting, ModelNotUsable, AssetDamaged, AssetMissing):
         raise
     except Exception as error:  # the loaders', the hub's and the models' errors share no narrower class
@@ -43,16 +40,15 @@ def load_task(subject: Subject, device: torch.device) -> Task:
             f"the tokenizer's files, a name on the hub, or {PACKAGED!r}."
         ) from error
     parts = [part.strip() for part in subject.layers.split(",") if part.strip()] or subject.layers.split()
-    parts = parts or kind.layers(model, without)
     try:
-        require_gradients_only(model, parts, without)
+        left_out = choose_layers(model, parts, without)
     except ValueError as error:
         raise ModelNotUsable(f"--layers {subject.layers}: {error}") from error
     longest = min(subject.max_tokens, tokenizer.model_max_length, positions(model))
     if longest < (least := (own := tokenizer.num_special_tokens_to_add()) + kind.least):
         raise ModelNotUsable(f"--max-tokens {longest}: {own} are the tokenizer's own. Use {least} or more.")
     shaped, config = kind.shaped(model, tokenizer), configuration(model, subject)
-    return kind(subject, shaped, tokenizer, config, longest, left_out(without, parts))
+    return kind(subject, shaped, tokenizer, config, longest, left_out)
 
 
 def _refuse_settings_of_others(kind: type[Task], subject: Subject) -> None:
