@@ -57,9 +57,9 @@ class Engine:
         take while scoring, by default a quarter of the memory that is free, and the curvature in a fit, by
         default three quarters. Where all layers of one query, or of a fit, take more, `score` and `fit` take
         the layers in groups, with passes over the data for each, and a fit puts its groups aside on the disk;
-        what is asked of one batch (`influences`, `self_influences`, …) takes all layers at once, and `plan`
-        counts on that. What a budget leaves beside the curvature keeps what the first pass of a fit saw, for
-        the second to need no model.
+        what is asked of one batch (`influences`, `self_influences`, …) takes all layers at once. What a
+        budget leaves beside the curvature keeps what the first pass of a fit saw, for the second to need no
+        model.
 
         With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are
         taken in bfloat16 and summed in float32, which is faster where the processor has instructions for it

@@ -1,0 +1,179 @@
+"""Training examples as short vectors, made once, from which a new question is answered at once.
+
+In the eigenbasis and divided by √(Λ + λ), gradients are vectors whose inner products are EK-FAC's
+influences. Entry k has the second moment s_k = Λ_k / (Λ_k + λ) over the training examples, so it adds s_k²
+to the mean square of influences: the entries with the largest s_k keep most of it, and of the layers'
+products Q_gᵀ G Q_a nothing but those entries is computed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from support.ekfac.batches import InOrder, Inputs, Labels, count_of, number_of_examples
+from support.ekfac.blocks import blocks_of, loader_blocks
+from support.ekfac.curvature import damped_inverse, rotated_in_parts
+from support.ekfac.errors import BadSetting, DamagedFile, EmptyLoader, NotFitted, WrongModel, refuse_unknown
+from support.ekfac.gradients import LayerGradients
+from support.ekfac.influence import EkfacInfluence
+from support.ekfac.scores import NORMALISATIONS, divided_by_root
+from support.ekfac.storage import digest, replacing
+
+FORMAT, SKETCHES = "ekfac-index-1", "sketches"
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Some entries of Q_gᵀ G Q_a / √(Λ + λ) of a layer, at these places of the flat matrix: the eigenvectors
+    that any of them needs, and for each its place among those and its 1/√(Λ + λ)."""
+
+    places: Int[Tensor, " entries"]
+    output_gradient: Float[Tensor, "d_out some"]
+    activation: Float[Tensor, "d_in others"]
+    row: Int[Tensor, " entries"]
+    column: Int[Tensor, " entries"]
+    scale: Float[Tensor, " entries"]
+
+    def of(self, gradients: LayerGradients) -> Float[Tensor, "batch entries"]:
+        """Those of every example."""
+        seen = replace(
+            gradients,
+            activations=gradients.activations @ self.activation,
+            output_gradients=gradients.output_gradients @ self.output_gradient,
+        )
+        found = self.scale.new_empty(gradients.examples, len(self.scale))
+        for examples, products in seen.in_parts():
+            found[examples] = products[:, self.row, self.column] * self.scale
+        return found
+
+
+class EkfacIndex:
+    """The training examples of a fitted engine, each as so many `numbers` in half precision.
+
+    `share` is the part of the mean squared influence, as Λ foretells it, that the numbers keep; it is small
+    where λ is far below most of Λ, for then no few entries stand out. λ is the engine's when the index is
+    made. Raises `NotFitted`, and `BadSetting` for less than one number.
+    """
+
+    def __init__(self, engine: EkfacInfluence, numbers: int = 2048):
+        if numbers < 1:
+            raise BadSetting(f"numbers={numbers!r}: use a whole number from 1.")
+        engine._require_fit()
+        self.engine, self.regularization = engine, engine.hessian_regularization
+        expected = {name: self._expected(name).flatten() for name in engine.layers}
+        best = {name: one.topk(min(numbers, len(one))) for name, one in expected.items()}
+        values, order = torch.cat([one.values for one in best.values()]).sort(descending=True, stable=True)
+        chosen = torch.zeros(len(values), dtype=torch.bool).index_fill_(0, order[:numbers].cpu(), True)
+        per_layer = chosen.split([len(one.values) for one in best.values()])
+        self.entries = {
+            name: self._entries(name, one.indices[: int(kept.sum())])
+            for (name, one), kept in zip(best.items(), per_layer, strict=True)
+            if kept.any()
+        }
+        whole = sum(one.square().sum() for one in expected.values())
+        self.share = float(values[:numbers].square().sum() / whole)
+        self.sketches: Float[Tensor, "train numbers"] = torch.zeros(0, len(values[:numbers])).half()
+
+    def _expected(self, name: str) -> Float[Tensor, "d_out d_in"]:
+        """Λ / (Λ + λ) of a layer."""
+        eigenvalues = self.engine.curvature_of(name).eigenvalues
+        return eigenvalues * damped_inverse(eigenvalues, self.regularization)
+
+    def _entries(self, name: str, places: Int[Tensor, " entries"]) -> Entries:
+        layer = self.engine.curvature_of(name)
+        inverse = damped_inverse(layer.eigenvalues, self.regularization)
+        rows, columns = places // inverse.shape[1], places % inverse.shape[1]
+        some, row = rows.unique(return_inverse=True)
+        others, column = columns.unique(return_inverse=True)
+        vectors = layer.basis.output_gradient[:, some], layer.basis.activation[:, others]
+        return Entries(places, *vectors, row, column, inverse[rows, columns].sqrt())
+
+    def __len__(self) -> int:
+        return len(self.sketches)
+
+    def build(self, train_loader: Iterable) -> "EkfacIndex":
+        """Take the examples of a loader's batches `(inputs, labels, …)`, in order, in one pass. Raises
+        `EmptyLoader`, `LoaderShuffles`, and as `score` does."""
+        self.sketches = self.sketched(train_loader, "index").half()
+        return self
+
+    def sketched(self, loader: Iterable, what: str = "sketches") -> Float[Tensor, "examples numbers"]:
+        """The entries of each example of a loader, whose inner products are influences. Raises as `build`."""
+        engine, rows, found = self.engine, [], []
+        blocks = loader_blocks(InOrder(loader), *engine.passes.together)
+        for one in engine._losses(engine._counted(blocks, number_of_examples(loader), what)):
+            own = {
+                name: self.entries[name].of(part) for name, part in one.gradients() if name in self.entries
+            }
+            found.append(torch.cat([own[name] for name in self.entries], dim=1).cpu())
+            rows += one.rows
+        if not rows:
+            raise EmptyLoader("The loader gave no batch.")
+        return torch.cat(found)[torch.tensor(rows).argsort()]
+
+    def ask(self, x: Inputs, y: Labels, normalisation: str = "plain") -> Float[Tensor, "test train"]:
+        """The influences of all training examples on these, "plain" or "relative", as far as the numbers
+        keep them. Raises as `influences` does, and `NotFitted` before `build`."""
+        refuse_unknown("normalisation", normalisation, NORMALISATIONS)
+        if not len(self):
+            raise NotFitted("The index holds no training example yet. Call build(loader) first.")
+        training = self.sketches.float()
+        scores = self.sketched([(x, y)]).float() @ training.T
+        return (
+            divided_by_root(scores, training.square().sum(dim=1)) if normalisation == "relative" else scores
+        )
+
+    def errors(self, x: Inputs, y: Labels) -> Float[Tensor, " test"]:
+        """How far plain answers are off, about: √Σ w_k² s_k over the entries w_k of a question that were left
+        out, with the s_k that Λ foretells of a training example's. Raises as `influences` does."""
+        engine, left_out = self.engine, {}
+        for name in engine.layers:
+            left_out[name] = self._expected(name)
+            if name in self.entries:
+                left_out[name].view(-1)[self.entries[name].places] = 0
+            eigenvalues = engine.curvature_of(name).eigenvalues
+            left_out[name] *= damped_inverse(eigenvalues, self.regularization)
+        result = engine.passes.zeros(count_of(x))
+        for one in engine._losses(blocks_of(x, y, *engine.passes.together)):
+            for name, gradients in one.gradients():
+                for part, rotated in rotated_in_parts(gradients, engine.curvature_of(name).basis):
+                    result[one.rows[part]] += rotated.square_().mul_(left_out[name]).sum(dim=(1, 2))
+        return result.sqrt()
+
+    def _identity(self) -> dict[str, str]:
+        eigenvalues = {name: self.engine.curvature_of(name).eigenvalues for name in self.engine.layers}
+        told = {"curvature": digest(eigenvalues), "hessian_regularization": str(self.regularization)}
+        return {"format": FORMAT} | self.engine.identity() | told
+
+    def save(self, path: str | Path) -> None:
+        """Write the training examples' numbers to a safetensors file, whole or not at all."""
+        told = self._identity() | {"digest": digest({SKETCHES: self.sketches})}
+        with replacing(path) as fresh:
+            save_file({SKETCHES: self.sketches}, fresh, metadata=told)
+
+    @classmethod
+    def load(cls, path: str | Path, engine: EkfacInfluence) -> "EkfacIndex":
+        """The index that `save` wrote, of this fitted engine. Raises `DamagedFile` when it can't be read or
+        was altered, and `WrongModel` when it is of another model, curvature or λ."""
+        name, cure = Path(path).name, "Build the index again."
+        try:
+            with safe_open(path, framework="pt") as file:
+                told, sketches = file.metadata() or {}, file.get_tensor(SKETCHES)
+        except (OSError, SafetensorError) as error:
+            raise DamagedFile(f"{name} can't be read ({error}). {cure}") from error
+        if told.pop("digest", None) != digest({SKETCHES: sketches}):
+            raise DamagedFile(f"{name} was altered after it was saved (its checksum differs). {cure}")
+        found = cls(engine, sketches.shape[1])
+        for key, value in found._identity().items():
+            if told.get(key) != value:
+                raise WrongModel(
+                    f"{name} was made with {key} {told.get(key)!r}, here it is {value!r}. {cure}"
+                )
+        found.sketches = sketches
+        return found

@@ -1,0 +1,94 @@
+"""An index answers as the engine does: wholly with all numbers, as its share says with fewer."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from support.ekfac import EkfacInfluence
+from support.ekfac.curvature import damped_inverse, rotated_in_parts
+from support.ekfac.errors import BadSetting, DamagedFile, LoaderShuffles, NotFitted, WrongModel
+from support.ekfac.index import EkfacIndex
+from tests.dense import assert_same, labels, sentences, token_classifier
+
+X, Y, QUERIES, ASKED = sentences(5, 3, 4, 2, 5), labels(5), sentences(3, 5, 4, seed=1), labels(3, seed=1)
+TRAIN = [(X[:2], Y[:2]), (X[2:], Y[2:])]
+
+
+def fitted(**settings):
+    return EkfacInfluence(token_classifier(), **settings).fit([(X,)])
+
+
+def entries(engine, x, y):
+    """Every entry of Q_gᵀ G Q_a / √(Λ + λ), `(batch, entries)`, and what Λ foretells of its square."""
+    rows, expected = torch.zeros(len(x), 0).double(), []
+    for one in engine._losses(engine._blocks(x, y, "")):
+        for name, gradients in one.gradients():
+            layer = engine.curvature_of(name)
+            inverse = damped_inverse(layer.eigenvalues, engine.hessian_regularization)
+            found = [part.clone() for _, part in rotated_in_parts(gradients, layer.basis)]
+            in_order = torch.cat(found)[torch.tensor(one.rows).argsort()]
+            rows = torch.cat([rows, (in_order * inverse.sqrt()).flatten(1)], dim=1)
+            expected.append((layer.eigenvalues * inverse).flatten())
+    return rows, torch.cat(expected)
+
+
+@pytest.mark.parametrize("setting", [1e-2, "auto"])
+def test_all_numbers_give_the_influences_to_half_precision_and_no_error(setting):
+    engine = fitted(hessian_regularization=setting)
+    index = EkfacIndex(engine, numbers=10_000).build(TRAIN)
+    for normalisation, expected in (
+        ("plain", engine.influences(QUERIES, ASKED, X, Y)),
+        ("relative", engine.relative_influences(QUERIES, ASKED, X, Y)),
+    ):
+        found = index.ask(QUERIES, ASKED, normalisation)
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-3 * expected.abs().max().item())
+    assert len(index) == 5
+    assert index.share == pytest.approx(1)
+    assert_same(index.errors(QUERIES, ASKED), torch.zeros(3).double())
+
+
+def test_fewer_numbers_keep_the_entries_with_the_largest_expected_squares():
+    engine = fitted()
+    index, (own, expected) = EkfacIndex(engine, numbers=7), entries(engine, QUERIES, ASKED)
+    best = expected.topk(7).indices
+    assert index.share == pytest.approx((expected[best].square().sum() / expected.square().sum()).item())
+    found = index.sketched([(QUERIES, ASKED)])
+    assert found.shape == (3, 7)
+    assert_same(found.sort().values, own[:, best].sort().values)
+    left_out = expected.clone()
+    left_out[best] = 0
+    assert_same(index.errors(QUERIES, ASKED), (own.square() @ left_out).sqrt())
+
+
+def test_sketches_do_not_depend_on_batches_or_padding():
+    index = EkfacIndex(fitted(), numbers=11)
+    longer = torch.nn.functional.pad(X, (0, 3))
+    assert_same(index.sketched([(longer, Y)]), index.sketched(TRAIN))
+
+
+def test_an_index_is_what_it_was_after_saving_and_belongs_to_its_model_curvature_and_regularization(tmp_path):
+    engine = fitted()
+    index = EkfacIndex(engine, numbers=11).build(TRAIN)
+    index.save(tmp_path / "index.safetensors")
+    again = EkfacIndex.load(tmp_path / "index.safetensors", engine)
+    assert torch.equal(again.ask(QUERIES, ASKED), index.ask(QUERIES, ASKED))
+    with pytest.raises(WrongModel, match=r"made with hessian_regularization '0.01', here it is '0.1'"):
+        EkfacIndex.load(tmp_path / "index.safetensors", fitted(hessian_regularization=0.1))
+    with pytest.raises(WrongModel, match="made with curvature"):
+        EkfacIndex.load(tmp_path / "index.safetensors", EkfacInfluence(engine.model).fit([(X[:3],)]))
+    damaged = load_file(tmp_path / "index.safetensors")
+    save_file({"sketches": damaged["sketches"] + 1}, tmp_path / "index.safetensors", {"digest": "another"})
+    with pytest.raises(DamagedFile, match="altered"):
+        EkfacIndex.load(tmp_path / "index.safetensors", engine)
+
+
+def test_what_an_index_cannot_answer_it_says():
+    with pytest.raises(NotFitted, match="fit"):
+        EkfacIndex(EkfacInfluence(token_classifier()))
+    with pytest.raises(BadSetting, match="numbers=0"):
+        EkfacIndex(fitted(), numbers=0)
+    with pytest.raises(NotFitted, match=r"Call build\(loader\) first"):
+        EkfacIndex(fitted()).ask(QUERIES, ASKED)
+    shuffled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, Y), shuffle=True)
+    with pytest.raises(LoaderShuffles, match="shuffle=False"):
+        EkfacIndex(fitted()).build(shuffled)
