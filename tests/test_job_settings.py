@@ -4,8 +4,8 @@ from dataclasses import asdict
 
 import pytest
 
-from support.job.errors import BadSetting, StoreMismatch
-from support.job.settings import Damping, Question, Subject, as_regularization, refuse_below, settled
+from support.job.errors import BadSetting, StoreMismatch, refuse_all
+from support.job.settings import Damping, Question, Subject, as_regularization, below, settled
 
 ALL = (Subject, Question, Damping)
 
@@ -37,10 +37,10 @@ def test_the_packaged_model_has_layers_of_its_own_until_something_is_given():
 @pytest.mark.parametrize(
     ("settings", "stored", "given", "message"),
     [
-        (Subject, Subject(block=7), {"block": 8}, r"^--block is 8 here, but 7 in the store\."),
+        (Subject, Subject(block=7), {"block": 8}, r"^--block is 8 here, but 7 in the store\. .* --store\.$"),
         (Question, Question(), {"query_rows": "3"}, r"^--query-rows is '3' here, but '10' in"),
         (Question, Question(), {"by_layer": True}, r"^--by-layer is True here, but False in"),
-        (Damping, Damping("0.5"), {"regularization": "1"}, r"'1' here, but '0\.5'.* --store\.$"),
+        (Damping, Damping("0.5"), {"regularization": "1"}, r"'1' here, but '0\.5'.* --question NAME\.$"),
     ],
 )
 def test_a_contradiction_is_refused_by_the_options_name_and_both_values(settings, stored, given, message):
@@ -66,7 +66,7 @@ def test_settings_of_another_kind_than_this_version_s_are_refused(change):
 )
 def test_a_number_that_means_nothing_is_refused_by_its_option(value, told):
     with pytest.raises(BadSetting, match=rf"^--tell-seconds .*: {told}\.$"):
-        refuse_below({"tell_seconds": value})
+        refuse_all(below({"tell_seconds": value}).values())
     with pytest.raises(BadSetting, match=rf"^--max-tokens .*: {told}\.$"):
         settled(Subject, {"max_tokens": value}, None)
 
@@ -74,5 +74,28 @@ def test_a_number_that_means_nothing_is_refused_by_its_option(value, told):
 def test_regularization_is_a_number_or_auto():
     assert [as_regularization(text) for text in ("auto", "0", "1e-3")] == ["auto", 0.0, 0.001]
     for text in ("-1", "nan", "inf", "", "0,1", "Auto"):
+        assert as_regularization(text) is None
         with pytest.raises(BadSetting, match=rf"^--regularization {text}: use a number ≥ 0, or auto\.$"):
             settled(Damping, {"regularization": text}, None)
+
+
+def test_all_that_is_wrong_is_refused_at_once():
+    with pytest.raises(BadSetting) as refused:
+        settled(
+            Subject, {"task": "sing", "precision": "half", "block": 0, "seed": 8}, asdict(Subject(seed=7))
+        )
+    assert str(refused.value).splitlines() == [
+        "--block 0: use 1 or more.",
+        "--task sing: use classifier or language-model.",
+        "--precision half: use full or bfloat16.",
+        "--seed is 8 here, but 7 in the store. Go on with what the store was begun with, or name another "
+        "--store.",
+    ]
+
+
+def test_what_differs_from_the_question_is_named_in_one_sentence():
+    told = (
+        "^--query-rows is '3' here, but '10' in the store; --by-layer is True here, but False in the store. G"
+    )
+    with pytest.raises(StoreMismatch, match=told):
+        settled(Question, {"query_rows": "3", "by_layer": True, "query_rank": 0}, asdict(Question()))

@@ -101,7 +101,7 @@ def _make_arrays(job: Job, names: list[str], query_group: int) -> int:
         job.store.make_array(name, layers + shape, chunks, job.engine.passes.dtype)
         found = job.store.array("scores").chunks[0]
     if job.given.get("query_block"):
-        refuse_unless_equal("--query-block", found, query_group)
+        refuse_unless_equal({"--query-block": found}, {"--query-block": query_group})
     return found
 
 

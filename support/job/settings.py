@@ -1,7 +1,8 @@
 """What can be set, where it is kept, and the options of the command line made from it.
 
-The first command on a store fixes its `Subject`, the first `score` its `Question`, the first of `score` and
-`self` its `Damping`. Later commands take them from the store: an option that says otherwise is refused.
+The first command on a store fixes its `Subject`, the first `score` of each question its `Question`, the first
+of `score` and `self` its `Damping`. Later commands take them from the store: an option that says otherwise is
+refused.
 """
 
 import argparse
@@ -10,20 +11,24 @@ from dataclasses import Field, dataclass, field, fields
 from typing import TypeVar
 
 from support.ekfac.curvature import DEFAULT_REGULARIZATION
-from support.job.errors import BadSetting, StoreMismatch
+from support.job.errors import BadSetting, JobError, StoreMismatch, refuse_all
 from support.model import TRACKED_LAYERS
 
 PACKAGED = "packaged"
 ROWS = "all, a number (so many, drawn with --seed), or rows and ranges with commas, like 3,5,100:200"
 LEAST = {"max_tokens": 1, "block": 1, "seed": 0, "tell_seconds": 1, "save_seconds": 0}
-LEAST |= {"query_block": 1, "count": 1, "query_rank": 0, "new_tokens": 1}
+LEAST |= {"query_block": 1, "count": 1, "query_rank": 0, "new_tokens": 1, "fisher_samples": 1}
+ASKED = ("question", "queries", "damping")
+"""Facts of a store that each question has of its own."""
+
+TASKS = ("classifier", "language-model")
 
 Settings = TypeVar("Settings", bound="Subject | Question | Damping")
 
 
-def setting(default: str | int | bool, meaning: str) -> Field:
-    """A field of a settings class, with what `--help` says about it."""
-    return field(default=default, metadata={"help": meaning})
+def setting(default: str | int | bool, meaning: str, choices: tuple[str, ...] = ()) -> Field:
+    """A field of a settings class, with what `--help` says about it, and what it may be if not anything."""
+    return field(default=default, metadata={"help": meaning, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Subject:
         PACKAGED, "a name on the Hugging Face hub, a local folder, or one with a LoRA adapter"
     )
     base: str = setting("", "model that the adapter was trained on; the one that it names if empty")
-    task: str = setting("", "classifier or language-model; what the model's class says if empty")
+    task: str = setting("", "classifier or language-model; what the model's class says if empty", TASKS)
     dataset: str = setting(PACKAGED, "a name on the hub, a local folder, or a csv, parquet or json file")
     training_split: str = setting("train", "split that holds the training examples")
     training_rows: str = setting("all", f"which of them count: {ROWS}")
@@ -50,7 +55,9 @@ class Subject:
     )  # fmt: skip
     max_tokens: int = setting(512, "where texts are cut")
     pieces: bool = setting(False, "read long texts to their end, cut into pieces, whose scores add up")
-    precision: str = setting("full", "full, or bfloat16: faster, good to about two digits")
+    precision: str = setting(
+        "full", "full, or bfloat16: faster, good to about two digits", ("full", "bfloat16")
+    )
     seed: int = setting(0, "of sampled rows and labels")
     block: int = setting(128, "training examples that are scored, and stored, at a time")
 
@@ -93,51 +100,92 @@ def option(name: str) -> str:
 
 
 def settled(settings: type[Settings], given: Mapping, stored: Mapping | None) -> Settings:
-    """The store's settings, or else those given, or the defaults. Raises `StoreMismatch` and `BadSetting`."""
-    kinds = {one.name: one.type for one in fields(settings)}
-    given = {name: given[name] for name in kinds if given.get(name) is not None}
-    refuse_below(given)
-    if "regularization" in given:  # one number has many spellings
-        given["regularization"] = str(as_regularization(given["regularization"])).removesuffix(".0")
+    """The store's settings, or else those given, or the defaults. Raises what `refused` tells."""
+    refuse_all(refused(settings, given, stored).values())
     if stored is not None:
-        if {name: type(value) for name, value in stored.items()} != kinds:
-            told = f"The store's {settings.__name__.lower()} has other settings than this version of the job"
-            raise StoreMismatch(f"{told}. Name another --store.")
-        for name, value in given.items():
-            refuse_unless_equal(option(name), stored[name], value)
         return settings(**stored)
-    if settings is Subject and {given.get(name, PACKAGED) for name in ("model", "task")} <= {
+    own = _own(settings, given)
+    if settings is Subject and {own.get(name, PACKAGED) for name in ("model", "task")} <= {
         PACKAGED,
         "classifier",
     }:
-        given.setdefault("layers", ",".join(TRACKED_LAYERS))
-    return settings(**given)
+        own.setdefault("layers", ",".join(TRACKED_LAYERS))
+    return settings(**own)
 
 
-def refuse_unless_equal(name: str, stored: object, here: object) -> None:
-    """Raise `StoreMismatch` when the store has something else under this name, entry by entry."""
+def refused(settings: type[Settings], given: Mapping, stored: Mapping | None) -> dict[str, JobError]:
+    """What is wrong with the given settings, by their names: `BadSetting`, and one `StoreMismatch` for all
+    that contradict the store. Raises `StoreMismatch` for the store of another version."""
+    own = _own(settings, given)
+    found: dict[str, JobError] = {**below(own)}
+    for one in fields(settings):
+        value, choices = own.get(one.name), one.metadata["choices"]
+        if value and choices and value not in choices:
+            found[one.name] = BadSetting(f"{option(one.name)} {value}: use {' or '.join(choices)}.")
+    if "regularization" in own and as_regularization(own["regularization"]) is None:
+        told = f"--regularization {own['regularization']}: use a number ≥ 0, or auto."
+        found["regularization"] = BadSetting(told)
+    if stored is None:
+        return found
+    if {name: type(value) for name, value in stored.items()} != {
+        one.name: one.type for one in fields(settings)
+    }:
+        told = f"The store's {settings.__name__.lower()} has other settings than this version of the job"
+        raise StoreMismatch(f"{told}. Name another --store.")
+    others = [name for name in own if name not in found and own[name] != stored[name]]
+    if others:
+        pairs = ({option(name): values[name] for name in others} for values in (stored, own))
+        found |= dict.fromkeys(others, mismatch(*pairs))
+    return found
+
+
+def _own(settings: type[Settings], given: Mapping) -> dict:
+    """What is given of these settings; one number has many spellings."""
+    own = {one.name: given[one.name] for one in fields(settings) if given.get(one.name) is not None}
+    value = as_regularization(own.get("regularization", ""))
+    return own if value is None else own | {"regularization": str(value).removesuffix(".0")}
+
+
+def refuse_unless_equal(stored: Mapping, here: Mapping) -> None:
+    """Raise `StoreMismatch` where the store has something else under a name that is here, too."""
+    if error := mismatch(stored, here):
+        raise error
+
+
+def mismatch(stored: Mapping, here: Mapping) -> StoreMismatch | None:
+    """An error that names all that differs, entry by entry, and says what to do; None if nothing does."""
+    told = {name: differences(name, stored[name], here[name]) for name in here if name in stored}
+    names = {name for name, different in told.items() if different}
+    asked = {*ASKED, "--query-block"} | {option(one.name) for one in (*fields(Question), *fields(Damping))}
+    cure = "Go on with what the store was begun with, or name another --store."
+    if names <= asked:
+        cure = "Go on with what was asked, or ask this as a question of its own: --question NAME."
+    each = [one for different in told.values() for one in different]
+    return StoreMismatch(f"{'; '.join(each)}. {cure}") if each else None
+
+
+def differences(name: str, stored: object, here: object) -> list[str]:
+    """What the store has otherwise under this name, entry by entry."""
     if isinstance(stored, Mapping) and isinstance(here, Mapping):
-        for key in sorted(stored.keys() | here.keys()):
-            refuse_unless_equal(f"{name}: {key}", stored.get(key), here.get(key))
-    elif stored != here:
-        told = f"{name} is {here!r} here, but {stored!r} in the store"
-        raise StoreMismatch(f"{told}. Go on with what the store was begun with, or name another --store.")
+        keys = sorted(stored.keys() | here.keys())
+        return [one for key in keys for one in differences(f"{name}: {key}", stored.get(key), here.get(key))]
+    return [] if stored == here else [f"{name} is {here!r} here, but {stored!r} in the store"]
 
 
-def as_regularization(text: str) -> float | str:
-    """λ as the engine wants it. Raises `BadSetting`."""
+def as_regularization(text: str) -> float | str | None:
+    """λ as the engine wants it, None for what is none."""
     try:
-        value = 0 if text == "auto" else float(text)
+        value = text if text == "auto" else float(text)
     except ValueError:
-        value = -1
-    if not 0 <= value < float("inf"):
-        raise BadSetting(f"--regularization {text}: use a number ≥ 0, or auto.")
-    return text if text == "auto" else value
+        return None
+    return value if value == "auto" or 0 <= value < float("inf") else None
 
 
-def refuse_below(given: Mapping[str, object], least: Mapping[str, int] = LEAST) -> None:
-    """Raise `BadSetting`, by name, for a number below the least that means something, or too large."""
+def below(given: Mapping[str, object], least: Mapping[str, int] = LEAST) -> dict[str, BadSetting]:
+    """By name, what is wrong with numbers below the least that means something, or too large."""
+    found = {}
     for name, value in least.items():
         if given.get(name) is not None and not value <= given[name] < 1e18:
             told = "less than 1e18" if given[name] >= 1e18 else f"{value} or more"
-            raise BadSetting(f"{option(name)} {given[name]}: use {told}.")
+            found[name] = BadSetting(f"{option(name)} {given[name]}: use {told}.")
+    return found

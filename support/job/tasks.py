@@ -10,10 +10,10 @@ from support.job.classifier import Classifier
 from support.job.errors import BadSetting, ModelNotUsable, cause
 from support.job.language_model import LanguageModel
 from support.job.models import Task, adapter_config, base_of, configuration, refuse_other_tokenizer
-from support.job.settings import PACKAGED, Subject, option
+from support.job.settings import PACKAGED, TASKS, Subject, option
 from support.model import left_out, positions, require_gradients_only
 
-TASKS = {"classifier": Classifier, "language-model": LanguageModel}
+KINDS = dict(zip(TASKS, (Classifier, LanguageModel), strict=True))
 
 
 def load_task(subject: Subject, device: torch.device) -> Task:
@@ -21,9 +21,7 @@ def load_task(subject: Subject, device: torch.device) -> Task:
 
     Raises `BadSetting`, `ModelNotUsable`, and for packaged ones `AssetDamaged` and `AssetMissing`.
     """
-    name, kind = subject.model, TASKS.get(subject.task)
-    if kind is None and subject.task:
-        raise BadSetting(f"--task {subject.task}: use {' or '.join(TASKS)}.")
+    name, kind = subject.model, KINDS.get(subject.task)
     transformers_logging.disable_progress_bar()
     try:
         kind = kind or _kind_of(subject)
@@ -57,7 +55,7 @@ def load_task(subject: Subject, device: torch.device) -> Task:
 
 def _refuse_settings_of_others(kind: type[Task], subject: Subject) -> None:
     """Raise `BadSetting` for one that only another kind of model knows."""
-    for name in (name for other in TASKS.values() if other is not kind for name in other.own_settings):
+    for name in (name for other in KINDS.values() if other is not kind for name in other.own_settings):
         if getattr(subject, name) != getattr(Subject, name):
             raise BadSetting(f"{option(name)} means nothing to a {kind.called}. Leave it out, or see --task.")
 
@@ -70,7 +68,7 @@ def _kind_of(subject: Subject) -> type[Task]:
     architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [
         "model of none"
     ]
-    for kind in TASKS.values():
+    for kind in KINDS.values():
         if architectures[0].endswith(kind.architectures):
             return kind
     raise ModelNotUsable(

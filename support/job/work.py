@@ -3,13 +3,14 @@
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import TypeVar
 
 from support.ekfac import EkfacInfluence
 from support.ekfac.memory import queries_at_a_time
+from support.job.errors import JobError, refuse_all
 from support.job.examples import Examples, chosen_rows
 from support.job.models import Task
 from support.job.settings import (
@@ -18,7 +19,9 @@ from support.job.settings import (
     Settings,
     Subject,
     as_regularization,
+    below,
     refuse_unless_equal,
+    refused,
     settled,
 )
 from support.job.sources import load_split, refuse_single_split
@@ -53,6 +56,35 @@ class Job:
         stored = self.stored.get(settings.__name__.lower())
         return self.team.on_first(lambda: settled(settings, self.given, stored))
 
+    def checked(self) -> "Job":
+        """The job, once everything that can be set has been looked at.
+
+        Raises all that is refused at once, as an error of the first one's kind. What is no setting at all is
+        left aside meanwhile; without a model, of the data sets only whether they can be read is known.
+        """
+        wrong = dict(below(self.given))
+        for settings in (Subject, Question, Damping):
+            wrong |= refused(settings, self.given, self.stored.get(settings.__name__.lower()))
+        job = replace(self, given={name: value for name, value in self.given.items() if name not in wrong})
+        errors = [*wrong.values()]
+
+        def holds(work: Callable[[], object]) -> bool:
+            before = len(errors)
+            try:
+                work()
+            except JobError as error:
+                errors.append(error)
+            return len(errors) == before
+
+        usable = holds(lambda: job.task)
+        if holds(lambda: job.training if usable else load_split(*job.training_source)) and usable:
+            holds(lambda: job.fitted_on)
+        if "query_rows" in self.given:  # of a command that asks
+            holds(lambda: job.queries if usable else load_split(*job.query_source))
+        self.team.on_first(lambda: refuse_all(errors))
+        refuse_all(errors)  # of one that the first process did not meet
+        return job
+
     @cached_property
     def stored(self) -> dict[str, object]:
         """What the store knows already; empty when there is none."""
@@ -74,10 +106,19 @@ class Job:
         fitted = {"precision": self.subject.precision, "seed": self.subject.seed}
         return EkfacInfluence(self.task.model, likelihood=self.task.likelihood, **inverted, **fitted)
 
+    @property
+    def training_source(self) -> tuple[str, str]:
+        """Data set and split of the training examples."""
+        return self.subject.dataset, self.subject.training_split
+
+    @property
+    def query_source(self) -> tuple[str, str]:
+        """Data set and split of the queries."""
+        return self.question.queries or self.subject.dataset, self.question.query_split
+
     @cached_property
     def training(self) -> Examples:
-        subject = self.subject
-        return self._examples(subject.dataset, subject.training_split, "training-rows", subject.training_rows)
+        return self._examples(*self.training_source, "training-rows", self.subject.training_rows)
 
     @cached_property
     def fitted_on(self) -> Examples:
@@ -90,16 +131,16 @@ class Job:
         question, subject = self.question, self.subject
         if not question.queries and question.query_split != subject.training_split:
             self.team.on_first(lambda: refuse_single_split(subject.dataset))
-        name = question.queries or subject.dataset
-        return self._examples(name, question.query_split, "query-rows", question.query_rows, question)
+        return self._examples(*self.query_source, "query-rows", question.query_rows, question)
 
     def _examples(
         self, name: str, split: str, option: str, rows: str, question: Question | None = None
     ) -> Examples:
+        found = self._first_alone(lambda: load_split(name, split))
         task, subject = self.task, self.subject
 
         def load() -> Examples:
-            texts = task.texts(load_split(name, split), name, asked=question is not None)
+            texts = task.texts(found, name, asked=question is not None)
             numbers = chosen_rows(rows, len(texts), subject.seed, option)
             return task.examples(texts, numbers, self.store.tokens, question)
 
@@ -149,8 +190,7 @@ class Job:
                 self.store.keep_rows(name, examples.rows)
             return facts
 
-        for name, first in self.team.on_first(settle).items():
-            refuse_unless_equal(name, first, facts[name])
+        refuse_unless_equal(self.team.on_first(settle), facts)
 
     def query_group(self) -> int:
         """As asked, or as many as there is room for beside the other processes of this machine."""
