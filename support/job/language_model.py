@@ -1,7 +1,8 @@
 """A model that writes, as a job takes it: texts, prompts with completions, conversations.
 
 What an example asks is the loss of its targets: all tokens of a text, the completion alone of a prompt, what
-the assistant says in a conversation. A query that is a prompt alone is completed by the model.
+the assistant says in a conversation. A query that is a prompt alone is completed by the model; one with a
+contrast asks for the loss of its completion less that of the contrast.
 """
 
 import hashlib
@@ -84,6 +85,8 @@ class LanguageModel(Task):
             columns = next(given, columns)
         if asked and columns is prompts and prompts["completion"] not in there:
             columns = {"prompt": prompts["prompt"]}
+        if asked and "prompt" in columns and "contrast" in there:
+            columns = columns | {"contrast": "contrast"}
         cure = (
             "Say which with --text-column, --prompt-column and --completion-column, or --conversation-column"
         )
@@ -101,13 +104,19 @@ class LanguageModel(Task):
             found = []
             for number, place in enumerate(places):
                 row = {name: column[number] for name, column in batch.items()}
+                contrast = row.pop("contrast", None)
                 try:
-                    found.append(self.encoded(row, new_tokens, pieces))
+                    one, other = self.encoded(row, new_tokens, pieces), ([0], [False])
+                    if contrast:
+                        other = self.encoded(row | {"completion": contrast}, new_tokens, pieces)
+                    found.append((*one, *other))
                 except (ValueError, TemplateError) as error:
                     raise DatasetNotUsable(f"Row {rows[place]} {error}") from error
-            ids, targets = map(list, zip(*found, strict=True))
+            ids, targets, *contrast = map(list, zip(*found, strict=True))
             counts = [sum(one[1:]) for one in targets]
-            return {"input_ids": ids, "asked": targets, "length": list(map(len, ids)), "targets": counts}
+            own = {"input_ids": ids, "asked": targets, "length": list(map(len, ids)), "targets": counts}
+            against = zip(("contrast", "contrast_asked"), contrast, strict=True)
+            return own | (dict(against) if "contrast" in batch else {})
 
         rules = f"{json.dumps(rules)} {rules_of(self.tokenizer)}"
         chosen, tokens, digest = kept_tokens(texts, rows, rules, encode, folder)

@@ -121,8 +121,9 @@ def _factors(job: Job, group: range) -> Factors:
     # At low rank one by one: what else is decomposed with a query changes its last digits.
     pieces = in_blocks(len(group), 1 if rank else ON_CPU.examples)
     for piece in pieces[job.team.rank :: job.team.size]:
-        x, y = job.queries.batch(group[piece.start : piece.stop], passes.device)
-        for name, own in job.engine.influence_factors(x, y).items():
+        numbers = group[piece.start : piece.stop]
+        x, y = job.queries.batch(numbers, passes.device)
+        for name, own in job.engine.influence_factors(x, y, job.queries.weights(numbers)).items():
             for whole, part in zip(tensors_of(room[name]), tensors_of(own), strict=True):
                 whole[piece.start : piece.stop] = part
     for factor in room.values():
