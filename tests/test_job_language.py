@@ -161,7 +161,9 @@ def test_a_contrast_is_the_difference_of_two_completions_at_any_rank(inputs, sai
     queries = make_rows(
         tmp_path / "queries.jsonl", [{"prompt": "the film of", "completion": "who laughs"}, CONTRAST]
     )
-    said("run", *options(*inputs, tmp_path, "--queries", queries, "--query-rank", rank, "--by-layer"))
+    said(
+        "run", *options(*inputs, tmp_path / "store", "--queries", queries, "--query-rank", rank, "--by-layer")
+    )
     engine, training, asked = by_hand(
         inputs[0], [("the film of", "who laughs"), ("dull", "plot fine the"), ("dull", "warm who")]
     )
@@ -170,10 +172,10 @@ def test_a_contrast_is_the_difference_of_two_completions_at_any_rank(inputs, sai
     if rank:
         differences = {name: of_rank(one, rank) for name, one in differences.items()}
     by_layer = engine.influences_by_layer_from_factors(differences, *training)
-    assert_same(array(tmp_path, "layer_scores"), torch.stack(list(by_layer.values())))
+    assert_same(array(tmp_path / "store", "layer_scores"), torch.stack(list(by_layer.values())))
     if rank != 2:
         plain = engine.influences(*asked, *training)
-        assert_same(array(tmp_path, "scores"), torch.stack([plain[0], plain[1] - plain[2]]))
+        assert_same(array(tmp_path / "store", "scores"), torch.stack([plain[0], plain[1] - plain[2]]))
 
 
 def test_a_contrast_is_read_beside_its_completion_and_its_tokens_add_up_to_the_score(inputs, said, tmp_path):

@@ -3,10 +3,14 @@
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+from transformers import AutoModelForSequenceClassification
 
 from support.job.command import main
 from support.job.store import Store
+from support.model import load_tokenizer
 from tests.page import Page
 from tests.tiny_job import QUERIES, TRAINING, make_model, make_reviews, options
 
@@ -142,7 +146,7 @@ def test_a_question_that_was_killed_goes_on_to_the_same_bits(store, asked, said,
     monkeypatch.setattr(Store, "write", die)
     said(*given, "killed", *asked, status=1)
     monkeypatch.setattr(Store, "write", write)
-    assert "\n  score: 3 of 12 blocks" in said("show", "--store", store)
+    assert "\n  score: 1 of 12 blocks" in said("show", "--store", store)
     said(*given, "killed")
     np.testing.assert_array_equal(scores(store, "killed"), scores(store, "tickets"))
 
@@ -156,4 +160,40 @@ def test_what_is_damaged_of_a_question_is_told_and_the_others_stay(store, said):
     assert f"Name another --question, or remove {group}." in told
     said("top", "--store", folder)
     shutil.rmtree(group)
-    assert "tickets" not in said("show", "--store", folder)
+    assert "question tickets:" not in said("show", "--store", folder)
+
+
+def predictions(inputs, name):
+    """The loss of each row and the probability of what the model says of it."""
+    model = AutoModelForSequenceClassification.from_pretrained(inputs[0]).eval()
+    rows = pd.read_csv(inputs[1] / f"{name}.csv")
+    tokens = load_tokenizer()(list(rows["text"]), padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        said = model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).logits
+    said = said.log_softmax(dim=1)
+    numbers = torch.tensor([model.config.label2id[label] for label in rows["label"]])
+    return -said.gather(1, numbers[:, None])[:, 0], said.amax(dim=1).exp()
+
+
+def test_the_model_chooses_what_it_gets_wrong_and_what_it_is_least_sure_of(inputs, store, asked, said):
+    loss, sure = predictions(inputs, "train")
+    wrong = (loss > -sure.log() + 1e-6).nonzero()[:, 0]
+    given = ("score", "--store", store, *asked[:4], "--question")
+    out = said(*given, "wrong", "--query-rows", "wrong")
+    assert f"on {len(wrong)} queries" in out
+    most = loss.argsort(descending=True)[:2].sort().values
+    said(*given, "worst", "--query-rows", "wrong:2")
+    said(*given, "unsure", "--query-rows", "uncertain:3")
+    expected = {"wrong": wrong, "worst": most, "unsure": sure.argsort()[:3].sort().values}
+    for name, rows in expected.items():
+        assert Store(store, name).array("query_rows")[:].tolist() == rows.tolist()
+    told = said(*given, "more", "--query-rows", "wrong:13", status=1)
+    assert f"the model gets {len(wrong)} of {TRAINING} rows wrong. Say how many, like wrong:" in told
+    assert "Say how many, like uncertain:13." in said(*given, "more", "--query-rows", "uncertain", status=1)
+    assert "more" not in Store(store).questions()
+
+
+def test_rows_that_the_model_chose_are_chosen_once(store, said, monkeypatch):
+    monkeypatch.setattr("support.job.classifier.Classifier.doubted", None)
+    said("score", "--store", store, "--question", "worst")
+    said("top", "--store", store, "--question", "worst")

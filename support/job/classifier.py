@@ -1,21 +1,26 @@
 """A classifier as a job takes it: texts with labels, a softmax over two classes or more."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from support.ekfac import Categorical
-from support.job.errors import DatasetNotUsable, ModelNotUsable
+from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
 from support.job.examples import Examples, tokenised
 from support.job.models import Task, from_folder_or_hub
 from support.job.settings import PACKAGED, Question, Subject
 from support.job.sources import with_columns
+from support.job.store import in_blocks
 from support.labels import numbers_by_spelling, spelling
 from support.model import ModelLogitsWrapper, load_model, load_tokenizer
+
+AT_A_TIME = 32
 
 
 class Classifier(Task):
@@ -59,6 +64,27 @@ class Classifier(Task):
 
     def examples(self, texts: Dataset, rows: np.ndarray, folder: Path, question: Question | None) -> Examples:
         return tokenised(texts, rows, self.tokenizer, self.max_tokens, folder)
+
+    def doubted(self, texts: Dataset, rows: str, folder: Path) -> np.ndarray:
+        examples = self.examples(texts, np.arange(len(texts)), folder, None)
+        doubt = torch.full((len(texts),), -math.inf)  # wrong ones by their loss, or all by what is unsure
+        kind, colon, count = rows.partition(":")
+        longest_first = np.argsort(-examples.lengths, kind="stable")
+        for block in in_blocks(len(texts), AT_A_TIME):
+            numbers = longest_first[block.start : block.stop]
+            x, y = examples.batch(numbers, next(self.model.parameters()).device)
+            with torch.inference_mode():
+                said = self.model(x).log_softmax(dim=1)
+            own = said.gather(1, y[:, None])[:, 0]
+            wrong = torch.where(own < said.amax(dim=1), -own, -math.inf)
+            doubt[numbers] = (wrong if kind == "wrong" else -said.amax(dim=1)).float().cpu()
+        there = int((doubt > -math.inf).sum())
+        wanted = there if kind == "wrong" and not colon else int(count) if count.isdecimal() else 0
+        if not 1 <= wanted <= there:
+            told = f"the model gets {there:,} of {len(texts):,} rows wrong. " if kind == "wrong" else ""
+            cure = f"Say how many, like {kind}:{min(20, there)}." if there else "Ask for uncertain:20."
+            raise BadSetting(f"--query-rows {rows}: {told}{cure}")
+        return np.sort(doubt.argsort(descending=True, stable=True)[:wanted].numpy())
 
 
 def _refuse_other_losses(model: nn.Module, name: str) -> None:

@@ -192,7 +192,7 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
     if chosen.by_token:
         found = replace(found, by_token=by_token(job, found))
-    output = chosen.output or job.store.pages
+    output = chosen.output or job.store.folder / (f"questions/{chosen.question}" if chosen.question else "")
     found.write(output, page(found, job.queries, getattr(job.task, "class_names", {}), facts))
     yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"
 

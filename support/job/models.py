@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import peft
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -18,6 +20,9 @@ from support.model import with_weights
 
 INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 """Entries of a model's configuration that change nothing of what it computes here."""
+
+DOUBTS = ("wrong", "uncertain")
+"""Rows that only the model can choose."""
 
 ADAPTER = "adapter_config.json"
 DECIDING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
@@ -48,6 +53,11 @@ class Task:
     """Those of a `Subject` that no other task knows."""
     least: ClassVar[int] = 1
     """Tokens of a text, beside the tokenizer's own, without which nothing can be asked."""
+
+    def doubted(self, texts: Dataset, rows: str, folder: Path) -> np.ndarray:
+        """Rows whose labels the model gets wrong, or of which it is least sure. Raises `BadSetting` where it
+        has no classes, and when there aren't so many."""
+        raise BadSetting(f"--query-rows {rows}: a {self.called} knows no classes. Use numbers of rows.")
 
     @staticmethod
     def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:

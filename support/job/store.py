@@ -24,7 +24,6 @@ import numpy as np
 import torch
 import zarr
 from filelock import FileLock, Timeout
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -61,11 +60,6 @@ class Store:
         self._results = self.folder / "results.zarr"
         self._questions = self._results / "questions"
         self._own = self._questions / question if question else self._results
-
-    @property
-    def pages(self) -> Path:
-        """Where what is made to be read goes."""
-        return self.folder / "questions" / self.question if self.question else self.folder
 
     @property
     def exists(self) -> bool:
@@ -129,15 +123,21 @@ class Store:
         """An array's folder: the job's, where all that the numbers follow from is, as self-influences for the
         same λ are; or else the question's own."""
         own, shared = self._own / name, self._results / name
-        if own == shared or (own / "zarr.json").exists():
-            return own
         jobs, facts = self._facts_of(self._results), self.facts()
-        return shared if all(jobs.get(one) == facts.get(one) for one in ARRAYS[name][1]) else own
+        same = all(jobs.get(one) == facts.get(one) for one in ARRAYS[name][1])
+        return shared if same and not (own / "zarr.json").exists() else own
 
     def keep_rows(self, name: str, rows: np.ndarray) -> None:
         """Row numbers of examples. They are written again each time: a kill may have left none."""
         self.make_array(name, rows.shape, rows.shape, "int64")
         self.write(name, (range(len(rows)),), rows)
+
+    def kept_rows(self, name: str) -> np.ndarray | None:
+        """Row numbers as they were kept; None if they were not, or are damaged, and have to be kept again."""
+        try:
+            return self.read(name, (range(self.array(name).shape[0]),))
+        except (StepMissing, StoreDamaged):
+            return None
 
     def array(self, name: str) -> zarr.Array:
         """Raises as `facts`, `StepMissing`, naming the step that makes the array, and `StoreDamaged`.
@@ -148,10 +148,10 @@ class Store:
         self.facts()
         path = self._place(name) / "zarr.json"
         if not path.exists():
-            told = f" for --question {self.question}" if self.question else ""
-            others = ", ".join(self.questions())
-            others = f" Questions there are, for --question: {others}." if others else ""
-            raise StepMissing(f"{self.folder} has no {name} yet{told}.{others} {self._cure(name)}")
+            told = f"{self.folder} has no {name} yet{self.question and f' for --question {self.question}'}."
+            if others := self.questions():
+                told += f" Questions there are, for --question: {', '.join(others)}."
+            raise StepMissing(f"{told} {self._cure(name)}")
         with damage_is_told(path.relative_to(self.folder), "Run the step again: it is written anew"):
             content = path.read_bytes()
             told = json.loads(content)
@@ -200,7 +200,7 @@ class Store:
         """Whether the curvature is there. Raises `StoreDamaged`, for that of another job, too."""
         if not self.curvature.exists():
             return False
-        _read(self.curvature, self.belonging(FITTED), header_only=True)
+        layout.tensors_in(self.curvature, self.belonging(FITTED), FIT_AGAIN, header_only=True)
         return True
 
     def save_sums(self, name: str, sums: Mapping[str, Tensor], blocks: int) -> None:
@@ -213,8 +213,8 @@ class Store:
 
     def load_sums(self, name: str, header_only: bool = False) -> tuple[dict[str, Tensor], int]:
         """Saved tensors, and how many blocks they are over; none without a file. Raises `StoreDamaged`."""
-        path = self.partial_fit / f"{name}.safetensors"
-        return _read(path, f"{self.belonging(SUMMED)} {name}", header_only) if path.exists() else ({}, 0)
+        path, of = self.partial_fit / f"{name}.safetensors", f"{self.belonging(SUMMED)} {name}"
+        return layout.tensors_in(path, of, FIT_AGAIN, header_only) if path.exists() else ({}, 0)
 
     def progress(self) -> dict[str, str]:
         """How far each step is, in words. Raises `StoreDamaged`."""
@@ -296,16 +296,3 @@ def in_blocks(examples: int, size: int) -> list[range]:
 
 def _part(place: tuple[range, ...]) -> tuple:
     return (..., *(slice(part.start, part.stop) for part in place))
-
-
-def _read(path: Path, of: str, header_only: bool) -> tuple[dict[str, Tensor], int]:
-    """Tensors, and how many blocks they are over. Raises `StoreDamaged`, for those of another job, too."""
-    with damage_is_told(path.name, FIT_AGAIN):
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata()
-            found = {} if header_only else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if about["job"] != of:
-            raise ValueError("it is of other examples, another model, another step or other settings")
-        if not header_only and about.pop("digest") != digest(found, about):
-            raise ValueError("its checksum differs")
-        return found, int(about.get("blocks", 0))

@@ -8,11 +8,13 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TypeVar
 
+import numpy as np
+
 from support.ekfac import EkfacInfluence
 from support.ekfac.memory import queries_at_a_time
 from support.job.errors import JobError, refuse_all
 from support.job.examples import Examples, chosen_rows
-from support.job.models import Task
+from support.job.models import DOUBTS, Task
 from support.job.settings import (
     Damping,
     Question,
@@ -137,12 +139,20 @@ class Job:
         self, name: str, split: str, option: str, rows: str, question: Question | None = None
     ) -> Examples:
         found = self._first_alone(lambda: load_split(name, split))
-        task, subject = self.task, self.subject
+        task, seed, tokens = self.task, self.subject.seed, self.store.tokens
+        known = self.store if self.stored else None
+
+        def choose() -> np.ndarray:
+            if not question or rows.partition(":")[0] not in DOUBTS:
+                return chosen_rows(rows, len(found), seed, option)
+            kept = known.kept_rows("query_rows") if known else None  # the model was asked about all before
+            return task.doubted(task.texts(found, name, True), rows, tokens) if kept is None else kept
+
+        numbers = self.team.on_first(choose)
 
         def load() -> Examples:
             texts = task.texts(found, name, asked=question is not None)
-            numbers = chosen_rows(rows, len(texts), subject.seed, option)
-            return task.examples(texts, numbers, self.store.tokens, question)
+            return task.examples(texts, numbers, tokens, question)
 
         return self._first_alone(load)
 
