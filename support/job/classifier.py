@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from support.ekfac import Categorical
-from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable
+from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable, refuse_all
 from support.job.examples import Examples, tokenised
-from support.job.models import Task, from_folder_or_hub
-from support.job.settings import PACKAGED, Question, Subject
+from support.job.models import Task, loaded
+from support.job.settings import Question, Subject
 from support.job.sources import with_columns
 from support.job.store import in_blocks
 from support.labels import numbers_by_spelling, spelling
@@ -28,17 +28,16 @@ class Classifier(Task):
 
     called = "sequence classifier"
     architectures = ("ForSequenceClassification",)
-    likelihood = Categorical()
-    own_settings = ("label_column",)
+    own_settings = ("label_column", "labels")
 
     @staticmethod
     def load(subject: Subject) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         name = subject.model
-        if name == PACKAGED:
-            model, tokenizer = load_model(), load_tokenizer()
-        else:
-            model, tokenizer = from_folder_or_hub(name, AutoModelForSequenceClassification, Classifier.called)
+        model, tokenizer = loaded(subject, _packaged, AutoModelForSequenceClassification, Classifier)
         _refuse_other_losses(model, name)
+        _refuse_other_classes(subject, model.config.num_labels)
+        if subject.labels:
+            model.config.id2label = dict(enumerate(_names(subject)))
         if tokenizer.pad_token_id is None:
             told = f"The tokenizer of {name!r} has no padding token, so padding could not be told from text"
             raise ModelNotUsable(
@@ -54,6 +53,10 @@ class Classifier(Task):
     @staticmethod
     def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
         return ModelLogitsWrapper(model, tokenizer.pad_token_id)
+
+    @property
+    def likelihood(self) -> Categorical:
+        return Categorical(samples=self.subject.fisher_samples)
 
     @property
     def class_names(self) -> dict[str, int]:
@@ -85,6 +88,26 @@ class Classifier(Task):
             cure = f"Say how many, like {kind}:{min(20, there)}." if there else "Ask for uncertain:20."
             raise BadSetting(f"--query-rows {rows}: {told}{cure}")
         return np.sort(doubt.argsort(descending=True, stable=True)[:wanted].numpy())
+
+
+def _packaged() -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    return load_model(), load_tokenizer()
+
+
+def _names(subject: Subject) -> list[str]:
+    return [one.strip() for one in subject.labels.split(",")]
+
+
+def _refuse_other_classes(subject: Subject, classes: int) -> None:
+    """Raise `BadSetting` for settings that are of more classes than the model has, or of fewer."""
+    refused = []
+    if subject.labels and len(_names(subject)) != classes:
+        told = f"--labels {subject.labels}: these are {len(_names(subject))}, and the model has {classes}"
+        refused.append(BadSetting(f"{told} classes. Name each of them, in the model's order."))
+    if subject.fisher_samples > 1 and classes <= Categorical.exact_classes:
+        told = f"--fisher-samples {subject.fisher_samples}: of {classes} classes the Fisher is exact"
+        refused.append(BadSetting(f"{told}, without samples. Leave it out."))
+    refuse_all(refused)
 
 
 def _refuse_other_losses(model: nn.Module, name: str) -> None:

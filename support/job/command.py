@@ -164,7 +164,7 @@ def _steps(*steps: Callable[[Job], str | None]) -> Callable[[Namespace, Team], I
             raise BadSetting(f"--store {chosen.store} lies among the files of --dataset. Name one elsewhere.")
         with job.store.claimed(team):
             job = job.checked()
-            yield job.task.left_out
+            yield job.task.told
             yield job.training.told
             for step in steps:
                 yield step(job)

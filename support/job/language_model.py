@@ -15,14 +15,14 @@ import torch
 from datasets import Dataset
 from jinja2 import TemplateError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from support.ekfac import NextToken
 from support.ekfac.storage import model_fingerprint
 from support.job.errors import DatasetNotUsable
 from support.job.examples import Examples, Sequences, kept_tokens, rules_of
-from support.job.models import Task, adapted, adapter_config, base_of, from_folder_or_hub
-from support.job.settings import PACKAGED, Question, Subject
+from support.job.models import Task, loaded
+from support.job.settings import Question, Subject
 from support.job.sources import with_columns
 from support.language import FEED_FORWARD, load_language_model
 
@@ -35,36 +35,32 @@ class LanguageModel(Task):
 
     called = "causal language model"
     architectures = ("ForCausalLM", "LMHeadModel")
-    likelihood = NextToken()
     own_settings = ("prompt_column", "completion_column", "conversation_column", "pieces")
     least = 2
 
     @staticmethod
     def load(subject: Subject) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-        name = base_of(subject)
-        if name == PACKAGED:
-            model, tokenizer = load_language_model()
-        else:
-            model, tokenizer = from_folder_or_hub(name, AutoModelForCausalLM, LanguageModel.called)
+        model, tokenizer = loaded(subject, load_language_model, AutoModelForCausalLM, LanguageModel)
         model.config.use_cache = False
         # Of how the model is used to write only when it ends: a job asks for the likeliest tokens.
         ends = getattr(model.generation_config, "eos_token_id", None)
         model.generation_config = GenerationConfig(eos_token_id=ends)
-        if adapter_config(subject) is None:
-            return model, tokenizer
-        if (Path(subject.model) / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(subject.model, trust_remote_code=False)
-        return adapted(model, subject), tokenizer
+        return model, tokenizer
+
+    @property
+    def likelihood(self) -> NextToken:
+        return NextToken(samples=self.subject.fisher_samples)
 
     @staticmethod
     def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
-        """An adapter's matrices; or else the feed-forward layers; or all but the head."""
+        """An adapter's; or else the feed-forward layers; or all but the head."""
+        if own := Task.layers(model, without):
+            return own
         head = model.get_output_embeddings()
         names = [name for name, module in model.named_modules() if module is not head]
         there = {part for name in names for part in name.split(".")}
-        for parts in (("lora_A", "lora_B"), FEED_FORWARD):
-            if there & set(parts):
-                return [part for part in parts if part in there]
+        if there & set(FEED_FORWARD):
+            return [part for part in FEED_FORWARD if part in there]
         linear = [name for name in names if isinstance(model.get_submodule(name), nn.Linear)]
         return [name for name in linear if name not in without]
 

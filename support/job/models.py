@@ -1,7 +1,7 @@
 """What a job asks of a kind of model, and what all kinds have in common: loading, layers, tokenizers."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -11,11 +11,11 @@ import peft
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from support.job.errors import BadSetting, ModelNotUsable
-from support.job.settings import Subject
+from support.job.settings import PACKAGED, Subject
 from support.model import with_weights
 
 INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
@@ -34,9 +34,10 @@ class Task:
     """All in which kinds of models differ. A classifier and a model that writes are one each.
 
     `model` in the engine's shape, its tokenizer, its configuration as far as it decides what the model
-    computes, how many tokens of a text it gets, and which layers are left out because the engine can't
-    cover them, in a line to be told. Each kind has a `likelihood`, brings its models (`load`), and says what
-    it reads of a data set (`texts`) and which tokens that is (`examples`).
+    computes, how many tokens of a text it gets, and what is to be `told`: which layers are left out because
+    the engine can't cover them, and where texts are cut though not asked to be. Each kind has a
+    `likelihood`, brings its models (`load`), and says what it reads of a data set (`texts`) and which
+    tokens that is (`examples`).
     """
 
     subject: Subject
@@ -44,7 +45,7 @@ class Task:
     tokenizer: PreTrainedTokenizerBase
     config: dict[str, object]
     max_tokens: int
-    left_out: str
+    told: str
 
     called: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
@@ -66,21 +67,49 @@ class Task:
 
     @staticmethod
     def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:
-        """Parts of the names of the layers that get gradients unless others are asked for; the engine does
-        `without` some. None are all."""
-        return []
+        """Parts of the names of the layers that get gradients unless others are asked for, as those of an
+        adapter and of what was trained with it; the engine does `without` some. None are all."""
+        linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        there = {part for name in linear - without.keys() for part in name.split(".")}
+        return [part for part in ("lora_A", "lora_B", "modules_to_save") if part in there]
 
 
-def from_folder_or_hub(name: str, load: type, kind: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """What `load`, one of transformers' automatic classes, finds under a name. Raises `ModelNotUsable`."""
+Packaged = Callable[[], tuple[nn.Module, PreTrainedTokenizerBase]]
+
+
+def loaded(
+    subject: Subject, packaged: Packaged, load: type, kind: type[Task]
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The model with its tokenizer: the `packaged` ones, or what `load`, one of transformers' automatic
+    classes, finds; an adapter stays one in the model it belongs to. Raises `BadSetting`, `ModelNotUsable`."""
+    name, adapter = base_of(subject), adapter_config(subject)
+    own = adapter_weights(subject) if adapter else {}
+    if name == PACKAGED:
+        model, tokenizer = packaged()
+    else:
+        model, tokenizer = from_folder_or_hub(name, load, kind.called, own)
+    if adapter and (Path(subject.model) / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(subject.model, trust_remote_code=False)
+    return adapted(model, subject, own) if adapter else model, tokenizer
+
+
+def from_folder_or_hub(
+    name: str, load: type, kind: str, own: Mapping[str, Tensor]
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """What `load` finds under a name, but for weights that an adapter has of its `own`, as a classifier's
+    head, whose classes are as many there. Raises `ModelNotUsable`."""
     # No pickled checkpoint and no code of the folder's: either could do anything.
     how = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
     how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    heads = [len(tensor) for key, tensor in own.items() if "lora_" not in key and tensor.ndim == 2]
+    if heads and kind == "sequence classifier":
+        how["num_labels"] = min(heads)
     model, about = load.from_pretrained(name, **how)
     if getattr(model, "_hf_peft_config_loaded", False):  # of a head that neither has, nothing would tell
         cure = "Merge it with peft's merge_and_unload(), save that with its tokenizer, and name it"
         raise ModelNotUsable(f"--model {name} is an adapter. {cure}.")
-    missing = sorted({*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])})
+    missing = {*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])}
+    missing = sorted(key for key in missing if f"base_model.model.{key}" not in own)
     if missing:
         raise ModelNotUsable(
             f"--model {name} has no weights that fit {', '.join(missing[:3])}, which would be drawn at "
@@ -109,12 +138,8 @@ def base_of(subject: Subject) -> str:
     return base
 
 
-def adapted(model: nn.Module, subject: Subject) -> nn.Module:
-    """The model with the adapter in its layers, each of whose two matrices stays a layer of its own.
-
-    Raises `ModelNotUsable` for an adapter that is no LoRA, that has no safetensors, or whose tensors,
-    of which the first is named, are not those of this model.
-    """
+def adapter_weights(subject: Subject) -> dict[str, Tensor]:
+    """All of an adapter's. Raises `ModelNotUsable` for one that is no LoRA, or that has no safetensors."""
     folder, about = Path(subject.model), adapter_config(subject)
     weights = folder / "adapter_model.safetensors"
     if about.get("peft_type") != "LORA" or not weights.is_file():
@@ -122,10 +147,19 @@ def adapted(model: nn.Module, subject: Subject) -> nn.Module:
             f"--model {folder} holds an adapter of kind {about.get('peft_type')}; the job reads LoRA, from "
             f"{weights.name}. Save one with peft's save_pretrained, or merge it and name the whole model."
         )
+    return load_file(weights)
+
+
+def adapted(model: nn.Module, subject: Subject, own: Mapping[str, Tensor]) -> nn.Module:
+    """The model with the adapter in its layers, each of whose two matrices stays a layer of its own.
+
+    Raises `ModelNotUsable` for weights of its `own`, of which the first is named, that are not of this model.
+    """
+    folder = Path(subject.model)
     config = peft.LoraConfig.from_pretrained(folder)
     config.base_model_name_or_path = None  # where it is here is no other name than peft would warn of
     try:
-        return with_weights(model, config, load_file(weights)).get_base_model()
+        return with_weights(model, config, own).get_base_model()
     except ValueError as error:
         told = f"The adapter {folder} does not fit {base_of(subject)!r}: {error}"
         raise ModelNotUsable(f"{told} Name its model with --base.") from error

@@ -46,6 +46,7 @@ class Subject:
     fit_rows: str = setting("all", "of these, the ones that the curvature is fitted on: as above")
     text_column: str = setting("text", "column of the texts")
     label_column: str = setting("label", "column of the labels: numbers, or the model's names")
+    labels: str = setting("", "the names of the classes, in the model's order, like bad,so-so,good")
     prompt_column: str = setting("", "column of prompts, whose completions a model that writes is asked for")
     completion_column: str = setting("", "column of these")
     conversation_column: str = setting("", "column of conversations; what the assistant says is asked for")
@@ -53,11 +54,12 @@ class Subject:
         "", "layers that get gradients, by parts of their names; if empty, all linear ones of a classifier, "
         "the feed-forward ones of a model that writes, an adapter's own"
     )  # fmt: skip
-    max_tokens: int = setting(512, "where texts are cut")
+    max_tokens: int = setting(512, "where texts are cut; no later than where the model stops to read")
     pieces: bool = setting(False, "read long texts to their end, cut into pieces, whose scores add up")
     precision: str = setting(
         "full", "full, or bfloat16: faster, good to about two digits", ("full", "bfloat16")
     )
+    fisher_samples: int = setting(1, "texts of labels drawn for each example, where the Fisher is sampled")
     seed: int = setting(0, "of sampled rows and labels")
     block: int = setting(128, "training examples that are scored, and stored, at a time")
 

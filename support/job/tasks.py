@@ -7,11 +7,14 @@ from transformers.utils import logging as transformers_logging
 from support.assets import AssetDamaged, AssetMissing
 from support.ekfac.layers import uncovered
 from support.job.classifier import Classifier
-from support.job.errors import BadSetting, ModelNotUsable, cause
+from support.job.errors import BadSetting, ModelNotUsable, cause, refuse_all
 from support.job.language_model import LanguageModel
 from support.job.models import Task, adapter_config, base_of, configuration, refuse_other_tokenizer
 from support.job.settings import PACKAGED, TASKS, Subject, option
 from support.model import left_out, positions, require_gradients_only
+
+ADAPTED = {"SEQ_CLS": Classifier, "CAUSAL_LM": LanguageModel}
+"""Kinds of models by what peft calls the task of an adapter."""
 
 KINDS = dict(zip(TASKS, (Classifier, LanguageModel), strict=True))
 
@@ -42,29 +45,39 @@ def load_task(subject: Subject, device: torch.device) -> Task:
         ) from error
     parts = [part.strip() for part in subject.layers.split(",") if part.strip()] or subject.layers.split()
     parts = parts or kind.layers(model, without)
+    refused = []
     try:
         require_gradients_only(model, parts, without)
     except ValueError as error:
-        raise ModelNotUsable(f"--layers {subject.layers}: {error}") from error
-    longest = min(subject.max_tokens, tokenizer.model_max_length, positions(model))
+        refused.append(ModelNotUsable(f"--layers {subject.layers}: {error}"))
+    reads = min(tokenizer.model_max_length, positions(model))
+    longest = min(subject.max_tokens, reads)
     if longest < (least := (own := tokenizer.num_special_tokens_to_add()) + kind.least):
-        raise ModelNotUsable(f"--max-tokens {longest}: {own} are the tokenizer's own. Use {least} or more.")
+        told = f"--max-tokens {longest}: {own} are the tokenizer's own. Use {least} or more."
+        refused.append(ModelNotUsable(told))
+    refuse_all(refused)
+    told = [left_out(without, parts)]
+    if longest < subject.max_tokens:
+        told.append(f"Texts are cut at {longest} tokens: the model reads no more, whatever --max-tokens.")
     shaped, config = kind.shaped(model, tokenizer), configuration(model, subject)
-    return kind(subject, shaped, tokenizer, config, longest, left_out(without, parts))
+    return kind(subject, shaped, tokenizer, config, longest, "\n".join(filter(None, told)))
 
 
 def _refuse_settings_of_others(kind: type[Task], subject: Subject) -> None:
-    """Raise `BadSetting` for one that only another kind of model knows."""
-    for name in (name for other in KINDS.values() if other is not kind for name in other.own_settings):
-        if getattr(subject, name) != getattr(Subject, name):
-            raise BadSetting(f"{option(name)} means nothing to a {kind.called}. Leave it out, or see --task.")
+    """Raise `BadSetting`, once for all of them, for one that only another kind of model knows."""
+    names = [name for other in KINDS.values() if other is not kind for name in other.own_settings]
+    given = [name for name in names if getattr(subject, name) != getattr(Subject, name)]
+    told = f"means nothing to a {kind.called}. Leave it out, or see --task."
+    refuse_all(BadSetting(f"{option(name)} {told}") for name in given)
 
 
 def _kind_of(subject: Subject) -> type[Task]:
     """The kind that the model's class is of. Raises `ModelNotUsable`."""
-    name = base_of(subject)
+    name, adapter = base_of(subject), adapter_config(subject) or {}
+    if adapter.get("task_type") in ADAPTED:
+        return ADAPTED[adapter["task_type"]]
     if name == PACKAGED:
-        return LanguageModel if adapter_config(subject) else Classifier
+        return LanguageModel if adapter else Classifier
     architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [
         "model of none"
     ]
