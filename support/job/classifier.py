@@ -74,7 +74,7 @@ class Classifier(Task):
         kind, colon, count = rows.partition(":")
         longest_first = np.argsort(-examples.lengths, kind="stable")
         for block in in_blocks(len(texts), AT_A_TIME):
-            numbers = longest_first[block.start : block.stop]
+            numbers = longest_first[block.start : block.stop].tolist()
             x, y = examples.batch(numbers, next(self.model.parameters()).device)
             with torch.inference_mode():
                 said = self.model(x).log_softmax(dim=1)

@@ -52,11 +52,13 @@ class DiskFull(JobError):
     """There is no room left for the next part of the result."""
 
 
-def refuse_all(refused: Iterable[JobError]) -> None:
-    """Raise all that is refused, if anything is, as an error of the first one's kind."""
+def refuse_all(refused: Iterable[Exception]) -> None:
+    """Raise all that is refused, if anything is, as an error of the first one's kind; before that, what is
+    none of a job's own errors."""
     each = {str(error): error for error in refused}
-    if len(each) == 1:
-        raise next(iter(each.values()))
+    for error in each.values():
+        if len(each) == 1 or not isinstance(error, JobError):
+            raise error
     if each:
         raise type(next(iter(each.values())))("\n".join(each))
 

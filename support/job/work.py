@@ -12,7 +12,7 @@ import numpy as np
 
 from support.ekfac import EkfacInfluence
 from support.ekfac.memory import queries_at_a_time
-from support.job.errors import JobError, refuse_all
+from support.job.errors import refuse_all
 from support.job.examples import Examples, chosen_rows
 from support.job.models import DOUBTS, Task
 from support.job.settings import (
@@ -68,13 +68,13 @@ class Job:
         for settings in (Subject, Question, Damping):
             wrong |= refused(settings, self.given, self.stored.get(settings.__name__.lower()))
         job = replace(self, given={name: value for name, value in self.given.items() if name not in wrong})
-        errors = [*wrong.values()]
+        errors: list[Exception] = [*wrong.values()]
 
         def holds(work: Callable[[], object]) -> bool:
             before = len(errors)
             try:
                 work()
-            except JobError as error:
+            except Exception as error:  # whatever it is, all processes go on to the end of this, and raise it
                 errors.append(error)
             return len(errors) == before
 
