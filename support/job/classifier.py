@@ -35,9 +35,9 @@ class Classifier(Task):
         name = subject.model
         model, tokenizer = loaded(subject, _packaged, AutoModelForSequenceClassification, Classifier)
         _refuse_other_losses(model, name)
-        _refuse_other_classes(subject, model.config.num_labels)
-        if subject.labels:
-            model.config.id2label = dict(enumerate(_names(subject)))
+        names = [one.strip() for one in subject.labels.split(",")] if subject.labels else []
+        _refuse_other_classes(subject, names, model.config.num_labels)
+        model.config.id2label = dict(enumerate(names)) or model.config.id2label
         if tokenizer.pad_token_id is None:
             told = f"The tokenizer of {name!r} has no padding token, so padding could not be told from text"
             raise ModelNotUsable(
@@ -69,45 +69,37 @@ class Classifier(Task):
         return tokenised(texts, rows, self.tokenizer, self.max_tokens, folder)
 
     def doubted(self, texts: Dataset, rows: str, folder: Path) -> np.ndarray:
-        examples = self.examples(texts, np.arange(len(texts)), folder, None)
-        doubt = torch.full((len(texts),), -math.inf)  # wrong ones by their loss, or all by what is unsure
+        examples, device = self.examples(texts, np.arange(len(texts)), folder, None), self.model.model.device
+        blocks = in_blocks(len(texts), AT_A_TIME)
+        with torch.inference_mode():
+            said = [self.model(examples.batch(block, device)[0]).softmax(dim=1).cpu() for block in blocks]
+        own = torch.cat(said).gather(1, torch.tensor(texts["label"][:])[:, None])[:, 0]
+        sure = torch.cat(said).amax(dim=1)
         kind, colon, count = rows.partition(":")
-        longest_first = np.argsort(-examples.lengths, kind="stable")
-        for block in in_blocks(len(texts), AT_A_TIME):
-            numbers = longest_first[block.start : block.stop].tolist()
-            x, y = examples.batch(numbers, next(self.model.parameters()).device)
-            with torch.inference_mode():
-                said = self.model(x).log_softmax(dim=1)
-            own = said.gather(1, y[:, None])[:, 0]
-            wrong = torch.where(own < said.amax(dim=1), -own, -math.inf)
-            doubt[numbers] = (wrong if kind == "wrong" else -said.amax(dim=1)).float().cpu()
-        there = int((doubt > -math.inf).sum())
+        asked = own < sure if kind == "wrong" else torch.full_like(sure, True, dtype=torch.bool)
+        there = int(asked.sum())
         wanted = there if kind == "wrong" and not colon else int(count) if count.isdecimal() else 0
         if not 1 <= wanted <= there:
             told = f"the model gets {there:,} of {len(texts):,} rows wrong. " if kind == "wrong" else ""
             cure = f"Say how many, like {kind}:{min(20, there)}." if there else "Ask for uncertain:20."
             raise BadSetting(f"--query-rows {rows}: {told}{cure}")
-        return np.sort(doubt.argsort(descending=True, stable=True)[:wanted].numpy())
+        order = torch.where(asked, own if kind == "wrong" else sure, math.inf).argsort(stable=True)
+        return order[:wanted].sort().values.numpy()
 
 
 def _packaged() -> tuple[nn.Module, PreTrainedTokenizerBase]:
     return load_model(), load_tokenizer()
 
 
-def _names(subject: Subject) -> list[str]:
-    return [one.strip() for one in subject.labels.split(",")]
-
-
-def _refuse_other_classes(subject: Subject, classes: int) -> None:
+def _refuse_other_classes(subject: Subject, names: list[str], classes: int) -> None:
     """Raise `BadSetting` for settings that are of more classes than the model has, or of fewer."""
-    refused = []
-    if subject.labels and len(_names(subject)) != classes:
-        told = f"--labels {subject.labels}: these are {len(_names(subject))}, and the model has {classes}"
-        refused.append(BadSetting(f"{told} classes. Name each of them, in the model's order."))
-    if subject.fisher_samples > 1 and classes <= Categorical.exact_classes:
-        told = f"--fisher-samples {subject.fisher_samples}: of {classes} classes the Fisher is exact"
-        refused.append(BadSetting(f"{told}, without samples. Leave it out."))
-    refuse_all(refused)
+    told = {
+        f"--labels {subject.labels}: these are {len(names)}, and the model has {classes} classes. Name each "
+        "of them, in the model's order.": names and len(names) != classes,
+        f"--fisher-samples {subject.fisher_samples}: of {classes} classes the Fisher is exact, without "
+        "samples. Leave it out.": subject.fisher_samples > 1 and classes <= Categorical.exact_classes,
+    }
+    refuse_all(BadSetting(one) for one, wrong in told.items() if wrong)
 
 
 def _refuse_other_losses(model: nn.Module, name: str) -> None:

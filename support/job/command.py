@@ -19,7 +19,7 @@ from support.job.errors import BadSetting, JobError, ToldElsewhere, refuse_all
 from support.job.fit import fit
 from support.job.plan import planned
 from support.job.score import load_curvature, score, self_influences
-from support.job.settings import ASKED, Damping, Question, Subject, add_options, below, refuse_unless_equal
+from support.job.settings import ASKED, Damping, Question, Subject, add_options, mismatch, refused
 from support.job.store import Store
 from support.job.team import Team, assembled
 from support.job.top import by_token, page, strongest
@@ -163,7 +163,7 @@ def _steps(*steps: Callable[[Job], str | None]) -> Callable[[Namespace, Team], I
         if named and Path(chosen.dataset).absolute() in job.store.folder.absolute().parents:
             raise BadSetting(f"--store {chosen.store} lies among the files of --dataset. Name one elsewhere.")
         with job.store.claimed(team):
-            job = job.checked()
+            job.check()
             yield job.task.told
             yield job.training.told
             for step in steps:
@@ -173,12 +173,12 @@ def _steps(*steps: Callable[[Job], str | None]) -> Callable[[Namespace, Team], I
 
 
 def _top(chosen: Namespace, team: Team) -> Iterator[str]:
-    refuse_all(below(vars(chosen)).values())
+    refuse_all(refused(vars(chosen)).values())
     job = Job(Store(chosen.store, chosen.question), vars(chosen), team)
     # Before queries are looked for: only `score` says which they are.
     team.on_first(lambda: job.store.array("scores").shape)
     for name, examples in (("training", job.training), ("queries", job.queries)):
-        refuse_unless_equal(job.stored, {name: examples.about()})
+        refuse_all(mismatch(job.stored, {name: examples.about()}))
     facts = ({"question": chosen.question} if chosen.question else {}) | {
         "model": job.subject.model,
         "training examples": f"{len(job.training):,}",
@@ -217,9 +217,7 @@ def shown(store: Store) -> str:
 
 
 def _fleet(chosen: Namespace, team: Team) -> Iterator[str]:
-    counts = dict.fromkeys(("examples", "tokens", "queries", "fit_examples", "devices"), 1)
-    least = counts | {"teraflops": 1e-3, "memory": 1e-3}
-    refuse_all(below(vars(chosen), least).values())
+    refuse_all(refused(vars(chosen)).values())
     sizes = chosen.examples, chosen.tokens, chosen.queries, chosen.fit_examples
     plan = fleet.on_paper(fleet.SHAPES[chosen.shape], *sizes, chosen.memory * 1e9, chosen.query_rank)
     yield (

@@ -57,10 +57,12 @@ def begun(group: Path) -> bool:
     return any(path.suffix != ".partial" for path in group.glob("*"))
 
 
-def facts_of(group: Path, cure: str) -> dict[str, object]:
+def facts_of(group: Path) -> dict[str, object]:
     """The attributes of a group, or those that one begins with. Raises `StoreMismatch` for another format,
-    and `StoreDamaged`, with this cure."""
-    path = group / "zarr.json"
+    and `StoreDamaged`."""
+    path, cure = group / "zarr.json", "Name another --store"
+    if group.suffix != ".zarr":
+        cure = f"Name another --question, or remove {group}"
     if not begun(group):
         return {"format": FORMAT}
     with damage_is_told(f"{group.name}/{path.name}", cure):

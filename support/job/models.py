@@ -74,48 +74,38 @@ class Task:
         return [part for part in ("lora_A", "lora_B", "modules_to_save") if part in there]
 
 
-Packaged = Callable[[], tuple[nn.Module, PreTrainedTokenizerBase]]
-
-
 def loaded(
-    subject: Subject, packaged: Packaged, load: type, kind: type[Task]
+    subject: Subject, packaged: Callable, load: type, kind: type[Task]
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The model with its tokenizer: the `packaged` ones, or what `load`, one of transformers' automatic
-    classes, finds; an adapter stays one in the model it belongs to. Raises `BadSetting`, `ModelNotUsable`."""
+    classes, finds; an adapter stays one in the model it belongs to, and may bring a head, of as many classes
+    as it has. Raises `BadSetting` and `ModelNotUsable`."""
     name, adapter = base_of(subject), adapter_config(subject)
     own = adapter_weights(subject) if adapter else {}
     if name == PACKAGED:
         model, tokenizer = packaged()
     else:
-        model, tokenizer = from_folder_or_hub(name, load, kind.called, own)
+        # No pickled checkpoint and no code of the folder's: either could do anything.
+        how = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+        how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        heads = [len(tensor) for key, tensor in own.items() if "lora_" not in key and tensor.ndim == 2]
+        if heads and hasattr(kind, "class_names"):
+            how["num_labels"] = min(heads)
+        model, about = load.from_pretrained(name, **how)
+        if getattr(model, "_hf_peft_config_loaded", False):  # of a head that neither has, nothing would tell
+            cure = "Download it, and name its folder, and its model with --base"
+            raise ModelNotUsable(f"--model {name} is an adapter that is not in a folder. {cure}.")
+        missing = {*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])}
+        missing = sorted(key for key in missing if f"base_model.model.{key}" not in own)
+        if missing:
+            raise ModelNotUsable(
+                f"--model {name} has no weights that fit {', '.join(missing[:3])}, which would be drawn at "
+                f"random: {len(missing)} in all. Name a {kind.called} that was trained."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     if adapter and (Path(subject.model) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(subject.model, trust_remote_code=False)
     return adapted(model, subject, own) if adapter else model, tokenizer
-
-
-def from_folder_or_hub(
-    name: str, load: type, kind: str, own: Mapping[str, Tensor]
-) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """What `load` finds under a name, but for weights that an adapter has of its `own`, as a classifier's
-    head, whose classes are as many there. Raises `ModelNotUsable`."""
-    # No pickled checkpoint and no code of the folder's: either could do anything.
-    how = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-    how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    heads = [len(tensor) for key, tensor in own.items() if "lora_" not in key and tensor.ndim == 2]
-    if heads and kind == "sequence classifier":
-        how["num_labels"] = min(heads)
-    model, about = load.from_pretrained(name, **how)
-    if getattr(model, "_hf_peft_config_loaded", False):  # of a head that neither has, nothing would tell
-        cure = "Merge it with peft's merge_and_unload(), save that with its tokenizer, and name it"
-        raise ModelNotUsable(f"--model {name} is an adapter. {cure}.")
-    missing = {*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])}
-    missing = sorted(key for key in missing if f"base_model.model.{key}" not in own)
-    if missing:
-        raise ModelNotUsable(
-            f"--model {name} has no weights that fit {', '.join(missing[:3])}, which would be drawn at "
-            f"random: {len(missing)} in all. Name a {kind} that was trained."
-        )
-    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def adapter_config(subject: Subject) -> dict | None:

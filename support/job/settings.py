@@ -11,24 +11,25 @@ from dataclasses import Field, dataclass, field, fields
 from typing import TypeVar
 
 from support.ekfac.curvature import DEFAULT_REGULARIZATION
-from support.job.errors import BadSetting, JobError, StoreMismatch, refuse_all
+from support.job.errors import BadSetting, JobError, StoreMismatch
 from support.model import TRACKED_LAYERS
 
 PACKAGED = "packaged"
 ROWS = "all, a number (so many, drawn with --seed), or rows and ranges with commas, like 3,5,100:200"
 LEAST = {"max_tokens": 1, "block": 1, "seed": 0, "tell_seconds": 1, "save_seconds": 0}
 LEAST |= {"query_block": 1, "count": 1, "query_rank": 0, "new_tokens": 1, "fisher_samples": 1}
+LEAST |= {"examples": 1, "tokens": 1, "queries": 1, "fit_examples": 1, "devices": 1}
+LEAST |= {"teraflops": 1e-3, "memory": 1e-3}
+CHOICES = {"task": ("classifier", "language-model"), "precision": ("full", "bfloat16")}
 ASKED = ("question", "queries", "damping")
 """Facts of a store that each question has of its own."""
-
-TASKS = ("classifier", "language-model")
 
 Settings = TypeVar("Settings", bound="Subject | Question | Damping")
 
 
-def setting(default: str | int | bool, meaning: str, choices: tuple[str, ...] = ()) -> Field:
-    """A field of a settings class, with what `--help` says about it, and what it may be if not anything."""
-    return field(default=default, metadata={"help": meaning, "choices": choices})
+def setting(default: str | int | bool, meaning: str) -> Field:
+    """A field of a settings class, with what `--help` says about it."""
+    return field(default=default, metadata={"help": meaning})
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Subject:
         PACKAGED, "a name on the Hugging Face hub, a local folder, or one with a LoRA adapter"
     )
     base: str = setting("", "model that the adapter was trained on; the one that it names if empty")
-    task: str = setting("", "classifier or language-model; what the model's class says if empty", TASKS)
+    task: str = setting("", "classifier or language-model; what the model's class says if empty")
     dataset: str = setting(PACKAGED, "a name on the hub, a local folder, or a csv, parquet or json file")
     training_split: str = setting("train", "split that holds the training examples")
     training_rows: str = setting("all", f"which of them count: {ROWS}")
@@ -56,9 +57,7 @@ class Subject:
     )  # fmt: skip
     max_tokens: int = setting(512, "where texts are cut; no later than where the model stops to read")
     pieces: bool = setting(False, "read long texts to their end, cut into pieces, whose scores add up")
-    precision: str = setting(
-        "full", "full, or bfloat16: faster, good to about two digits", ("full", "bfloat16")
-    )
+    precision: str = setting("full", "full, or bfloat16: faster, good to about two digits")
     fisher_samples: int = setting(1, "texts of labels drawn for each example, where the Fisher is sampled")
     seed: int = setting(0, "of sampled rows and labels")
     block: int = setting(128, "training examples that are scored, and stored, at a time")
@@ -104,69 +103,56 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def settled(settings: type[Settings], given: Mapping, stored: Mapping | None) -> Settings:
-    """The store's settings, or else those given, or the defaults. Raises what `refused` tells."""
-    refuse_all(refused(settings, given, stored).values())
+def settled(
+    settings: type[Settings], given: Mapping, stored: Mapping | None
+) -> tuple[Settings, list[JobError]]:
+    """The store's settings, or else those given, or the defaults; and what is wrong with those given, which
+    then count for nothing. Raises `StoreMismatch` for the store of another version."""
+    kinds = {one.name: one.type for one in fields(settings)}
+    wrong = refused({name: given.get(name) for name in kinds})
+    own = {name: given[name] for name in kinds if name not in wrong and given.get(name) is not None}
+    if "regularization" in own:  # one number has many spellings
+        own["regularization"] = str(as_regularization(own["regularization"])).removesuffix(".0")
     if stored is not None:
-        return settings(**stored)
-    own = _own(settings, given)
+        if {name: type(value) for name, value in stored.items()} != kinds:
+            told = f"The store's {settings.__name__.lower()} has other settings than this version of the job"
+            raise StoreMismatch(f"{told}. Name another --store.")
+        sides = ({option(name): side[name] for name in own} for side in (stored, own))
+        return settings(**stored), [*wrong.values(), *mismatch(*sides)]
     if settings is Subject and {own.get(name, PACKAGED) for name in ("model", "task")} <= {
         PACKAGED,
         "classifier",
     }:
         own.setdefault("layers", ",".join(TRACKED_LAYERS))
-    return settings(**own)
+    return settings(**own), [*wrong.values()]
 
 
-def refused(settings: type[Settings], given: Mapping, stored: Mapping | None) -> dict[str, JobError]:
-    """What is wrong with the given settings, by their names: `BadSetting`, and one `StoreMismatch` for all
-    that contradict the store. Raises `StoreMismatch` for the store of another version."""
-    own = _own(settings, given)
-    found: dict[str, JobError] = {**below(own)}
-    for one in fields(settings):
-        value, choices = own.get(one.name), one.metadata["choices"]
-        if value and choices and value not in choices:
-            found[one.name] = BadSetting(f"{option(one.name)} {value}: use {' or '.join(choices)}.")
-    if "regularization" in own and as_regularization(own["regularization"]) is None:
-        told = f"--regularization {own['regularization']}: use a number ≥ 0, or auto."
-        found["regularization"] = BadSetting(told)
-    if stored is None:
-        return found
-    if {name: type(value) for name, value in stored.items()} != {
-        one.name: one.type for one in fields(settings)
-    }:
-        told = f"The store's {settings.__name__.lower()} has other settings than this version of the job"
-        raise StoreMismatch(f"{told}. Name another --store.")
-    others = [name for name in own if name not in found and own[name] != stored[name]]
-    if others:
-        pairs = ({option(name): values[name] for name in others} for values in (stored, own))
-        found |= dict.fromkeys(others, mismatch(*pairs))
+def refused(given: Mapping) -> dict[str, BadSetting]:
+    """By name, what is wrong with values that mean nothing, as far as one sees by themselves."""
+    found = {}
+    for name, value in given.items():
+        least, choices, cure = LEAST.get(name), CHOICES.get(name), ""
+        if least is not None and isinstance(value, int | float) and not least <= value < 1e18:
+            cure = "less than 1e18" if value >= 1e18 else f"{least} or more"
+        elif choices and value and value not in choices:
+            cure = " or ".join(choices)
+        elif name == "regularization" and value is not None and as_regularization(value) is None:
+            cure = "a number ≥ 0, or auto"
+        if cure:
+            found[name] = BadSetting(f"{option(name)} {value}: use {cure}.")
     return found
 
 
-def _own(settings: type[Settings], given: Mapping) -> dict:
-    """What is given of these settings; one number has many spellings."""
-    own = {one.name: given[one.name] for one in fields(settings) if given.get(one.name) is not None}
-    value = as_regularization(own.get("regularization", ""))
-    return own if value is None else own | {"regularization": str(value).removesuffix(".0")}
-
-
-def refuse_unless_equal(stored: Mapping, here: Mapping) -> None:
-    """Raise `StoreMismatch` where the store has something else under a name that is here, too."""
-    if error := mismatch(stored, here):
-        raise error
-
-
-def mismatch(stored: Mapping, here: Mapping) -> StoreMismatch | None:
-    """An error that names all that differs, entry by entry, and says what to do; None if nothing does."""
+def mismatch(stored: Mapping, here: Mapping) -> list[StoreMismatch]:
+    """One error that names all that differs under the names that both have, entry by entry, or none."""
     told = {name: differences(name, stored[name], here[name]) for name in here if name in stored}
-    names = {name for name, different in told.items() if different}
+    told = {name: each for name, each in told.items() if each}
     asked = {*ASKED, "--query-block"} | {option(one.name) for one in (*fields(Question), *fields(Damping))}
     cure = "Go on with what the store was begun with, or name another --store."
-    if names <= asked:
+    if told.keys() <= asked:
         cure = "Go on with what was asked, or ask this as a question of its own: --question NAME."
-    each = [one for different in told.values() for one in different]
-    return StoreMismatch(f"{'; '.join(each)}. {cure}") if each else None
+    each = "; ".join(one for different in told.values() for one in different)
+    return [StoreMismatch(f"{each}. {cure}")] if told else []
 
 
 def differences(name: str, stored: object, here: object) -> list[str]:
@@ -184,13 +170,3 @@ def as_regularization(text: str) -> float | str | None:
     except ValueError:
         return None
     return value if value == "auto" or 0 <= value < float("inf") else None
-
-
-def below(given: Mapping[str, object], least: Mapping[str, int] = LEAST) -> dict[str, BadSetting]:
-    """By name, what is wrong with numbers below the least that means something, or too large."""
-    found = {}
-    for name, value in least.items():
-        if given.get(name) is not None and not value <= given[name] < 1e18:
-            told = "less than 1e18" if given[name] >= 1e18 else f"{value} or more"
-            found[name] = BadSetting(f"{option(name)} {given[name]}: use {told}.")
-    return found

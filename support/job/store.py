@@ -37,9 +37,10 @@ from support.job.errors import (
     StoreMismatch,
     damage_is_told,
     disk_full_is_told,
+    refuse_all,
 )
 from support.job.layout import ARRAYS, FITTED, FORMAT, SUFFIX, SUMMED, Sizes, seal, sealed
-from support.job.settings import ASKED, refuse_unless_equal
+from support.job.settings import ASKED, mismatch
 from support.job.team import Team
 
 HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/*.partial", "tokens/tmp*")
@@ -78,25 +79,20 @@ class Store:
         """All attributes. Raises `StepMissing` without a store, `StoreDamaged` and `StoreMismatch`."""
         if not self.exists:
             raise StepMissing(f"There is no store at {self.folder}. Begin one with: fit --store …")
-        facts = self._facts_of(self._results)
+        facts = layout.facts_of(self._results)
         if not self.question:
             return facts
         shared = {name: fact for name, fact in facts.items() if name not in ASKED}
-        return self._facts_of(self._own) | shared
-
-    def _facts_of(self, group: Path) -> dict[str, object]:
-        other = "--store" if group == self._results else f"--question, or remove {group}"
-        return layout.facts_of(group, f"Name another {other}")
+        return layout.facts_of(self._own) | shared
 
     def settle(self, facts: Mapping[str, object]) -> None:
         """Write attributes. Raises `StoreMismatch`, and writes none, when the store has another one."""
-        stored = self.facts()
-        refuse_unless_equal(stored, facts)
+        refuse_all(mismatch(self.facts(), facts))
         if self.question:
             self._write(self._questions / "zarr.json", layout.described({}))
         for group, is_asked in ((self._results, False), (self._own, True)):
             if own := {name: fact for name, fact in facts.items() if (name in ASKED) is is_asked}:
-                self._write(group / "zarr.json", layout.described(self._facts_of(group) | own))
+                self._write(group / "zarr.json", layout.described(layout.facts_of(group) | own))
 
     def _write(self, path: Path, content: bytes) -> None:
         """A small file, whole, unless it is there already. Raises `DiskFull`."""
@@ -123,7 +119,7 @@ class Store:
         """An array's folder: the job's, where all that the numbers follow from is, as self-influences for the
         same λ are; or else the question's own."""
         own, shared = self._own / name, self._results / name
-        jobs, facts = self._facts_of(self._results), self.facts()
+        jobs, facts = layout.facts_of(self._results), self.facts()
         same = all(jobs.get(one) == facts.get(one) for one in ARRAYS[name][1])
         return shared if same and not (own / "zarr.json").exists() else own
 
@@ -131,13 +127,6 @@ class Store:
         """Row numbers of examples. They are written again each time: a kill may have left none."""
         self.make_array(name, rows.shape, rows.shape, "int64")
         self.write(name, (range(len(rows)),), rows)
-
-    def kept_rows(self, name: str) -> np.ndarray | None:
-        """Row numbers as they were kept; None if they were not, or are damaged, and have to be kept again."""
-        try:
-            return self.read(name, (range(self.array(name).shape[0]),))
-        except (StepMissing, StoreDamaged):
-            return None
 
     def array(self, name: str) -> zarr.Array:
         """Raises as `facts`, `StepMissing`, naming the step that makes the array, and `StoreDamaged`.

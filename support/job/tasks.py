@@ -10,13 +10,13 @@ from support.job.classifier import Classifier
 from support.job.errors import BadSetting, ModelNotUsable, cause, refuse_all
 from support.job.language_model import LanguageModel
 from support.job.models import Task, adapter_config, base_of, configuration, refuse_other_tokenizer
-from support.job.settings import PACKAGED, TASKS, Subject, option
+from support.job.settings import CHOICES, PACKAGED, Subject, option
 from support.model import left_out, positions, require_gradients_only
 
 ADAPTED = {"SEQ_CLS": Classifier, "CAUSAL_LM": LanguageModel}
 """Kinds of models by what peft calls the task of an adapter."""
 
-KINDS = dict(zip(TASKS, (Classifier, LanguageModel), strict=True))
+KINDS = dict(zip(CHOICES["task"], (Classifier, LanguageModel), strict=True))
 
 
 def load_task(subject: Subject, device: torch.device) -> Task:

@@ -3,7 +3,7 @@
 import platform
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from typing import TypeVar
@@ -15,17 +15,7 @@ from support.ekfac.memory import queries_at_a_time
 from support.job.errors import refuse_all
 from support.job.examples import Examples, chosen_rows
 from support.job.models import DOUBTS, Task
-from support.job.settings import (
-    Damping,
-    Question,
-    Settings,
-    Subject,
-    as_regularization,
-    below,
-    refuse_unless_equal,
-    refused,
-    settled,
-)
+from support.job.settings import Damping, Question, Subject, as_regularization, mismatch, refused, settled
 from support.job.sources import load_split, refuse_single_split
 from support.job.store import Store
 from support.job.tasks import load_task
@@ -50,25 +40,21 @@ class Job:
     given: Mapping[str, object]
     team: Team
 
-    subject = cached_property(lambda job: job._settled(Subject))
-    question = cached_property(lambda job: job._settled(Question))
-    damping = cached_property(lambda job: job._settled(Damping))
+    subject = property(lambda job: job.settings[Subject][0])
+    question = property(lambda job: job.settings[Question][0])
+    damping = property(lambda job: job.settings[Damping][0])
 
-    def _settled(self, settings: type[Settings]) -> Settings:
-        stored = self.stored.get(settings.__name__.lower())
-        return self.team.on_first(lambda: settled(settings, self.given, stored))
+    @cached_property
+    def settings(self) -> dict[type, tuple]:
+        """Of each kind those that hold, and what is wrong with those that are given."""
+        kinds, stored = (Subject, Question, Damping), self.stored
+        return {kind: settled(kind, self.given, stored.get(kind.__name__.lower())) for kind in kinds}
 
-    def checked(self) -> "Job":
-        """The job, once everything that can be set has been looked at.
-
-        Raises all that is refused at once, as an error of the first one's kind. What is no setting at all is
-        left aside meanwhile; without a model, of the data sets only whether they can be read is known.
-        """
-        wrong = dict(below(self.given))
-        for settings in (Subject, Question, Damping):
-            wrong |= refused(settings, self.given, self.stored.get(settings.__name__.lower()))
-        job = replace(self, given={name: value for name, value in self.given.items() if name not in wrong})
-        errors: list[Exception] = [*wrong.values()]
+    def check(self) -> None:
+        """Look at everything that can be set, and raise all that is refused at once, as an error of the
+        first one's kind. Without a model, of the data sets only whether they can be read is known."""
+        errors: list[Exception] = [*refused(self.given).values()]
+        errors += [error for _, wrong in self.settings.values() for error in wrong]
 
         def holds(work: Callable[[], object]) -> bool:
             before = len(errors)
@@ -78,14 +64,15 @@ class Job:
                 errors.append(error)
             return len(errors) == before
 
-        usable = holds(lambda: job.task)
-        if holds(lambda: job.training if usable else load_split(*job.training_source)) and usable:
-            holds(lambda: job.fitted_on)
+        subject, question, usable = self.subject, self.question, holds(lambda: self.task)
+        data = subject.dataset, subject.training_split
+        if holds(lambda: self.training if usable else load_split(*data)) and usable:
+            holds(lambda: self.fitted_on)
         if "query_rows" in self.given:  # of a command that asks
-            holds(lambda: job.queries if usable else load_split(*job.query_source))
+            asked = question.queries or subject.dataset, question.query_split
+            holds(lambda: self.queries if usable else load_split(*asked))
         self.team.on_first(lambda: refuse_all(errors))
         refuse_all(errors)  # of one that the first process did not meet
-        return job
 
     @cached_property
     def stored(self) -> dict[str, object]:
@@ -108,19 +95,10 @@ class Job:
         fitted = {"precision": self.subject.precision, "seed": self.subject.seed}
         return EkfacInfluence(self.task.model, likelihood=self.task.likelihood, **inverted, **fitted)
 
-    @property
-    def training_source(self) -> tuple[str, str]:
-        """Data set and split of the training examples."""
-        return self.subject.dataset, self.subject.training_split
-
-    @property
-    def query_source(self) -> tuple[str, str]:
-        """Data set and split of the queries."""
-        return self.question.queries or self.subject.dataset, self.question.query_split
-
     @cached_property
     def training(self) -> Examples:
-        return self._examples(*self.training_source, "training-rows", self.subject.training_rows)
+        subject = self.subject
+        return self._examples(subject.dataset, subject.training_split, "training-rows", subject.training_rows)
 
     @cached_property
     def fitted_on(self) -> Examples:
@@ -133,20 +111,23 @@ class Job:
         question, subject = self.question, self.subject
         if not question.queries and question.query_split != subject.training_split:
             self.team.on_first(lambda: refuse_single_split(subject.dataset))
-        return self._examples(*self.query_source, "query-rows", question.query_rows, question)
+        name = question.queries or subject.dataset
+        return self._examples(name, question.query_split, "query-rows", question.query_rows, question)
 
     def _examples(
         self, name: str, split: str, option: str, rows: str, question: Question | None = None
     ) -> Examples:
         found = self._first_alone(lambda: load_split(name, split))
         task, seed, tokens = self.task, self.subject.seed, self.store.tokens
-        known = self.store if self.stored else None
+        store = self.store if self.stored.get("queries") else None
 
         def choose() -> np.ndarray:
             if not question or rows.partition(":")[0] not in DOUBTS:
                 return chosen_rows(rows, len(found), seed, option)
-            kept = known.kept_rows("query_rows") if known else None  # the model was asked about all before
-            return task.doubted(task.texts(found, name, True), rows, tokens) if kept is None else kept
+            kept = (range(store.facts()["queries"]["examples"]),) if store else ()
+            if kept and store.has("query_rows", kept):  # the model was asked about all before
+                return store.read("query_rows", kept)
+            return task.doubted(task.texts(found, name, True), rows, tokens)
 
         numbers = self.team.on_first(choose)
 
@@ -200,7 +181,7 @@ class Job:
                 self.store.keep_rows(name, examples.rows)
             return facts
 
-        refuse_unless_equal(self.team.on_first(settle), facts)
+        refuse_all(mismatch(self.team.on_first(settle), facts))
 
     def query_group(self) -> int:
         """As asked, or as many as there is room for beside the other processes of this machine."""
