@@ -202,6 +202,20 @@ def test_a_prompt_with_a_contrast_alone_is_contrasted_with_what_the_model_says(i
     assert_same(array(tmp_path / "store", "scores")[0], one - other)
 
 
+def test_a_fisher_of_several_samples_is_the_engines_and_another_number_of_them_is_another_fit(
+    inputs, finished, said, tmp_path
+):
+    given = options(*inputs, tmp_path)
+    said("run", *given, "--fisher-samples", 5)
+    engine, training, queries = by_hand(inputs[0], PROMPTS)
+    engine.likelihood = NextToken(samples=5)
+    engine.fit([{**training[0], "labels": training[1]}])
+    assert_same(array(tmp_path, "scores"), engine.influences(*queries, *training))
+    assert np.abs(array(tmp_path, "scores") - array(finished, "scores")).max() > 0
+    told = said("fit", *given, "--fisher-samples", 4, status=1)
+    assert "--fisher-samples is 4 here, but 5 in the store." in told
+
+
 def test_an_adapter_has_influences_of_its_own(inputs, said, tmp_path):
     gpt2 = "gpt2" in str(inputs[0])
     layer, adapter = "c_fc" if gpt2 else "up_proj", tmp_path / "adapter"

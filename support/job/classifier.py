@@ -28,12 +28,14 @@ class Classifier(Task):
 
     called = "sequence classifier"
     architectures = ("ForSequenceClassification",)
+    likelihood = Categorical
     own_settings = ("label_column", "labels")
 
     @staticmethod
     def load(subject: Subject) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         name = subject.model
-        model, tokenizer = loaded(subject, _packaged, AutoModelForSequenceClassification, Classifier)
+        load = AutoModelForSequenceClassification
+        model, tokenizer = loaded(subject, lambda: (load_model(), load_tokenizer()), load, Classifier)
         _refuse_other_losses(model, name)
         names = [one.strip() for one in subject.labels.split(",")] if subject.labels else []
         _refuse_other_classes(subject, names, model.config.num_labels)
@@ -53,10 +55,6 @@ class Classifier(Task):
     @staticmethod
     def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
         return ModelLogitsWrapper(model, tokenizer.pad_token_id)
-
-    @property
-    def likelihood(self) -> Categorical:
-        return Categorical(samples=self.subject.fisher_samples)
 
     @property
     def class_names(self) -> dict[str, int]:
@@ -85,10 +83,6 @@ class Classifier(Task):
             raise BadSetting(f"--query-rows {rows}: {told}{cure}")
         order = torch.where(asked, own if kind == "wrong" else sure, math.inf).argsort(stable=True)
         return order[:wanted].sort().values.numpy()
-
-
-def _packaged() -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    return load_model(), load_tokenizer()
 
 
 def _refuse_other_classes(subject: Subject, names: list[str], classes: int) -> None:

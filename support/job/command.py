@@ -38,6 +38,11 @@ Which training examples made the model say that? Steps, each a command, each kep
 
   python -m support.job run   --store results --query-rows 50     fit, score and self in one go
 
+Another question to the same fit, and its page:
+
+  python -m support.job score --store results --question new --queries new.csv
+  python -m support.job top   --store results --question new
+
 Your own model and texts (a folder with train.csv and test.csv, or --queries beside a single file):
 
   python -m support.job fit --store results --model ./my-model --dataset ./reviews

@@ -35,6 +35,7 @@ class LanguageModel(Task):
 
     called = "causal language model"
     architectures = ("ForCausalLM", "LMHeadModel")
+    likelihood = NextToken
     own_settings = ("prompt_column", "completion_column", "conversation_column", "pieces")
     least = 2
 
@@ -46,10 +47,6 @@ class LanguageModel(Task):
         ends = getattr(model.generation_config, "eos_token_id", None)
         model.generation_config = GenerationConfig(eos_token_id=ends)
         return model, tokenizer
-
-    @property
-    def likelihood(self) -> NextToken:
-        return NextToken(samples=self.subject.fisher_samples)
 
     @staticmethod
     def layers(model: nn.Module, without: Mapping[str, str]) -> list[str]:

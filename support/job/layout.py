@@ -13,11 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import zarr
-from safetensors import safe_open
-from torch import Tensor
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from support.ekfac.storage import digest, replacing
+from support.ekfac.storage import replacing
 from support.job.errors import StoreMismatch, damage_is_told
 
 FORMAT = "influence-job-3"
@@ -103,16 +101,3 @@ def _digest(folder: Path, place: str, of: str) -> bytes:
     begun = hashlib.sha256(f"{of} {place}\n".encode())
     with (folder / place).open("rb") as file:
         return hashlib.file_digest(file, lambda: begun).hexdigest().encode()
-
-
-def tensors_in(path: Path, of: str, cure: str, header_only: bool) -> tuple[dict[str, Tensor], int]:
-    """Tensors, and how many blocks they are over. Raises `StoreDamaged`, for those of another job, too."""
-    with damage_is_told(path.name, cure):
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata()
-            found = {} if header_only else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if about["job"] != of:
-            raise ValueError("it is of other examples, another model, another step or other settings")
-        if not header_only and about.pop("digest") != digest(found, about):
-            raise ValueError("its checksum differs")
-        return found, int(about.get("blocks", 0))

@@ -6,6 +6,7 @@ refused.
 """
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TypeVar
@@ -138,6 +139,8 @@ def refused(given: Mapping) -> dict[str, BadSetting]:
             cure = " or ".join(choices)
         elif name == "regularization" and value is not None and as_regularization(value) is None:
             cure = "a number ≥ 0, or auto"
+        elif name == "question" and not re.fullmatch(r"(\w[\w.-]{0,63})?", value):
+            cure = "letters, digits, -, _ and ., a letter or digit first, 64 at most"
         if cure:
             found[name] = BadSetting(f"{option(name)} {value}: use {cure}.")
     return found

@@ -14,7 +14,6 @@ place, is no part of this one. An influence that is not there is NaN for whoever
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import product
@@ -24,13 +23,13 @@ import numpy as np
 import torch
 import zarr
 from filelock import FileLock, Timeout
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from support.ekfac.storage import digest, replacing
 from support.job import layout
 from support.job.errors import (
-    BadSetting,
     StepMissing,
     StoreBusy,
     StoreDamaged,
@@ -51,9 +50,6 @@ class Store:
     """The folder of one job, as one of its questions sees it; the one without a name is the job's own."""
 
     def __init__(self, folder: str | Path, question: str = ""):
-        if not re.fullmatch(r"(\w[\w.-]{0,63})?", question):
-            told = "use letters, digits, -, _ and ., a letter or digit first, 64 at most"
-            raise BadSetting(f"--question {question}: {told}.")
         self.folder, self.question = Path(folder), question
         self.curvature = self.folder / "curvature.safetensors"
         self.partial_fit = self.folder / "fit"
@@ -189,7 +185,7 @@ class Store:
         """Whether the curvature is there. Raises `StoreDamaged`, for that of another job, too."""
         if not self.curvature.exists():
             return False
-        layout.tensors_in(self.curvature, self.belonging(FITTED), FIT_AGAIN, header_only=True)
+        _read(self.curvature, self.belonging(FITTED), header_only=True)
         return True
 
     def save_sums(self, name: str, sums: Mapping[str, Tensor], blocks: int) -> None:
@@ -202,8 +198,8 @@ class Store:
 
     def load_sums(self, name: str, header_only: bool = False) -> tuple[dict[str, Tensor], int]:
         """Saved tensors, and how many blocks they are over; none without a file. Raises `StoreDamaged`."""
-        path, of = self.partial_fit / f"{name}.safetensors", f"{self.belonging(SUMMED)} {name}"
-        return layout.tensors_in(path, of, FIT_AGAIN, header_only) if path.exists() else ({}, 0)
+        path = self.partial_fit / f"{name}.safetensors"
+        return _read(path, f"{self.belonging(SUMMED)} {name}", header_only) if path.exists() else ({}, 0)
 
     def progress(self) -> dict[str, str]:
         """How far each step is, in words. Raises `StoreDamaged`."""
@@ -285,3 +281,16 @@ def in_blocks(examples: int, size: int) -> list[range]:
 
 def _part(place: tuple[range, ...]) -> tuple:
     return (..., *(slice(part.start, part.stop) for part in place))
+
+
+def _read(path: Path, of: str, header_only: bool) -> tuple[dict[str, Tensor], int]:
+    """Tensors, and how many blocks they are over. Raises `StoreDamaged`, for those of another job, too."""
+    with damage_is_told(path.name, FIT_AGAIN):
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata()
+            found = {} if header_only else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if about["job"] != of:
+            raise ValueError("it is of other examples, another model, another step or other settings")
+        if not header_only and about.pop("digest") != digest(found, about):
+            raise ValueError("its checksum differs")
+        return found, int(about.get("blocks", 0))

@@ -50,8 +50,7 @@ def load_task(subject: Subject, device: torch.device) -> Task:
         require_gradients_only(model, parts, without)
     except ValueError as error:
         refused.append(ModelNotUsable(f"--layers {subject.layers}: {error}"))
-    reads = min(tokenizer.model_max_length, positions(model))
-    longest = min(subject.max_tokens, reads)
+    longest = min(subject.max_tokens, tokenizer.model_max_length, positions(model))
     if longest < (least := (own := tokenizer.num_special_tokens_to_add()) + kind.least):
         told = f"--max-tokens {longest}: {own} are the tokenizer's own. Use {least} or more."
         refused.append(ModelNotUsable(told))

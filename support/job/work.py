@@ -40,9 +40,9 @@ class Job:
     given: Mapping[str, object]
     team: Team
 
-    subject = property(lambda job: job.settings[Subject][0])
-    question = property(lambda job: job.settings[Question][0])
-    damping = property(lambda job: job.settings[Damping][0])
+    subject = cached_property(lambda job: job.settings[Subject][0])
+    question = cached_property(lambda job: job.settings[Question][0])
+    damping = cached_property(lambda job: job.settings[Damping][0])
 
     @cached_property
     def settings(self) -> dict[type, tuple]:
@@ -93,7 +93,8 @@ class Job:
     def engine(self) -> EkfacInfluence:
         inverted = {"hessian_regularization": as_regularization(self.damping.regularization)}
         fitted = {"precision": self.subject.precision, "seed": self.subject.seed}
-        return EkfacInfluence(self.task.model, likelihood=self.task.likelihood, **inverted, **fitted)
+        likelihood = self.task.likelihood(samples=self.subject.fisher_samples)
+        return EkfacInfluence(self.task.model, likelihood=likelihood, **inverted, **fitted)
 
     @cached_property
     def training(self) -> Examples:
