@@ -212,7 +212,7 @@ def test_a_fisher_of_several_samples_is_the_engines_and_another_number_of_them_i
     engine.fit([{**training[0], "labels": training[1]}])
     assert_same(array(tmp_path, "scores"), engine.influences(*queries, *training))
     assert np.abs(array(tmp_path, "scores") - array(finished, "scores")).max() > 0
-    told = said("fit", *given, "--fisher-samples", 4, status=1)
+    told = said("run", *given, "--fisher-samples", 4, status=1)
     assert "--fisher-samples is 4 here, but 5 in the store." in told
 
 

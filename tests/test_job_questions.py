@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from transformers import AutoModelForSequenceClassification
 
 from support.job.command import main
@@ -113,6 +114,9 @@ def test_top_writes_each_question_where_the_others_are_not(store, said):
 
 
 def test_a_store_lists_its_questions_and_how_far_they_are(store, said):
+    group = zarr.open_group(store / "results.zarr", mode="r")
+    assert "tickets" in group["questions"]
+    np.testing.assert_array_equal(group["questions/tickets/scores"][:], scores(store, "tickets"))
     out = said("show", "--store", store)
     assert "question tickets:\n" in out
     told = out[out.index("question tickets:\n") :]
@@ -193,7 +197,15 @@ def test_the_model_chooses_what_it_gets_wrong_and_what_it_is_least_sure_of(input
     assert "more" not in Store(store).questions()
 
 
-def test_rows_that_the_model_chose_are_chosen_once(store, said, monkeypatch):
-    monkeypatch.setattr("support.job.classifier.Classifier.doubted", None)
-    said("score", "--store", store, "--question", "worst")
-    said("top", "--store", store, "--question", "worst")
+def test_rows_that_the_model_chose_are_chosen_once_unless_a_kill_left_none(store, said, monkeypatch):
+    given = ("--store", store, "--question", "worst")
+    with monkeypatch.context() as never:
+        never.setattr("support.job.classifier.Classifier.doubted", None)
+        said("score", *given)
+        said("top", *given)
+    rows = store / "results.zarr" / "questions" / "worst" / "query_rows"
+    before = (rows / "c" / "0").read_bytes()
+    for damage in (shutil.rmtree, lambda folder: (folder / "zarr.json").write_text("{}")):
+        damage(rows)
+        said("score", *given)
+        assert (rows / "c" / "0").read_bytes() == before

@@ -168,7 +168,10 @@ class Store:
 
     def has(self, name: str, place: tuple[range, ...]) -> bool:
         """Whether a part of an array is there and whole."""
-        return all(sealed(*chunk) for chunk in self._chunks(name, place))
+        try:
+            return all(sealed(*chunk) for chunk in self._chunks(name, place))
+        except (StepMissing, StoreDamaged):  # of the array: whoever makes it makes it anew
+            return False
 
     def _chunks(self, name: str, place: tuple[range, ...]) -> Iterator[tuple[Path, str, str]]:
         """The files that hold a part of an array, each as `seal` wants it."""

@@ -56,7 +56,7 @@ def load_task(subject: Subject, device: torch.device) -> Task:
         refused.append(ModelNotUsable(told))
     refuse_all(refused)
     told = [left_out(without, parts)]
-    if longest < subject.max_tokens:
+    if longest < subject.max_tokens != Subject.max_tokens:
         told.append(f"Texts are cut at {longest} tokens: the model reads no more, whatever --max-tokens.")
     shaped, config = kind.shaped(model, tokenizer), configuration(model, subject)
     return kind(subject, shaped, tokenizer, config, longest, "\n".join(filter(None, told)))

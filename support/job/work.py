@@ -47,8 +47,10 @@ class Job:
     @cached_property
     def settings(self) -> dict[type, tuple]:
         """Of each kind those that hold, and what is wrong with those that are given."""
-        kinds, stored = (Subject, Question, Damping), self.stored
-        return {kind: settled(kind, self.given, stored.get(kind.__name__.lower())) for kind in kinds}
+        kinds, stored = {Subject: "subject", Question: "question", Damping: "damping"}, self.stored
+        return self.team.on_first(
+            lambda: {kind: settled(kind, self.given, stored.get(name)) for kind, name in kinds.items()}
+        )
 
     def check(self) -> None:
         """Look at everything that can be set, and raise all that is refused at once, as an error of the
