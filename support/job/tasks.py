@@ -26,6 +26,7 @@ def load_task(subject: Subject, device: torch.device) -> Task:
     """
     name, kind = subject.model, KINDS.get(subject.task)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # what goes wrong is told here
     try:
         kind = kind or _kind_of(subject)
         _refuse_settings_of_others(kind, subject)
