@@ -33,6 +33,19 @@ def test_full_rank_is_the_whole_score_whichever_way_it_is_asked():
     assert_same(kept_share(full.influence_factors(QUERIES, ASKED)), torch.ones(3).double())
 
 
+@pytest.mark.parametrize("queries", [9, 1])
+def test_weighed_examples_make_the_query_that_is_the_sum_of_their_losses(queries):
+    weights = torch.tensor([[1.0, -1, 0], [0, 2, 1]]).double()
+    whole, budget = engine(), {"memory_budget": queries * factor_bytes(engine().layers)}  # 1: layers apart
+    plain = whole.influence_factors(QUERIES, ASKED)
+    summed = whole.influence_factors(QUERIES, ASKED, weights)
+    low = engine(rank=1, **budget).influence_factors(QUERIES, ASKED, weights)
+    for name, factors in plain.items():
+        expected = torch.einsum("qe,eoi->qoi", weights, factors)
+        assert_same(summed[name], expected)
+        assert_same(low[name].dense(), of_rank(expected, 1).dense())
+
+
 def test_low_rank_factors_are_the_nearest_ones_and_tell_what_they_keep():
     factors = engine().influence_factors(QUERIES, ASKED)["inner"]
     low = of_rank(factors, 1)

@@ -178,13 +178,31 @@ def test_a_wrong_option_of_score_settles_nothing_and_what_is_settled_holds(input
     [
         (("--tell-seconds", "0"), "--tell-seconds 0.0: use 1 or more."),
         (("--query-block", "0"), "--query-block 0: use 1 or more."),
-        (("--precision", "half"), "precision='half': there are 'full', 'bfloat16'."),
+        (("--precision", "half"), "--precision half: use full or bfloat16."),
         (("--seed", "-1"), "--seed -1: use 0 or more."),
     ],
 )
 def test_numbers_that_mean_nothing_are_refused(inputs, said, tmp_path, option, message):
     given = options(*inputs, tmp_path / "store")[:8]
     assert message in said("run", *given, *option, status=1)
+
+
+def test_all_that_is_wrong_with_settings_model_and_data_is_refused_at_once(inputs, said, tmp_path):
+    model, reviews = inputs
+    wrong = ("--block", 0, "--regularization", "x", "--query-block", 0)
+    given = ("run", "--store", tmp_path / "store", "--dataset", reviews, *wrong)
+    numbers = ["--block 0: use 1", "--regularization x: use", "--query-block 0: use 1"]
+    nowhere = ("--model", tmp_path / "nowhere", "--training-split", "dev", "--query-split", "may")
+    unusable = [f"--model {tmp_path}", "has no split 'dev'", "has no split 'may'"]
+    columns = ("--model", model, "--text-column", "body", "--label-column", "mood", "--query-split", "may")
+    unread = ["has no column 'body', 'mood'. There are: text, label", "has no split 'may'"]
+    rows = ("--model", model, "--fit-rows", 99, "--query-rows", "99")
+    unknown = ["--fit-rows 99: use all", "--query-rows 99: use all"]
+    for others, told in ((nowhere, unusable), (columns, unread), (rows, unknown)):
+        lines = said(*given, *others, status=1).strip().splitlines()
+        assert len(lines) == len(numbers + told)
+        assert all(any(one in line for line in lines) for one in numbers + told)
+    assert not (tmp_path / "store" / "results.zarr").exists()
 
 
 # What it will cost

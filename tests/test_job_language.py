@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from support.ekfac import EkfacInfluence, NextToken
+from support.ekfac.low_rank import of_rank
 from support.job.command import main
 from support.job.settings import Subject
 from support.job.store import Store
@@ -149,6 +150,70 @@ def test_scores_and_self_influences_of_a_text_in_pieces_are_those_of_all_its_pie
     assert any(len(text.split()) > 5 for text in sentences(TRAINING))
     assert_same(array(tmp_path, "scores"), torch.stack(scores, dim=1))
     assert_same(array(tmp_path, "self_influences"), torch.stack(own))
+
+
+CONTRAST = {"prompt": "dull", "completion": "plot fine the", "contrast": "warm who"}
+
+
+@pytest.mark.parametrize("rank", [0, 13, 2])
+def test_a_contrast_is_the_difference_of_two_completions_at_any_rank(inputs, said, tmp_path, rank):
+    """At rank 2 it is the nearest to the difference, and no difference of the nearest."""
+    queries = make_rows(
+        tmp_path / "queries.jsonl", [{"prompt": "the film of", "completion": "who laughs"}, CONTRAST]
+    )
+    said(
+        "run", *options(*inputs, tmp_path / "store", "--queries", queries, "--query-rank", rank, "--by-layer")
+    )
+    engine, training, asked = by_hand(
+        inputs[0], [("the film of", "who laughs"), ("dull", "plot fine the"), ("dull", "warm who")]
+    )
+    factors = engine.influence_factors(*asked)
+    differences = {name: torch.stack([one[0], one[1] - one[2]]) for name, one in factors.items()}
+    if rank:
+        differences = {name: of_rank(one, rank) for name, one in differences.items()}
+    by_layer = engine.influences_by_layer_from_factors(differences, *training)
+    assert_same(array(tmp_path / "store", "layer_scores"), torch.stack(list(by_layer.values())))
+    if rank != 2:
+        plain = engine.influences(*asked, *training)
+        assert_same(array(tmp_path / "store", "scores"), torch.stack([plain[0], plain[1] - plain[2]]))
+
+
+def test_a_contrast_is_read_beside_its_completion_and_its_tokens_add_up_to_the_score(inputs, said, tmp_path):
+    queries = make_rows(tmp_path / "queries.jsonl", [CONTRAST, {**CONTRAST, "contrast": None}])
+    said("run", *options(*inputs, tmp_path / "store", "--queries", queries))
+    told = said("top", "--store", tmp_path / "store", "--count", 2, "--by-token", "--output", tmp_path)
+    assert "\nQuery 0 (row 0), helps: dull → plot fine the – and not: warm who\n" in told
+    assert "\nQuery 1 (row 1), helps: dull → plot fine the\n" in told
+    table, tokens = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("top", "top_tokens"))
+    whole = tokens.groupby(["query", "training_row"])["score"].sum()
+    assert_same(whole[list(zip(table["query"], table["training_row"], strict=True))], table["score"])
+    first = tokens[(tokens["query"] == 0) & (tokens["training_row"] == table["training_row"][0])]
+    assert "".join(first["said"]).split() == ["plot", "fine", "the", "–", "and", "not:", "warm", "who"]
+
+
+def test_a_prompt_with_a_contrast_alone_is_contrasted_with_what_the_model_says(inputs, said, tmp_path):
+    queries = make_rows(tmp_path / "queries.jsonl", [{"prompt": "dull", "contrast": "warm who"}])
+    said("run", *options(*inputs, tmp_path / "store", "--queries", queries, "--new-tokens", 3))
+    task = load_task(Subject(model=str(inputs[0])), CPU)
+    ids = task.tokenizer("dull")["input_ids"]
+    says = task.tokenizer.decode(task.completed(ids, 3))
+    engine, training, asked = by_hand(inputs[0], [("dull", says), ("dull", "warm who")])
+    one, other = engine.influences(*asked, *training)
+    assert_same(array(tmp_path / "store", "scores")[0], one - other)
+
+
+def test_a_fisher_of_several_samples_is_the_engines_and_another_number_of_them_is_another_fit(
+    inputs, finished, said, tmp_path
+):
+    given = options(*inputs, tmp_path)
+    said("run", *given, "--fisher-samples", 5)
+    engine, training, queries = by_hand(inputs[0], PROMPTS)
+    engine.likelihood = NextToken(samples=5)
+    engine.fit([{**training[0], "labels": training[1]}])
+    assert_same(array(tmp_path, "scores"), engine.influences(*queries, *training))
+    assert np.abs(array(tmp_path, "scores") - array(finished, "scores")).max() > 0
+    told = said("run", *given, "--fisher-samples", 4, status=1)
+    assert "--fisher-samples is 4 here, but 5 in the store." in told
 
 
 def test_an_adapter_has_influences_of_its_own(inputs, said, tmp_path):

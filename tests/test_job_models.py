@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from support.ekfac import EkfacInfluence
-from support.job.errors import ModelNotUsable
+from support.job.errors import BadSetting, ModelNotUsable
 from support.job.settings import Subject
 from support.job.tasks import load_task
 from support.model import with_adapter
@@ -103,9 +103,9 @@ def test_every_family_of_models_has_influences_that_padding_does_not_change(fami
 def test_layers_that_can_not_be_tracked_are_left_out_and_told_of_when_they_were_asked_for(family):
     folder, left_out = family
     told = f"Linear layers that EK-FAC can't cover are left out: {left_out}." if left_out else ""
-    assert load_task(Subject(model=folder), CPU).left_out == told
+    assert load_task(Subject(model=folder), CPU).told == told
     head = "score" if "OPT" in folder or "GPT2" in folder else "classifier"
-    assert load_task(Subject(model=folder, layers=head), CPU).left_out == ""
+    assert load_task(Subject(model=folder, layers=head), CPU).told == ""
 
 
 def test_layers_of_which_none_can_be_tracked_are_refused_with_the_reason_and_what_there_is(
@@ -174,12 +174,59 @@ def test_a_model_without_its_tokenizer_is_refused(tmp_path, tokenizer, configure
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
-def test_an_adapter_is_refused_because_its_head_may_be_nowhere(tmp_path, tokenizer):
-    subject = kept(tmp_path / "encoder", tokenizer)
-    model = AutoModelForSequenceClassification.from_pretrained(subject.model)
-    with_adapter(model, LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "adapter")
-    tokenizer.save_pretrained(tmp_path / "adapter")
-    refused(Subject(model=str(tmp_path / "adapter")), "is an adapter. Merge it with peft's merge_and_unload")
+def adapter(model, folder, **settings):
+    """A LoRA adapter in the attention of a tiny BERT, with a head of three classes, nothing of it zero."""
+    torch.manual_seed(0)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        model, num_labels=3, ignore_mismatched_sizes=True
+    )
+    config = LoraConfig(r=2, target_modules=["query"], **settings)
+    adapted = with_adapter(base, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(folder)
+    return adapted
+
+
+@pytest.mark.parametrize("base", ["encoder", "classifier of two classes"])
+def test_an_adapter_brings_its_head_and_gradients_are_in_all_that_was_trained(tmp_path, tokenizer, base):
+    subject = kept(tmp_path / "base", tokenizer, headless if base == "encoder" else lambda weights: weights)
+    merged = adapter(subject.model, tmp_path / "adapter", task_type="SEQ_CLS").merge_and_unload().eval()
+    task = load_task(Subject(model=str(tmp_path / "adapter"), labels="bad, so-so, good"), CPU)
+    assert task.called == "sequence classifier"
+    assert task.class_names == {"bad": 0, "so-so": 1, "good": 2}
+    names = {name for name, weight in task.model.named_parameters() if weight.requires_grad}
+    assert len([name for name in names if ".lora_" in name]) == 2 * 2
+    head = {f"model.classifier.modules_to_save.default.{part}" for part in ("weight", "bias")}
+    assert names == {name for name in names if ".lora_" in name} | head
+    inputs = tokenizer(["a warm and dull film", "great"], padding=True, return_tensors="pt")
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    torch.testing.assert_close(task.model(inputs["input_ids"]), merged(**given).logits)
+    x, y = inputs["input_ids"], torch.tensor([0, 2])
+    assert (EkfacInfluence(task.model).fit([(x, y)]).self_influences(x, y) > 0).all()
+
+
+def test_an_adapter_whose_head_is_nowhere_is_refused(tmp_path, tokenizer):
+    subject = kept(tmp_path / "encoder", tokenizer, headless)
+    adapter(subject.model, tmp_path / "adapter")
+    subject = Subject(model=str(tmp_path / "adapter"), task="classifier")
+    refused(subject, "has no weights that fit classifier.bias, classifier.weight, which would be drawn")
+
+
+def test_settings_that_do_not_go_with_the_classes_are_refused_all_at_once(tiny):
+    with pytest.raises(BadSetting) as told:
+        load_task(Subject(model=str(tiny), labels="good,bad,ugly", fisher_samples=4), CPU)
+    assert str(told.value).splitlines() == [
+        "--labels good,bad,ugly: these are 3, and the model has 2 classes. Name each of them, in the model's "
+        "order.",
+        "--fisher-samples 4: of 2 classes the Fisher is exact, without samples. Leave it out.",
+    ]
+
+
+def test_of_more_than_ten_classes_the_fisher_may_have_several_samples(tmp_path, tokenizer):
+    folder = random_model(tmp_path, tokenizer, "Bert", BERT | {"num_labels": 11})
+    assert load_task(Subject(model=folder, fisher_samples=4), CPU).class_names
 
 
 def test_a_cut_that_leaves_nothing_of_a_text_is_refused(tiny):
@@ -196,11 +243,15 @@ def test_code_of_a_model_s_folder_is_not_run(tmp_path, tokenizer):
     assert not proof.exists()
 
 
+MORE = "Texts are cut at 64 tokens: the model reads no more, whatever --max-tokens."
+
+
 def test_texts_are_cut_where_the_model_reads_no_further(tmp_path, tokenizer):
     sizes = BERT | {"pad_token_id": 1, "max_position_embeddings": 66}
     random_model(tmp_path, tokenizer, "Roberta", sizes)
-    assert load_task(Subject(model=str(tmp_path)), CPU).max_tokens == 64
-    assert load_task(Subject(model=str(tmp_path), max_tokens=9), CPU).max_tokens == 9
+    for asked, cut, told in ((512, 64, ""), (64, 64, ""), (63, 63, ""), (65, 64, MORE)):
+        task = load_task(Subject(model=str(tmp_path), max_tokens=asked), CPU)
+        assert (task.max_tokens, task.told) == (cut, told)
 
 
 def test_layers_are_chosen_by_parts_of_their_names(tiny):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 
 import numpy as np
@@ -112,6 +113,23 @@ def test_a_kill_changes_no_number(many, undisturbed, tmp_path, moment):
     assert not (tmp_path / "results.zarr" / "self_influences").exists()
     finished(launched(many(tmp_path), processes=2))
     assert_same(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("many", ["classifier"], indirect=True)
+def test_a_kill_changes_no_number_of_a_question(many, undisturbed, tmp_path):
+    store = shutil.copytree(undisturbed, tmp_path / "store")
+    asked = ["--query-rows", "all", "--regularization", "0.5", "--query-block", "2"]
+    whole, killed = (["score", "--store", str(store), *asked, "--question", name] for name in "ab")
+    finished(launched(whole, processes=2))
+    job = launched(killed, processes=2)
+    questions = store / "results.zarr" / "questions"
+    await_moment(job, lambda: any(questions.glob("b/scores/c/0/*")))
+    kill(job)
+    finished(launched([*killed[:3], "--question", "b"], processes=2))
+    first, second = (zarr.open_array(questions / name / "scores", mode="r")[:] for name in "ab")
+    np.testing.assert_array_equal(first, second)
+    assert np.isfinite(first).all()
+    assert_same(store, undisturbed)
 
 
 @pytest.mark.parametrize("many", ["classifier"], indirect=True)

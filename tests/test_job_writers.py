@@ -45,7 +45,6 @@ def test_the_task_is_what_the_models_class_says_unless_it_is_named(model, tmp_pa
     classifier = tiny_job.make_model(tmp_path)
     assert load_task(Subject(model=str(classifier)), CPU).called == "sequence classifier"
     refused("has no weights that fit score.weight, which would be drawn", model=model, task="classifier")
-    refused("^--task sing: use classifier or language-model", BadSetting, model=model, task="sing")
 
 
 def test_a_model_of_neither_task_is_refused_with_what_would_do(tmp_path):

@@ -57,13 +57,16 @@ class EkfacInfluence(EkfacCurvature):
         """
         return make_plan(self, self.batches(train_loader), self.batches(test_loader))
 
-    def influence_factors(self, x: Inputs, y: Labels) -> Factors:
+    def influence_factors(
+        self, x: Inputs, y: Labels, weights: Float[Tensor, "test examples"] | None = None
+    ) -> Factors:
         """(F + λ)⁻¹ ∇loss of each example, layer by layer: precondition once, score many.
 
-        `(test, d_out, d_in)` each. Raises `NotFitted`, `LabelsMismatch`, `NotFinite`,
-        `ModelInTrainingMode`.
+        `(test, d_out, d_in)` each. With `weights` a query is a sum of losses: 1 and −1 say the loss of one
+        example less that of another, which a low rank then knows as one. Raises `NotFitted`,
+        `LabelsMismatch`, `NotFinite`, `ModelInTrainingMode`.
         """
-        return self._factors(self._blocks(x, y, "influence factors"), count_of(x))
+        return self._factors(self._blocks(x, y, "influence factors"), count_of(x), weights)
 
     def influences_by_layer(
         self, x_test: Inputs, y_test: Labels, x: Inputs | None = None, y: Labels | None = None
@@ -267,19 +270,25 @@ class EkfacInfluence(EkfacCurvature):
     def _squared_norms(self, name: str, gradients: LayerGradients) -> Float[Tensor, " batch"]:
         return squared_norms(gradients, self.curvature_of(name), self.hessian_regularization)
 
-    def _factors(self, blocks: Iterable[Block], examples: int) -> Factors:
+    def _factors(self, blocks: Iterable[Block], examples: int, weights: Tensor | None = None) -> Factors:
         if self.query_rank is None:
-            return self._whole_factors(blocks, examples)
+            return self._whole_factors(blocks, examples, weights)
         parts: dict[str, list[LowRank]] = {name: [] for name in self.layers}
         order: list[int] = []
-        for own, rows in in_groups(blocks, queries_at_a_time(self.layers, self.memory_budget)):
-            order += rows
-            for some in self.parts(factor_bytes):
-                for name, factors in some._whole_factors(own, len(rows)).items():
+        at_a_time, held = queries_at_a_time(self.layers, self.memory_budget), 1
+        if weights is not None:  # what is weighed against each other is held at once
+            at_a_time = held = examples
+        for own, rows in in_groups(blocks, at_a_time):
+            order += rows if weights is None else range(len(weights))
+            of_own = None if weights is None else weights[:, rows]
+            for some in self.parts(lambda layers: held * factor_bytes(layers)):
+                for name, factors in some._whole_factors(own, len(rows), of_own).items():
                     parts[name].append(of_rank(factors, self.query_rank))
         return {name: joined(of_layer, order) for name, of_layer in parts.items()}
 
-    def _whole_factors(self, blocks: Iterable[Block], examples: int) -> Factors:
+    def _whole_factors(
+        self, blocks: Iterable[Block], examples: int, weights: Tensor | None = None
+    ) -> Factors:
         factors = {
             name: self.passes.zeros(examples, layer.d_out, layer.d_in) for name, layer in self.layers.items()
         }
@@ -289,6 +298,8 @@ class EkfacInfluence(EkfacCurvature):
                 inverse = damped_inverse(layer.eigenvalues, self.hessian_regularization)
                 for part, rotated in rotated_in_parts(gradients, layer.basis):
                     factors[name][one.rows[part]] = rotated.mul_(inverse)
+        if weights is not None:
+            factors = {name: torch.tensordot(weights.to(one), one, 1) for name, one in factors.items()}
         for name, solved in factors.items():  # so far in the eigenbasis: out of it once for all
             take_out_of_basis(solved, self.curvature_of(name).basis)
         return factors

@@ -1,22 +1,27 @@
 """A classifier as a job takes it: texts with labels, a softmax over two classes or more."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from support.ekfac import Categorical
-from support.job.errors import DatasetNotUsable, ModelNotUsable
+from support.job.errors import BadSetting, DatasetNotUsable, ModelNotUsable, refuse_all
 from support.job.examples import Examples, tokenised
-from support.job.models import Task, from_folder_or_hub
-from support.job.settings import PACKAGED, Question, Subject
+from support.job.models import Task, loaded
+from support.job.settings import Question, Subject
 from support.job.sources import with_columns
+from support.job.store import in_blocks
 from support.labels import numbers_by_spelling, spelling
 from support.model import ModelLogitsWrapper, load_model, load_tokenizer
 from support.transformer import likelihood_of
+
+AT_A_TIME = 32
 
 
 class Classifier(Task):
@@ -24,17 +29,18 @@ class Classifier(Task):
 
     called = "sequence classifier"
     architectures = ("ForSequenceClassification",)
-    likelihood = Categorical()
-    own_settings = ("label_column",)
+    likelihood = Categorical
+    own_settings = ("label_column", "labels")
 
     @staticmethod
     def load(subject: Subject) -> tuple[nn.Module, PreTrainedTokenizerBase]:
         name = subject.model
-        if name == PACKAGED:
-            model, tokenizer = load_model(), load_tokenizer()
-        else:
-            model, tokenizer = from_folder_or_hub(name, AutoModelForSequenceClassification, Classifier.called)
+        load = AutoModelForSequenceClassification
+        model, tokenizer = loaded(subject, lambda: (load_model(), load_tokenizer()), load, Classifier)
         _refuse_other_losses(model, name)
+        names = [one.strip() for one in subject.labels.split(",")] if subject.labels else []
+        _refuse_other_classes(subject, names, model.config.num_labels)
+        model.config.id2label = dict(enumerate(names)) or model.config.id2label
         if tokenizer.pad_token_id is None:
             told = f"The tokenizer of {name!r} has no padding token, so padding could not be told from text"
             raise ModelNotUsable(
@@ -60,6 +66,35 @@ class Classifier(Task):
 
     def examples(self, texts: Dataset, rows: np.ndarray, folder: Path, question: Question | None) -> Examples:
         return tokenised(texts, rows, self.tokenizer, self.max_tokens, folder)
+
+    def doubted(self, texts: Dataset, rows: str, folder: Path) -> np.ndarray:
+        examples, device = self.examples(texts, np.arange(len(texts)), folder, None), self.model.model.device
+        blocks = in_blocks(len(texts), AT_A_TIME)
+        with torch.inference_mode():
+            said = [self.model(examples.batch(block, device)[0]).softmax(dim=1).cpu() for block in blocks]
+        own = torch.cat(said).gather(1, torch.tensor(texts["label"][:])[:, None])[:, 0]
+        sure = torch.cat(said).amax(dim=1)
+        kind, colon, count = rows.partition(":")
+        asked = own < sure if kind == "wrong" else torch.full_like(sure, True, dtype=torch.bool)
+        there = int(asked.sum())
+        wanted = there if kind == "wrong" and not colon else int(count) if count.isdecimal() else 0
+        if not 1 <= wanted <= there:
+            told = f"the model gets {there:,} of {len(texts):,} rows wrong. " if kind == "wrong" else ""
+            cure = f"Say how many, like {kind}:{min(20, there)}." if there else "Ask for uncertain:20."
+            raise BadSetting(f"--query-rows {rows}: {told}{cure}")
+        order = torch.where(asked, own if kind == "wrong" else sure, math.inf).argsort(stable=True)
+        return order[:wanted].sort().values.numpy()
+
+
+def _refuse_other_classes(subject: Subject, names: list[str], classes: int) -> None:
+    """Raise `BadSetting` for settings that are of more classes than the model has, or of fewer."""
+    told = {
+        f"--labels {subject.labels}: these are {len(names)}, and the model has {classes} classes. Name each "
+        "of them, in the model's order.": names and len(names) != classes,
+        f"--fisher-samples {subject.fisher_samples}: of {classes} classes the Fisher is exact, without "
+        "samples. Leave it out.": subject.fisher_samples > 1 and classes <= Categorical.exact_classes,
+    }
+    refuse_all(BadSetting(one) for one, wrong in told.items() if wrong)
 
 
 def _refuse_other_losses(model: nn.Module, name: str) -> None:

@@ -15,11 +15,11 @@ from torch.distributed import DistError
 from support.assets import AssetDamaged
 from support.ekfac.errors import EkfacError, LayerNotSupported, NothingAsked, OutputsNotSupported
 from support.job import fleet
-from support.job.errors import BadSetting, JobError, ToldElsewhere
+from support.job.errors import BadSetting, JobError, ToldElsewhere, refuse_all
 from support.job.fit import fit
 from support.job.plan import planned
 from support.job.score import load_curvature, score, self_influences
-from support.job.settings import Damping, Question, Subject, add_options, refuse_below, refuse_unless_equal
+from support.job.settings import ASKED, Damping, Question, Subject, add_options, mismatch, refused
 from support.job.store import Store
 from support.job.team import Team, assembled
 from support.job.top import by_token, page, strongest
@@ -37,6 +37,11 @@ Which training examples made the model say that? Steps, each a command, each kep
   python -m support.job show  --store results                     what the store knows, how far it is
 
   python -m support.job run   --store results --query-rows 50     fit, score and self in one go
+
+Another question to the same fit, and its page:
+
+  python -m support.job score --store results --question new --queries new.csv
+  python -m support.job top   --store results --question new
 
 Your own model and texts (a folder with train.csv and test.csv, or --queries beside a single file):
 
@@ -64,6 +69,7 @@ CURES = {
 """What to do on the command line about errors that don't know of it."""
 
 OPTIONS = (
+    ("question", "plan run score self top", str, "", "name of one among several questions to a store (none)"),
     ("query-block", "plan run score", int, None, "queries at a time (as many as fit)"),
     ("tell-seconds", "run fit score self", float, 60.0, "between two lines of a log (60)"),
     ("save-seconds", "run fit", float, 60.0, "between two savings of the fit on its way (60)"),
@@ -157,13 +163,13 @@ def _steps(*steps: Callable[[Job], str | None]) -> Callable[[Namespace, Team], I
     """A command of steps on a store, which is this team's meanwhile; gives what there is to say."""
 
     def run(chosen: Namespace, team: Team) -> Iterator[str | None]:
-        refuse_below(vars(chosen))
-        job = Job(Store(chosen.store), vars(chosen), team)
-        read = Path(job.subject.dataset).absolute()
-        if read in job.store.folder.absolute().parents and job.subject.dataset != Subject.dataset:
+        job = Job(Store(chosen.store, vars(chosen).get("question", "")), vars(chosen), team)
+        named = chosen.dataset not in (None, Subject.dataset)
+        if named and Path(chosen.dataset).absolute() in job.store.folder.absolute().parents:
             raise BadSetting(f"--store {chosen.store} lies among the files of --dataset. Name one elsewhere.")
         with job.store.claimed(team):
-            yield job.task.left_out
+            job.check()
+            yield job.task.told
             yield job.training.told
             for step in steps:
                 yield step(job)
@@ -172,13 +178,13 @@ def _steps(*steps: Callable[[Job], str | None]) -> Callable[[Namespace, Team], I
 
 
 def _top(chosen: Namespace, team: Team) -> Iterator[str]:
-    refuse_below(vars(chosen))
-    job = Job(Store(chosen.store), vars(chosen), team)
+    refuse_all(refused(vars(chosen)).values())
+    job = Job(Store(chosen.store, chosen.question), vars(chosen), team)
     # Before queries are looked for: only `score` says which they are.
     team.on_first(lambda: job.store.array("scores").shape)
     for name, examples in (("training", job.training), ("queries", job.queries)):
-        refuse_unless_equal(name, job.stored.get(name), examples.about())
-    facts = {
+        refuse_all(mismatch(job.stored, {name: examples.about()}))
+    facts = ({"question": chosen.question} if chosen.question else {}) | {
         "model": job.subject.model,
         "training examples": f"{len(job.training):,}",
         "regularization": job.damping.regularization,
@@ -191,7 +197,7 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
     if chosen.by_token:
         found = replace(found, by_token=by_token(job, found))
-    output = chosen.output or job.store.folder
+    output = chosen.output or job.store.folder / (f"questions/{chosen.question}" if chosen.question else "")
     found.write(output, page(found, job.queries, getattr(job.task, "class_names", {}), facts))
     yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"
 
@@ -203,7 +209,12 @@ def _show(chosen: Namespace, team: Team) -> Iterator[str]:
 def shown(store: Store) -> str:
     """Facts and progress of a store. Raises `StepMissing` when there is none, and `StoreDamaged`."""
     lines = [str(store.folder)]
-    for name, value in (store.facts() | {"progress": store.progress()}).items():
+    told = store.facts() | {"progress": store.progress()}
+    for name in store.questions():
+        own = Store(store.folder, name)
+        asked = {key: value for kind in ASKED for key, value in own.facts().get(kind, {}).items()}
+        told[f"question {name}"] = asked | {key: own.progress()[key] for key in ("score", "self")}
+    for name, value in told.items():
         lines.append(f"{name}:" if isinstance(value, dict) else f"{name}: {value}")
         if isinstance(value, dict):
             lines += [f"  {key}: {one}" for key, one in value.items() if one != ""]
@@ -211,8 +222,7 @@ def shown(store: Store) -> str:
 
 
 def _fleet(chosen: Namespace, team: Team) -> Iterator[str]:
-    counts = dict.fromkeys(("examples", "tokens", "queries", "fit_examples", "devices"), 1)
-    refuse_below(vars(chosen), counts | {"teraflops": 1e-3, "memory": 1e-3})
+    refuse_all(refused(vars(chosen)).values())
     sizes = chosen.examples, chosen.tokens, chosen.queries, chosen.fit_examples
     plan = fleet.on_paper(fleet.SHAPES[chosen.shape], *sizes, chosen.memory * 1e9, chosen.query_rank)
     yield (

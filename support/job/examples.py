@@ -18,6 +18,9 @@ from support.job.layout import seal, sealed
 from support.job.store import disk_full_is_told
 from support.language import IGNORED, padded
 
+NOT = " – and not: "
+"""Stands before what a query is contrasted with."""
+
 
 @dataclass(frozen=True)
 class Examples:
@@ -61,6 +64,10 @@ class Examples:
         """What is known of these examples as they come in a batch, in the last dimension; of each example."""
         return values
 
+    def weights(self, numbers: Sequence[int]) -> Tensor | None:
+        """How much what comes in a batch counts for each of these examples, None where each is one."""
+        return None
+
     def described(self, numbers: Sequence[int]) -> Mapping:
         """What a reader is shown of examples, by column."""
         chosen = self.texts.select(numbers)
@@ -77,7 +84,8 @@ class Sequences(Examples):
     """Examples of a model that writes: each token, and whether it is asked; `max_tokens` are read at a time.
 
     Longer ones are in pieces. A piece begins with the token that the one before it ended with, so that of a
-    long text, too, each token but the first is said once from what precedes it.
+    long text, too, each token but the first is said once from what precedes it. A contrast, whose loss
+    counts against that of its query, is one more piece.
     """
 
     max_tokens: int
@@ -99,24 +107,34 @@ class Sequences(Examples):
         """Examples by number, piece after piece: a mapping of `input_ids` and `attention_mask`, and labels,
         −100 where nothing is asked; each `(pieces, tokens)`."""
         sequences = []
-        for _, ids, asked in self.pieces(numbers):
+        for _, ids, asked, _ in self.pieces(numbers):
             ids = torch.tensor(ids)[None]
             labels = ids.where(torch.tensor(asked)[None], IGNORED)
             sequences.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
         inputs = {name: part.to(device) for name, part in padded(sequences).items()}
         return inputs, inputs.pop("labels")
 
-    def pieces(self, numbers: Sequence[int]) -> list[tuple[int, list[int], list[bool]]]:
+    def pieces(self, numbers: Sequence[int]) -> list[tuple[int, list[int], list[bool], int]]:
         """Of these examples, the pieces that ask about something, one at least: its place among the numbers,
-        its tokens, and which are asked."""
+        its tokens, which are asked, and the sign with which its loss counts."""
         found = []
         rows = self.tokens[list(numbers)]
         for place, (ids, asked) in enumerate(zip(rows["input_ids"], rows["asked"], strict=True)):
             starts = range(0, max(1, len(ids) - 1), self.max_tokens - 1)
             parts = [slice(start, start + self.max_tokens) for start in starts]
             parts = [part for part in parts if any(asked[part][1:])] or parts[:1]
-            found += [(place, ids[part], asked[part]) for part in parts]
+            found += [(place, ids[part], asked[part], 1) for part in parts]
+            if "contrast" in rows and any(rows["contrast_asked"][place]):
+                found.append((place, rows["contrast"][place], rows["contrast_asked"][place], -1))
         return found
+
+    def weights(self, numbers: Sequence[int]) -> Tensor | None:
+        """1 for each query's own piece, −1 for its contrast, `(queries, pieces)`; None without contrasts."""
+        pieces = self.pieces(numbers)
+        weights = torch.zeros(len(numbers), len(pieces))
+        for piece, (place, _, _, sign) in enumerate(pieces):
+            weights[place, piece] = sign
+        return weights if len(pieces) > len(numbers) else None
 
     def added_up(self, values: Tensor, numbers: Sequence[int]) -> Tensor:
         """What is known of each piece of these examples, in the last dimension: the sum for each example."""
@@ -124,18 +142,22 @@ class Sequences(Examples):
         return values.new_zeros(*values.shape[:-1], len(numbers)).index_add_(-1, owners, values)
 
     def described(self, numbers: Sequence[int]) -> Mapping:
-        """The `prompt`, up to the first token that is asked, and the `text` from there, as they were read."""
+        """The `prompt`, up to the first token that is asked, and the `text` from there, as they were read,
+        with what it is contrasted with."""
         rows = self.tokens[list(numbers)]
         prompts, texts = [], []
         for ids, asked in zip(rows["input_ids"], rows["asked"], strict=True):
             first = asked.index(True) if True in asked else 0
             prompts.append(self.tokenizer.decode(ids[:first], skip_special_tokens=True))
             texts.append(self.tokenizer.decode(ids[first:], skip_special_tokens=True))
+        for place, asked in enumerate(rows.get("contrast_asked", [])):
+            if True in asked:
+                against = rows["contrast"][place][asked.index(True) :]
+                texts[place] += f"{NOT}{self.tokenizer.decode(against, skip_special_tokens=True)}"
         return {"prompt": prompts, "text": texts}
 
-    def said(self, number: int, places: Sequence[int]) -> list[str]:
-        """Tokens of an example as text, each as it reads after those before it."""
-        ids = self.tokens[number]["input_ids"]
+    def said(self, ids: Sequence[int], places: Sequence[int]) -> list[str]:
+        """Tokens of a piece as text, each as it reads after those before it."""
         read = [self.tokenizer.decode(ids[:end]) for end in range(len(ids) + 1)]
         return [read[place + 1][len(read[place]) :] for place in places]
 

@@ -1,7 +1,8 @@
 """A model that writes, as a job takes it: texts, prompts with completions, conversations.
 
 What an example asks is the loss of its targets: all tokens of a text, the completion alone of a prompt, what
-the assistant says in a conversation. A query that is a prompt alone is completed by the model.
+the assistant says in a conversation. A query that is a prompt alone is completed by the model; one with a
+contrast asks for the loss of its completion less that of the contrast.
 """
 
 import hashlib
@@ -14,14 +15,14 @@ import torch
 from datasets import Dataset
 from jinja2 import TemplateError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerBase
 
 from support.ekfac import NextToken
 from support.ekfac.storage import model_fingerprint
 from support.job.errors import DatasetNotUsable
 from support.job.examples import Examples, Sequences, kept_tokens, rules_of
-from support.job.models import Task, adapted, adapter_config, base_of, from_folder_or_hub
-from support.job.settings import PACKAGED, Question, Subject
+from support.job.models import Task, loaded
+from support.job.settings import Question, Subject
 from support.job.sources import with_columns
 from support.language import load_language_model
 from support.transformer import WRITERS
@@ -35,26 +36,18 @@ class LanguageModel(Task):
 
     called = "causal language model"
     architectures = WRITERS
-    likelihood = NextToken()
+    likelihood = NextToken
     own_settings = ("prompt_column", "completion_column", "conversation_column", "pieces")
     least = 2
 
     @staticmethod
     def load(subject: Subject) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-        name = base_of(subject)
-        if name == PACKAGED:
-            model, tokenizer = load_language_model()
-        else:
-            model, tokenizer = from_folder_or_hub(name, AutoModelForCausalLM, LanguageModel.called)
+        model, tokenizer = loaded(subject, load_language_model, AutoModelForCausalLM, LanguageModel)
         model.config.use_cache = False
         # Of how the model is used to write only when it ends: a job asks for the likeliest tokens.
         ends = getattr(model.generation_config, "eos_token_id", None)
         model.generation_config = GenerationConfig(eos_token_id=ends)
-        if adapter_config(subject) is None:
-            return model, tokenizer
-        if (Path(subject.model) / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(subject.model, trust_remote_code=False)
-        return adapted(model, subject), tokenizer
+        return model, tokenizer
 
     def texts(self, found: Dataset, name: str, asked: bool) -> Dataset:
         subject, there = self.subject, found.column_names
@@ -73,6 +66,8 @@ class LanguageModel(Task):
             columns = next(given, columns)
         if asked and columns is prompts and prompts["completion"] not in there:
             columns = {"prompt": prompts["prompt"]}
+        if asked and "prompt" in columns and "contrast" in there:
+            columns = columns | {"contrast": "contrast"}
         cure = (
             "Say which with --text-column, --prompt-column and --completion-column, or --conversation-column"
         )
@@ -90,13 +85,19 @@ class LanguageModel(Task):
             found = []
             for number, place in enumerate(places):
                 row = {name: column[number] for name, column in batch.items()}
+                contrast = row.pop("contrast", None)
                 try:
-                    found.append(self.encoded(row, new_tokens, pieces))
+                    one, other = self.encoded(row, new_tokens, pieces), ([0], [False])
+                    if contrast:
+                        other = self.encoded(row | {"completion": contrast}, new_tokens, pieces)
+                    found.append((*one, *other))
                 except (ValueError, TemplateError) as error:
                     raise DatasetNotUsable(f"Row {rows[place]} {error}") from error
-            ids, targets = map(list, zip(*found, strict=True))
+            ids, targets, *contrast = map(list, zip(*found, strict=True))
             counts = [sum(one[1:]) for one in targets]
-            return {"input_ids": ids, "asked": targets, "length": list(map(len, ids)), "targets": counts}
+            own = {"input_ids": ids, "asked": targets, "length": list(map(len, ids)), "targets": counts}
+            against = zip(("contrast", "contrast_asked"), contrast, strict=True)
+            return own | (dict(against) if "contrast" in batch else {})
 
         rules = f"{json.dumps(rules)} {rules_of(self.tokenizer)}"
         chosen, tokens, digest = kept_tokens(texts, rows, rules, encode, folder)

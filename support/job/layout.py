@@ -16,6 +16,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from support.ekfac.storage import replacing
+from support.job.errors import StoreMismatch, damage_is_told
 
 FORMAT = "influence-job-3"
 FITTED = ("model", "config", "fitted_on")
@@ -42,11 +43,36 @@ def digest_of(facts: Mapping[str, object]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def group(facts: Mapping[str, object]) -> bytes:
+def described(facts: Mapping[str, object]) -> bytes:
     """The description of a group with these attributes and their seal."""
     facts = json.loads(json.dumps(facts))
     attributes = facts | {"seal": digest_of(facts)}
     return json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2).encode()
+
+
+def begun(group: Path) -> bool:
+    """Whether anything is there but what a kill left."""
+    return any(path.suffix != ".partial" for path in group.glob("*"))
+
+
+def facts_of(group: Path) -> dict[str, object]:
+    """The attributes of a group, or those that one begins with. Raises `StoreMismatch` for another format,
+    and `StoreDamaged`."""
+    path, cure = group / "zarr.json", "Name another --store"
+    if group.suffix != ".zarr":
+        cure = f"Name another --question, or remove {group}"
+    if not begun(group):
+        return {"format": FORMAT}
+    with damage_is_told(f"{group.name}/{path.name}", cure):
+        content = path.read_bytes()
+        facts = dict(json.loads(content)["attributes"])
+        if facts["format"] != FORMAT:
+            told = f"{group} has format {facts['format']!r}, expected {FORMAT!r}"
+            raise StoreMismatch(f"{told}. Name another --store.")
+        facts.pop("seal")
+        if content != described(facts):
+            raise ValueError("its seal differs")
+    return facts
 
 
 @lru_cache

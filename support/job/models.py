@@ -1,22 +1,28 @@
 """What a job asks of a kind of model, and what all kinds have in common: loading, layers, tokenizers."""
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import peft
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from support.job.errors import BadSetting, ModelNotUsable
-from support.job.settings import Subject
+from support.job.settings import PACKAGED, Subject
 from support.model import with_weights
 
 INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
 """Entries of a model's configuration that change nothing of what it computes here."""
+
+DOUBTS = ("wrong", "uncertain")
+"""Rows that only the model can choose."""
 
 ADAPTER = "adapter_config.json"
 DECIDING = ("r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
@@ -28,9 +34,10 @@ class Task:
     """All in which kinds of models differ. A classifier and a model that writes are one each.
 
     `model` in the engine's shape, its tokenizer, its configuration as far as it decides what the model
-    computes, how many tokens of a text it gets, and which layers are left out because the engine can't
-    cover them, in a line to be told. Each kind has a `likelihood`, brings its models (`load`), and says what
-    it reads of a data set (`texts`) and which tokens that is (`examples`).
+    computes, how many tokens of a text it gets, and what is to be `told`: which layers are left out because
+    the engine can't cover them, and where texts are cut though not asked to be. Each kind has a class of
+    `likelihood`, brings its models (`load`), and says what it reads of a data set (`texts`) and which
+    tokens that is (`examples`).
     """
 
     subject: Subject
@@ -38,7 +45,7 @@ class Task:
     tokenizer: PreTrainedTokenizerBase
     config: dict[str, object]
     max_tokens: int
-    left_out: str
+    told: str
 
     called: ClassVar[str]
     architectures: ClassVar[tuple[str, ...]]
@@ -48,28 +55,49 @@ class Task:
     least: ClassVar[int] = 1
     """Tokens of a text, beside the tokenizer's own, without which nothing can be asked."""
 
+    def doubted(self, texts: Dataset, rows: str, folder: Path) -> np.ndarray:
+        """Rows whose labels the model gets wrong, or of which it is least sure. Raises `BadSetting` where it
+        has no classes, and when there aren't so many."""
+        raise BadSetting(f"--query-rows {rows}: a {self.called} knows no classes. Use numbers of rows.")
+
     @staticmethod
     def shaped(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> nn.Module:
         """The model in the engine's shape."""
         return model
 
 
-def from_folder_or_hub(name: str, load: type, kind: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """What `load`, one of transformers' automatic classes, finds under a name. Raises `ModelNotUsable`."""
-    # No pickled checkpoint and no code of the folder's: either could do anything.
-    how = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-    how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
-    model, about = load.from_pretrained(name, **how)
-    if getattr(model, "_hf_peft_config_loaded", False):  # of a head that neither has, nothing would tell
-        cure = "Merge it with peft's merge_and_unload(), save that with its tokenizer, and name it"
-        raise ModelNotUsable(f"--model {name} is an adapter. {cure}.")
-    missing = sorted({*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])})
-    if missing:
-        raise ModelNotUsable(
-            f"--model {name} has no weights that fit {', '.join(missing[:3])}, which would be drawn at "
-            f"random: {len(missing)} in all. Name a {kind} that was trained."
-        )
-    return model, AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+def loaded(
+    subject: Subject, packaged: Callable, load: type, kind: type[Task]
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The model with its tokenizer: the `packaged` ones, or what `load`, one of transformers' automatic
+    classes, finds; an adapter stays one in the model it belongs to, and may bring a head, of as many classes
+    as it has. Raises `BadSetting` and `ModelNotUsable`."""
+    name, adapter = base_of(subject), adapter_config(subject)
+    own = adapter_weights(subject) if adapter else {}
+    if name == PACKAGED:
+        model, tokenizer = packaged()
+    else:
+        # No pickled checkpoint and no code of the folder's: either could do anything.
+        how = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+        how |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+        heads = [len(tensor) for key, tensor in own.items() if "lora_" not in key and tensor.ndim == 2]
+        if heads and hasattr(kind, "class_names"):
+            how["num_labels"] = min(heads)
+        model, about = load.from_pretrained(name, **how)
+        if getattr(model, "_hf_peft_config_loaded", False):  # of a head that neither has, nothing would tell
+            cure = "Download it, and name its folder, and its model with --base"
+            raise ModelNotUsable(f"--model {name} is an adapter that is not in a folder. {cure}.")
+        missing = {*about["missing_keys"], *(key for key, *_ in about["mismatched_keys"])}
+        missing = sorted(key for key in missing if f"base_model.model.{key}" not in own)
+        if missing:
+            raise ModelNotUsable(
+                f"--model {name} has no weights that fit {', '.join(missing[:3])}, which would be drawn at "
+                f"random: {len(missing)} in all. Name a {kind.called} that was trained."
+            )
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if adapter and (Path(subject.model) / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(subject.model, trust_remote_code=False)
+    return adapted(model, subject, own) if adapter else model, tokenizer
 
 
 def adapter_config(subject: Subject) -> dict | None:
@@ -92,12 +120,8 @@ def base_of(subject: Subject) -> str:
     return base
 
 
-def adapted(model: nn.Module, subject: Subject) -> nn.Module:
-    """The model with the adapter in its layers, each of whose two matrices stays a layer of its own.
-
-    Raises `ModelNotUsable` for an adapter that is no LoRA, that has no safetensors, or whose tensors,
-    of which the first is named, are not those of this model.
-    """
+def adapter_weights(subject: Subject) -> dict[str, Tensor]:
+    """All of an adapter's. Raises `ModelNotUsable` for one that is no LoRA, or that has no safetensors."""
     folder, about = Path(subject.model), adapter_config(subject)
     weights = folder / "adapter_model.safetensors"
     if about.get("peft_type") != "LORA" or not weights.is_file():
@@ -105,10 +129,19 @@ def adapted(model: nn.Module, subject: Subject) -> nn.Module:
             f"--model {folder} holds an adapter of kind {about.get('peft_type')}; the job reads LoRA, from "
             f"{weights.name}. Save one with peft's save_pretrained, or merge it and name the whole model."
         )
+    return load_file(weights)
+
+
+def adapted(model: nn.Module, subject: Subject, own: Mapping[str, Tensor]) -> nn.Module:
+    """The model with the adapter in its layers, each of whose two matrices stays a layer of its own.
+
+    Raises `ModelNotUsable` for weights of its `own`, of which the first is named, that are not of this model.
+    """
+    folder = Path(subject.model)
     config = peft.LoraConfig.from_pretrained(folder)
     config.base_model_name_or_path = None  # where it is here is no other name than peft would warn of
     try:
-        return with_weights(model, config, load_file(weights)).get_base_model()
+        return with_weights(model, config, own).get_base_model()
     except ValueError as error:
         told = f"The adapter {folder} does not fit {base_of(subject)!r}: {error}"
         raise ModelNotUsable(f"{told} Name its model with --base.") from error

@@ -39,11 +39,11 @@ def planned(job: Job) -> str:
         "disk: curvature": plan.curvature_bytes,
         "disk: fit, on the way": (1 + size) * plan.curvature_bytes,
         # Before compression, which gains little on scores.
-        "disk: scores": plan.queries * len(job.training) * engine.passes.dtype.itemsize * kept,
+        "disk: scores": len(job.queries) * len(job.training) * engine.passes.dtype.itemsize * kept,
         "disk: tokens": TOKEN_BYTES * plan.tokens,
         "disk: free": shutil.disk_usage(existing).free,
     }
-    counts = f"{len(job.training):,} training examples, {plan.tokens:,} tokens; {plan.queries:,} queries"
+    counts = f"{len(job.training):,} training examples, {plan.tokens:,} tokens; {len(job.queries):,} queries"
     lines = [
         f"{counts}; {size} process{'es' if size > 1 else ''}",
         *(f"{step:24} {_time(each / size):>15}" for step, each in seconds.items()),

@@ -13,8 +13,8 @@ from support.ekfac.blocks import ON_CPU
 from support.ekfac.errors import DamagedFile, WrongModel
 from support.ekfac.low_rank import LowRank, no_factors, tensors_of
 from support.ekfac.scores import Factors, kept_share
-from support.job.errors import StepMissing, StoreDamaged
-from support.job.settings import refuse_unless_equal
+from support.job.errors import StepMissing, StoreDamaged, refuse_all
+from support.job.settings import mismatch
 from support.job.store import FIT_AGAIN, in_blocks
 from support.job.team import progress
 from support.job.work import Job
@@ -101,7 +101,7 @@ def _make_arrays(job: Job, names: list[str], query_group: int) -> int:
         job.store.make_array(name, layers + shape, chunks, job.engine.passes.dtype)
         found = job.store.array("scores").chunks[0]
     if job.given.get("query_block"):
-        refuse_unless_equal("--query-block", found, query_group)
+        refuse_all(mismatch({"--query-block": found}, {"--query-block": query_group}))
     return found
 
 
@@ -121,8 +121,9 @@ def _factors(job: Job, group: range) -> Factors:
     # At low rank one by one: what else is decomposed with a query changes its last digits.
     pieces = in_blocks(len(group), 1 if rank else ON_CPU.examples)
     for piece in pieces[job.team.rank :: job.team.size]:
-        x, y = job.queries.batch(group[piece.start : piece.stop], passes.device)
-        for name, own in job.engine.influence_factors(x, y).items():
+        numbers = group[piece.start : piece.stop]
+        x, y = job.queries.batch(numbers, passes.device)
+        for name, own in job.engine.influence_factors(x, y, job.queries.weights(numbers)).items():
             for whole, part in zip(tensors_of(room[name]), tensors_of(own), strict=True):
                 whole[piece.start : piece.stop] = part
     for factor in room.values():

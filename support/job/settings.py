@@ -1,21 +1,28 @@
 """What can be set, where it is kept, and the options of the command line made from it.
 
-The first command on a store fixes its `Subject`, the first `score` its `Question`, the first of `score` and
-`self` its `Damping`. Later commands take them from the store: an option that says otherwise is refused.
+The first command on a store fixes its `Subject`, the first `score` of each question its `Question`, the first
+of `score` and `self` its `Damping`. Later commands take them from the store: an option that says otherwise is
+refused.
 """
 
 import argparse
+import re
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields
 from typing import TypeVar
 
 from support.ekfac.curvature import DEFAULT_REGULARIZATION
-from support.job.errors import BadSetting, StoreMismatch
+from support.job.errors import BadSetting, JobError, StoreMismatch
 
 PACKAGED = "packaged"
 ROWS = "all, a number (so many, drawn with --seed), or rows and ranges with commas, like 3,5,100:200"
 LEAST = {"max_tokens": 1, "block": 1, "seed": 0, "tell_seconds": 1, "save_seconds": 0}
-LEAST |= {"query_block": 1, "count": 1, "query_rank": 0, "new_tokens": 1}
+LEAST |= {"query_block": 1, "count": 1, "query_rank": 0, "new_tokens": 1, "fisher_samples": 1}
+LEAST |= {"examples": 1, "tokens": 1, "queries": 1, "fit_examples": 1, "devices": 1}
+LEAST |= {"teraflops": 1e-3, "memory": 1e-3}
+CHOICES = {"task": ("classifier", "language-model"), "precision": ("full", "bfloat16")}
+ASKED = ("question", "queries", "damping")
+"""Facts of a store that each question has of its own."""
 
 Settings = TypeVar("Settings", bound="Subject | Question | Damping")
 
@@ -40,6 +47,7 @@ class Subject:
     fit_rows: str = setting("all", "of these, the ones that the curvature is fitted on: as above")
     text_column: str = setting("text", "column of the texts")
     label_column: str = setting("label", "column of the labels: numbers, or the model's names")
+    labels: str = setting("", "the names of the classes, in the model's order, like bad,so-so,good")
     prompt_column: str = setting("", "column of prompts, whose completions a model that writes is asked for")
     completion_column: str = setting("", "column of these")
     conversation_column: str = setting("", "column of conversations; what the assistant says is asked for")
@@ -47,9 +55,10 @@ class Subject:
         "", "layers that get gradients, by parts of their names; if empty, the feed-forward ones and a "
         "classifier's head, or an adapter's own"
     )  # fmt: skip
-    max_tokens: int = setting(512, "where texts are cut")
+    max_tokens: int = setting(512, "where texts are cut; no later than where the model stops to read")
     pieces: bool = setting(False, "read long texts to their end, cut into pieces, whose scores add up")
     precision: str = setting("full", "full, or bfloat16: faster, good to about two digits")
+    fisher_samples: int = setting(1, "texts of labels drawn for each example, where the Fisher is sampled")
     seed: int = setting(0, "of sampled rows and labels")
     block: int = setting(128, "training examples that are scored, and stored, at a time")
 
@@ -60,7 +69,10 @@ class Question:
 
     queries: str = setting("", "data set of the queries; that of the training examples if empty")
     query_split: str = setting("test", "split that holds them")
-    query_rows: str = setting("10", f"which of them are asked about: {ROWS}")
+    query_rows: str = setting(
+        "10", f"which of them are asked about: {ROWS}; of a classifier also wrong:20, those it is most "
+        "wrong about, wrong, all of these, and uncertain:20, those it is least sure of"
+    )  # fmt: skip
     new_tokens: int = setting(32, "how many the model writes at most after a query that is a prompt alone")
     query_rank: int = setting(0, "rank at which what is known of a query is kept; 0 keeps all of it")
     by_layer: bool = setting(False, "keep each layer's part of every score, too")
@@ -91,47 +103,67 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def settled(settings: type[Settings], given: Mapping, stored: Mapping | None) -> Settings:
-    """The store's settings, or else those given, or the defaults. Raises `StoreMismatch` and `BadSetting`."""
+def settled(
+    settings: type[Settings], given: Mapping, stored: Mapping | None
+) -> tuple[Settings, list[JobError]]:
+    """The store's settings, or else those given, or the defaults; and what is wrong with those given, which
+    then count for nothing. Raises `StoreMismatch` for the store of another version."""
     kinds = {one.name: one.type for one in fields(settings)}
-    given = {name: given[name] for name in kinds if given.get(name) is not None}
-    refuse_below(given)
-    if "regularization" in given:  # one number has many spellings
-        given["regularization"] = str(as_regularization(given["regularization"])).removesuffix(".0")
+    wrong = refused({name: given.get(name) for name in kinds})
+    own = {name: given[name] for name in kinds if name not in wrong and given.get(name) is not None}
+    if "regularization" in own:  # one number has many spellings
+        own["regularization"] = str(as_regularization(own["regularization"])).removesuffix(".0")
     if stored is not None:
         if {name: type(value) for name, value in stored.items()} != kinds:
             told = f"The store's {settings.__name__.lower()} has other settings than this version of the job"
             raise StoreMismatch(f"{told}. Name another --store.")
-        for name, value in given.items():
-            refuse_unless_equal(option(name), stored[name], value)
-        return settings(**stored)
-    return settings(**given)
+        sides = ({option(name): side[name] for name in own} for side in (stored, own))
+        return settings(**stored), [*wrong.values(), *mismatch(*sides)]
+    return settings(**own), [*wrong.values()]
 
 
-def refuse_unless_equal(name: str, stored: object, here: object) -> None:
-    """Raise `StoreMismatch` when the store has something else under this name, entry by entry."""
+def refused(given: Mapping) -> dict[str, BadSetting]:
+    """By name, what is wrong with values that mean nothing, as far as one sees by themselves."""
+    found = {}
+    for name, value in given.items():
+        least, choices, cure = LEAST.get(name), CHOICES.get(name), ""
+        if least is not None and isinstance(value, int | float) and not least <= value < 1e18:
+            cure = "less than 1e18" if value >= 1e18 else f"{least} or more"
+        elif choices and value and value not in choices:
+            cure = " or ".join(choices)
+        elif name == "regularization" and value is not None and as_regularization(value) is None:
+            cure = "a number ≥ 0, or auto"
+        elif name == "question" and not re.fullmatch(r"(\w[\w.-]{0,63})?", value):
+            cure = "letters, digits, -, _ and ., a letter or digit first, 64 at most"
+        if cure:
+            found[name] = BadSetting(f"{option(name)} {value}: use {cure}.")
+    return found
+
+
+def mismatch(stored: Mapping, here: Mapping) -> list[StoreMismatch]:
+    """One error that names all that differs under the names that both have, entry by entry, or none."""
+    told = {name: differences(name, stored[name], here[name]) for name in here if name in stored}
+    told = {name: each for name, each in told.items() if each}
+    asked = {*ASKED, "--query-block"} | {option(one.name) for one in (*fields(Question), *fields(Damping))}
+    cure = "Go on with what the store was begun with, or name another --store."
+    if told.keys() <= asked:
+        cure = "Go on with what was asked, or ask this as a question of its own: --question NAME."
+    each = "; ".join(one for different in told.values() for one in different)
+    return [StoreMismatch(f"{each}. {cure}")] if told else []
+
+
+def differences(name: str, stored: object, here: object) -> list[str]:
+    """What the store has otherwise under this name, entry by entry."""
     if isinstance(stored, Mapping) and isinstance(here, Mapping):
-        for key in sorted(stored.keys() | here.keys()):
-            refuse_unless_equal(f"{name}: {key}", stored.get(key), here.get(key))
-    elif stored != here:
-        told = f"{name} is {here!r} here, but {stored!r} in the store"
-        raise StoreMismatch(f"{told}. Go on with what the store was begun with, or name another --store.")
+        keys = sorted(stored.keys() | here.keys())
+        return [one for key in keys for one in differences(f"{name}: {key}", stored.get(key), here.get(key))]
+    return [] if stored == here else [f"{name} is {here!r} here, but {stored!r} in the store"]
 
 
-def as_regularization(text: str) -> float | str:
-    """λ as the engine wants it. Raises `BadSetting`."""
+def as_regularization(text: str) -> float | str | None:
+    """λ as the engine wants it, None for what is none."""
     try:
-        value = 0 if text == "auto" else float(text)
+        value = text if text == "auto" else float(text)
     except ValueError:
-        value = -1
-    if not 0 <= value < float("inf"):
-        raise BadSetting(f"--regularization {text}: use a number ≥ 0, or auto.")
-    return text if text == "auto" else value
-
-
-def refuse_below(given: Mapping[str, object], least: Mapping[str, int] = LEAST) -> None:
-    """Raise `BadSetting`, by name, for a number below the least that means something, or too large."""
-    for name, value in least.items():
-        if given.get(name) is not None and not value <= given[name] < 1e18:
-            told = "less than 1e18" if given[name] >= 1e18 else f"{value} or more"
-            raise BadSetting(f"{option(name)} {given[name]}: use {told}.")
+        return None
+    return value if value == "auto" or 0 <= value < float("inf") else None

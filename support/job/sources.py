@@ -39,10 +39,9 @@ def load_split(name: str, split: str) -> Dataset:
 def with_columns(found: Dataset, columns: Mapping[str, str], name: str, cure: str) -> Dataset:
     """These columns alone, under the names that a task knows them by. Raises `DatasetNotUsable`."""
     there = ", ".join(found.column_names)
-    for column in columns.values():
-        if column not in found.column_names:
-            cure = FORMS["csv"] if re.search(r"[;\t|]", there) else cure
-            raise DatasetNotUsable(f"{name!r} has no column {column!r}. There are: {there}. {cure}.")
+    if missing := ", ".join(repr(one) for one in columns.values() if one not in found.column_names):
+        cure = FORMS["csv"] if re.search(r"[;\t|]", there) else cure
+        raise DatasetNotUsable(f"{name!r} has no column {missing}. There are: {there}. {cure}.")
     if "__index_level_0__" in there and found.info.builder_name == "csv":
         raise DatasetNotUsable(f"{name!r} has more fields than names of columns. {FORMS['csv']}.")
     found = found.select_columns(list(columns.values()))

@@ -1,7 +1,8 @@
 """A job's results on disk: a folder that knows what it belongs to and takes each part whole.
 
 - `results.zarr/`: what the job is about, as attributes under a seal, and `ARRAYS`, `scores` in one chunk per
-  (query group, training block), each chunk with its seal;
+  (query group, training block), each chunk with its seal; in `questions/`, each with attributes and arrays of
+  its own, the questions that have a name;
 - `curvature.safetensors`: the fit;
 - `fit/`: the fit as far as it has come, gone when it is done;
 - `tokens/`: the examples, tokenised;
@@ -12,7 +13,6 @@ of each part is what it follows from, its role and its place, so that a part of 
 place, is no part of this one. An influence that is not there is NaN for whoever reads with zarr.
 """
 
-import errno
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,63 +23,72 @@ import numpy as np
 import torch
 import zarr
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from support.ekfac.storage import digest, replacing
 from support.job import layout
-from support.job.errors import DiskFull, StepMissing, StoreBusy, StoreDamaged, StoreMismatch
+from support.job.errors import (
+    StepMissing,
+    StoreBusy,
+    StoreDamaged,
+    StoreMismatch,
+    damage_is_told,
+    disk_full_is_told,
+    refuse_all,
+)
 from support.job.layout import ARRAYS, FITTED, FORMAT, SUFFIX, SUMMED, Sizes, seal, sealed
-from support.job.settings import refuse_unless_equal
+from support.job.settings import ASKED, mismatch
 from support.job.team import Team
 
 HALF_WRITTEN = ("results.zarr/**/*.partial", "*.partial", "fit/*.partial", "tokens/*.partial", "tokens/tmp*")
 FIT_AGAIN = "Remove it and run: fit"
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Store:
-    """The folder of one job."""
+    """The folder of one job, as one of its questions sees it; the one without a name is the job's own."""
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, question: str = ""):
+        self.folder, self.question = Path(folder), question
         self.curvature = self.folder / "curvature.safetensors"
         self.partial_fit = self.folder / "fit"
         self.tokens = self.folder / "tokens"
         self._results = self.folder / "results.zarr"
-        self._attributes = self._results / "zarr.json"
+        self._questions = self._results / "questions"
+        self._own = self._questions / question if question else self._results
 
     @property
     def exists(self) -> bool:
-        return any(path.suffix != ".partial" for path in self._results.glob("*"))
+        return layout.begun(self._results)
 
     def begin(self) -> None:
         """Make the store, unless there is one already. Raises `DiskFull`."""
         if not self.exists:
-            self._write(self._attributes, layout.group({"format": FORMAT}))
+            self._write(self._results / "zarr.json", layout.described({"format": FORMAT}))
+
+    def questions(self) -> list[str]:
+        """Those that have a name."""
+        return sorted(path.name for path in self._questions.glob("*") if layout.begun(path))
 
     def facts(self) -> dict[str, object]:
         """All attributes. Raises `StepMissing` without a store, `StoreDamaged` and `StoreMismatch`."""
         if not self.exists:
             raise StepMissing(f"There is no store at {self.folder}. Begin one with: fit --store …")
-        with _damage_is_told(self._attributes.relative_to(self.folder), "Name another --store"):
-            content = self._attributes.read_bytes()
-            facts = dict(json.loads(content)["attributes"])
-            if facts["format"] != FORMAT:
-                told = f"{self.folder} has format {facts['format']!r}, expected {FORMAT!r}"
-                raise StoreMismatch(f"{told}. Name another --store.")
-            facts.pop("seal")
-            if content != layout.group(facts):
-                raise ValueError("its seal differs")
-        return facts
+        facts = layout.facts_of(self._results)
+        if not self.question:
+            return facts
+        shared = {name: fact for name, fact in facts.items() if name not in ASKED}
+        return layout.facts_of(self._own) | shared
 
     def settle(self, facts: Mapping[str, object]) -> None:
         """Write attributes. Raises `StoreMismatch`, and writes none, when the store has another one."""
-        stored = self.facts()
-        for name, fact in facts.items():
-            refuse_unless_equal(name, stored.get(name, fact), fact)
-        self._write(self._attributes, layout.group(stored | facts))
+        refuse_all(mismatch(self.facts(), facts))
+        if self.question:
+            self._write(self._questions / "zarr.json", layout.described({}))
+        for group, is_asked in ((self._results, False), (self._own, True)):
+            if own := {name: fact for name, fact in facts.items() if (name in ASKED) is is_asked}:
+                self._write(group / "zarr.json", layout.described(layout.facts_of(group) | own))
 
     def _write(self, path: Path, content: bytes) -> None:
         """A small file, whole, unless it is there already. Raises `DiskFull`."""
@@ -100,7 +109,15 @@ class Store:
             kept = False
         if not kept:
             described = layout.array(name, shape, chunks, str(dtype).removeprefix("torch."))
-            self._write(self._results / name / "zarr.json", described)
+            self._write(self._place(name) / "zarr.json", described)
+
+    def _place(self, name: str) -> Path:
+        """An array's folder: the job's, where all that the numbers follow from is, as self-influences for the
+        same λ are; or else the question's own."""
+        own, shared = self._own / name, self._results / name
+        jobs, facts = layout.facts_of(self._results), self.facts()
+        same = all(jobs.get(one) == facts.get(one) for one in ARRAYS[name][1])
+        return shared if same and not (own / "zarr.json").exists() else own
 
     def keep_rows(self, name: str, rows: np.ndarray) -> None:
         """Row numbers of examples. They are written again each time: a kill may have left none."""
@@ -114,10 +131,13 @@ class Store:
         description from elsewhere name any codec.
         """
         self.facts()
-        path = self._results / name / "zarr.json"
+        path = self._place(name) / "zarr.json"
         if not path.exists():
-            raise StepMissing(f"{self.folder} has no {name} yet. {ARRAYS[name][2]}")
-        with _damage_is_told(path.relative_to(self.folder), "Run the step again: it is written anew"):
+            told = f"{self.folder} has no {name} yet{self.question and f' for --question {self.question}'}."
+            if others := self.questions():
+                told += f" Questions there are, for --question: {', '.join(others)}."
+            raise StepMissing(f"{told} {self._cure(name)}")
+        with damage_is_told(path.relative_to(self.folder), "Run the step again: it is written anew"):
             content = path.read_bytes()
             told = json.loads(content)
             sizes = told["shape"], told["chunk_grid"]["configuration"]["chunk_shape"]
@@ -136,16 +156,22 @@ class Store:
         """A part of an array. Raises `StepMissing` when not all of it is there, and `StoreDamaged`."""
         for folder, chunk, of in self._chunks(name, place):
             if not (folder / chunk).exists():
-                cure = f"{ARRAYS[name][2]}. It goes on where it was."
+                cure = f"{self._cure(name)}. It goes on where it was."
                 raise StepMissing(f"Not all {name} are there yet. {cure}")
             if not sealed(folder, chunk, of):
                 told = f"Chunk {chunk} of {name} is damaged, half written, or belongs elsewhere"
                 raise StoreDamaged(f"{told}. Run the step again: it is computed anew.")
         return self.array(name)[_part(place)]
 
+    def _cure(self, name: str) -> str:
+        return ARRAYS[name][2] + (f" --question {self.question}" if self.question else "")
+
     def has(self, name: str, place: tuple[range, ...]) -> bool:
         """Whether a part of an array is there and whole."""
-        return all(sealed(*chunk) for chunk in self._chunks(name, place))
+        try:
+            return all(sealed(*chunk) for chunk in self._chunks(name, place))
+        except (StepMissing, StoreDamaged):  # of the array: whoever makes it makes it anew
+            return False
 
     def _chunks(self, name: str, place: tuple[range, ...]) -> Iterator[tuple[Path, str, str]]:
         """The files that hold a part of an array, each as `seal` wants it."""
@@ -153,7 +179,7 @@ class Store:
         sizes = zip(place, array.chunks[-len(place) :], strict=True)
         numbers = [range(part.start // size, -(-part.stop // size)) for part, size in sizes]
         for number in product(*[range(1)] * (array.ndim - len(place)), *numbers):
-            yield self._results / name, "/".join(map(str, ("c", *number))), self._of(name, array)
+            yield self._place(name), "/".join(map(str, ("c", *number))), self._of(name, array)
 
     def _of(self, name: str, array: zarr.Array) -> str:
         return f"{self.belonging(ARRAYS[name][1])} {name} {array.shape} {array.chunks} {array.dtype}"
@@ -193,14 +219,14 @@ class Store:
         return "begun" if self.partial_fit.exists() else "not yet"
 
     def _share(self, name: str) -> str:
-        if not (self._results / name / "zarr.json").exists():
+        if not (self._place(name) / "zarr.json").exists():
             return "not yet"
         done, chunks = sum(self._whole(name)), self.array(name).nchunks
         return "done" if done == chunks else f"{done} of {chunks} blocks"
 
     def _whole(self, name: str) -> Iterator[bool]:
         """Of each sealed chunk, whether it is whole. What is there is looked at: a shape may be any."""
-        folder, of = self._results / name, self._of(name, self.array(name))
+        folder, of = self._place(name), self._of(name, self.array(name))
         for path in folder.glob(f"c/**/*{SUFFIX}"):
             yield sealed(folder, path.relative_to(folder).as_posix().removesuffix(SUFFIX), of)
 
@@ -262,7 +288,7 @@ def _part(place: tuple[range, ...]) -> tuple:
 
 def _read(path: Path, of: str, header_only: bool) -> tuple[dict[str, Tensor], int]:
     """Tensors, and how many blocks they are over. Raises `StoreDamaged`, for those of another job, too."""
-    with _damage_is_told(path.name, FIT_AGAIN):
+    with damage_is_told(path.name, FIT_AGAIN):
         with safe_open(path, framework="pt") as file:
             about = file.metadata()
             found = {} if header_only else {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -271,27 +297,3 @@ def _read(path: Path, of: str, header_only: bool) -> tuple[dict[str, Tensor], in
         if not header_only and about.pop("digest") != digest(found, about):
             raise ValueError("its checksum differs")
         return found, int(about.get("blocks", 0))
-
-
-@contextmanager
-def _damage_is_told(part: Path | str, cure: str) -> Iterator[None]:
-    """Raises `StoreDamaged` where a part can't be read, or is not what was written."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        told = f"{part} is not as this job wrote it ({type(error).__name__}: {error})"
-        raise StoreDamaged(f"{told}. {cure}.") from error
-
-
-@contextmanager
-def disk_full_is_told(folder: Path) -> Iterator[None]:
-    """Raises `DiskFull` where the system says that there is no room."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        # safetensors hands the system's number on as text only.
-        in_text = any(f"(os error {number})" in str(error) for number in NO_ROOM)
-        if not in_text and getattr(error, "errno", None) not in NO_ROOM:
-            raise
-        cure = "What is finished is kept: make room and run the same command again, it goes on from there."
-        raise DiskFull(f"No room left for {folder} ({error}). {cure}") from error

@@ -6,13 +6,16 @@ from transformers.utils import logging as transformers_logging
 
 from support.assets import AssetDamaged, AssetMissing
 from support.job.classifier import Classifier
-from support.job.errors import BadSetting, ModelNotUsable, cause
+from support.job.errors import BadSetting, ModelNotUsable, cause, refuse_all
 from support.job.language_model import LanguageModel
 from support.job.models import Task, adapter_config, base_of, configuration, refuse_other_tokenizer
-from support.job.settings import PACKAGED, Subject, option
+from support.job.settings import CHOICES, PACKAGED, Subject, option
 from support.transformer import choose_layers, not_covered, positions
 
-TASKS = {"classifier": Classifier, "language-model": LanguageModel}
+ADAPTED = {"SEQ_CLS": Classifier, "CAUSAL_LM": LanguageModel}
+"""Kinds of models by what peft calls the task of an adapter."""
+
+KINDS = dict(zip(CHOICES["task"], (Classifier, LanguageModel), strict=True))
 
 
 def load_task(subject: Subject, device: torch.device) -> Task:
@@ -20,10 +23,9 @@ def load_task(subject: Subject, device: torch.device) -> Task:
 
     Raises `BadSetting`, `ModelNotUsable`, and for packaged ones `AssetDamaged` and `AssetMissing`.
     """
-    name, kind = subject.model, TASKS.get(subject.task)
-    if kind is None and subject.task:
-        raise BadSetting(f"--task {subject.task}: use {' or '.join(TASKS)}.")
+    name, kind = subject.model, KINDS.get(subject.task)
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()  # what goes wrong is told here
     try:
         kind = kind or _kind_of(subject)
         _refuse_settings_of_others(kind, subject)
@@ -40,33 +42,41 @@ def load_task(subject: Subject, device: torch.device) -> Task:
             f"the tokenizer's files, a name on the hub, or {PACKAGED!r}."
         ) from error
     parts = [part.strip() for part in subject.layers.split(",") if part.strip()] or subject.layers.split()
+    refused, told = [], []
     try:
-        left_out = choose_layers(model, parts, without)
+        told.append(choose_layers(model, parts, without))
     except ValueError as error:
-        raise ModelNotUsable(f"--layers {subject.layers}: {error}") from error
+        refused.append(ModelNotUsable(f"--layers {subject.layers}: {error}"))
     longest = min(subject.max_tokens, tokenizer.model_max_length, positions(model))
     if longest < (least := (own := tokenizer.num_special_tokens_to_add()) + kind.least):
-        raise ModelNotUsable(f"--max-tokens {longest}: {own} are the tokenizer's own. Use {least} or more.")
+        short = f"--max-tokens {longest}: {own} are the tokenizer's own. Use {least} or more."
+        refused.append(ModelNotUsable(short))
+    refuse_all(refused)
+    if longest < subject.max_tokens != Subject.max_tokens:
+        told.append(f"Texts are cut at {longest} tokens: the model reads no more, whatever --max-tokens.")
     shaped, config = kind.shaped(model, tokenizer), configuration(model, subject)
-    return kind(subject, shaped, tokenizer, config, longest, left_out)
+    return kind(subject, shaped, tokenizer, config, longest, "\n".join(filter(None, told)))
 
 
 def _refuse_settings_of_others(kind: type[Task], subject: Subject) -> None:
-    """Raise `BadSetting` for one that only another kind of model knows."""
-    for name in (name for other in TASKS.values() if other is not kind for name in other.own_settings):
-        if getattr(subject, name) != getattr(Subject, name):
-            raise BadSetting(f"{option(name)} means nothing to a {kind.called}. Leave it out, or see --task.")
+    """Raise `BadSetting`, once for all of them, for one that only another kind of model knows."""
+    names = [name for other in KINDS.values() if other is not kind for name in other.own_settings]
+    given = [name for name in names if getattr(subject, name) != getattr(Subject, name)]
+    told = f"means nothing to a {kind.called}. Leave it out, or see --task."
+    refuse_all(BadSetting(f"{option(name)} {told}") for name in given)
 
 
 def _kind_of(subject: Subject) -> type[Task]:
     """The kind that the model's class is of. Raises `ModelNotUsable`."""
-    name = base_of(subject)
+    name, adapter = base_of(subject), adapter_config(subject) or {}
+    if adapter.get("task_type") in ADAPTED:
+        return ADAPTED[adapter["task_type"]]
     if name == PACKAGED:
-        return LanguageModel if adapter_config(subject) else Classifier
+        return LanguageModel if adapter else Classifier
     architectures = AutoConfig.from_pretrained(name, trust_remote_code=False).architectures or [
         "model of none"
     ]
-    for kind in TASKS.values():
+    for kind in KINDS.values():
         if architectures[0].endswith(kind.architectures):
             return kind
     raise ModelNotUsable(

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader
 
 from support.ekfac.storage import replacing
 from support.job.errors import BadSetting, StoreDamaged
-from support.job.examples import Examples, Sequences
+from support.job.examples import NOT, Examples, Sequences
 from support.job.store import Store, disk_full_is_told, in_blocks
 from support.job.work import Job
 from support.language import IGNORED, inputs_and_labels, one_token_each
@@ -183,14 +183,20 @@ def _tokens_of(job: Job, query: int, rows: pd.DataFrame) -> pd.DataFrame:
     device = job.engine.passes.device
     numbers = np.searchsorted(job.training.rows, rows["training_row"]).tolist()
     inputs, labels = job.queries.batch([query], device)
-    places = (labels[0, 1:] != IGNORED).nonzero()[:, 0] + 1
-    one_each = inputs_and_labels(one_token_each(inputs | {"labels": labels}))
-    scores = job.engine.score([one_each], [job.training.batch(numbers, device)])
-    scores = job.training.added_up(scores, numbers).T.numpy(force=True)
-    about = {
-        "query": query,
-        "training_row": rows["training_row"].repeat(len(places)).to_numpy(),
-        "token": np.tile(places.numpy(force=True), len(rows)),
-        "said": job.queries.said(query, places.tolist()) * len(rows),
-    }
-    return pd.DataFrame(about | {"score": scores.flatten()})
+    tables = []
+    for side, (_, ids, _, sign) in enumerate(job.queries.pieces([query])):  # its own, and a contrast's
+        own = {name: part[side : side + 1] for name, part in {**inputs, "labels": labels}.items()}
+        places = (own["labels"][0, 1:] != IGNORED).nonzero()[:, 0] + 1
+        one_each = inputs_and_labels(one_token_each(own))
+        scores = sign * job.engine.score([one_each], [job.training.batch(numbers, device)])
+        scores = job.training.added_up(scores, numbers).T.numpy(force=True)
+        said = job.queries.said(ids, places.tolist())
+        said[0] = f"{NOT if sign < 0 else ''}{said[0]}"
+        about = {
+            "query": query,
+            "training_row": rows["training_row"].repeat(len(places)).to_numpy(),
+            "token": np.tile(places.numpy(force=True), len(rows)),
+            "said": said * len(rows),
+        }
+        tables.append(pd.DataFrame(about | {"score": scores.flatten()}))
+    return pd.concat(tables)

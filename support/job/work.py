@@ -8,19 +8,14 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TypeVar
 
+import numpy as np
+
 from support.ekfac import EkfacInfluence
 from support.ekfac.memory import queries_at_a_time
+from support.job.errors import refuse_all
 from support.job.examples import Examples, chosen_rows
-from support.job.models import Task
-from support.job.settings import (
-    Damping,
-    Question,
-    Settings,
-    Subject,
-    as_regularization,
-    refuse_unless_equal,
-    settled,
-)
+from support.job.models import DOUBTS, Task
+from support.job.settings import Damping, Question, Subject, as_regularization, mismatch, refused, settled
 from support.job.sources import load_split, refuse_single_split
 from support.job.store import Store
 from support.job.tasks import load_task
@@ -45,13 +40,41 @@ class Job:
     given: Mapping[str, object]
     team: Team
 
-    subject = cached_property(lambda job: job._settled(Subject))
-    question = cached_property(lambda job: job._settled(Question))
-    damping = cached_property(lambda job: job._settled(Damping))
+    subject = cached_property(lambda job: job.settings[Subject][0])
+    question = cached_property(lambda job: job.settings[Question][0])
+    damping = cached_property(lambda job: job.settings[Damping][0])
 
-    def _settled(self, settings: type[Settings]) -> Settings:
-        stored = self.stored.get(settings.__name__.lower())
-        return self.team.on_first(lambda: settled(settings, self.given, stored))
+    @cached_property
+    def settings(self) -> dict[type, tuple]:
+        """Of each kind those that hold, and what is wrong with those that are given."""
+        kinds, stored = {Subject: "subject", Question: "question", Damping: "damping"}, self.stored
+        return self.team.on_first(
+            lambda: {kind: settled(kind, self.given, stored.get(name)) for kind, name in kinds.items()}
+        )
+
+    def check(self) -> None:
+        """Look at everything that can be set, and raise all that is refused at once, as an error of the
+        first one's kind. Without a model, of the data sets only whether they can be read is known."""
+        errors: list[Exception] = [*refused(self.given).values()]
+        errors += [error for _, wrong in self.settings.values() for error in wrong]
+
+        def holds(work: Callable[[], object]) -> bool:
+            before = len(errors)
+            try:
+                work()
+            except Exception as error:  # whatever it is, all processes go on to the end of this, and raise it
+                errors.append(error)
+            return len(errors) == before
+
+        subject, question, usable = self.subject, self.question, holds(lambda: self.task)
+        data = subject.dataset, subject.training_split
+        if holds(lambda: self.training if usable else load_split(*data)) and usable:
+            holds(lambda: self.fitted_on)
+        if "query_rows" in self.given:  # of a command that asks
+            asked = question.queries or subject.dataset, question.query_split
+            holds(lambda: self.queries if usable else load_split(*asked))
+        self.team.on_first(lambda: refuse_all(errors))
+        refuse_all(errors)  # of one that the first process did not meet
 
     @cached_property
     def stored(self) -> dict[str, object]:
@@ -72,7 +95,8 @@ class Job:
     def engine(self) -> EkfacInfluence:
         inverted = {"hessian_regularization": as_regularization(self.damping.regularization)}
         fitted = {"precision": self.subject.precision, "seed": self.subject.seed}
-        return EkfacInfluence(self.task.model, likelihood=self.task.likelihood, **inverted, **fitted)
+        likelihood = self.task.likelihood(samples=self.subject.fisher_samples)
+        return EkfacInfluence(self.task.model, likelihood=likelihood, **inverted, **fitted)
 
     @cached_property
     def training(self) -> Examples:
@@ -96,12 +120,23 @@ class Job:
     def _examples(
         self, name: str, split: str, option: str, rows: str, question: Question | None = None
     ) -> Examples:
-        task, subject = self.task, self.subject
+        found = self._first_alone(lambda: load_split(name, split))
+        task, seed, tokens = self.task, self.subject.seed, self.store.tokens
+        store = self.store if self.stored.get("queries") else None
+
+        def choose() -> np.ndarray:
+            if not question or rows.partition(":")[0] not in DOUBTS:
+                return chosen_rows(rows, len(found), seed, option)
+            kept = (range(store.facts()["queries"]["examples"]),) if store else ()
+            if kept and store.has("query_rows", kept):  # the model was asked about all before
+                return store.read("query_rows", kept)
+            return task.doubted(task.texts(found, name, True), rows, tokens)
+
+        numbers = self.team.on_first(choose)
 
         def load() -> Examples:
-            texts = task.texts(load_split(name, split), name, asked=question is not None)
-            numbers = chosen_rows(rows, len(texts), subject.seed, option)
-            return task.examples(texts, numbers, self.store.tokens, question)
+            texts = task.texts(found, name, asked=question is not None)
+            return task.examples(texts, numbers, tokens, question)
 
         return self._first_alone(load)
 
@@ -149,8 +184,7 @@ class Job:
                 self.store.keep_rows(name, examples.rows)
             return facts
 
-        for name, first in self.team.on_first(settle).items():
-            refuse_unless_equal(name, first, facts[name])
+        refuse_all(mismatch(self.team.on_first(settle), facts))
 
     def query_group(self) -> int:
         """As asked, or as many as there is room for beside the other processes of this machine."""
