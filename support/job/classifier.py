@@ -1,11 +1,12 @@
 """A classifier as a job takes it: texts with labels, a softmax over two classes or more."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from support.ekfac import Categorical
@@ -59,6 +60,21 @@ class Classifier(Task):
 
     def examples(self, texts: Dataset, rows: np.ndarray, folder: Path, question: Question | None) -> Examples:
         return tokenised(texts, rows, self.tokenizer, self.max_tokens, folder)
+
+    def probabilities(self, examples: Examples, numbers: Sequence[int], device: torch.device) -> Tensor:
+        """Of each class, `(examples, classes)`."""
+        return self.model(examples.batch(numbers, device)[0]).double().softmax(dim=1)
+
+    def said(self, examples: Examples, numbers: Sequence[int], device: torch.device) -> Mapping:
+        """The class that it has, and the one that the model finds likeliest, by name, and how likely both."""
+        found, names = self.probabilities(examples, numbers, device), self.model.model.config.id2label
+        labels, (largest, likeliest) = examples.described(numbers)["label"], found.max(dim=1)
+        return {
+            "class_name": [names[label] for label in labels],
+            "predicted": [names[number] for number in likeliest.tolist()],
+            "p_predicted": largest.tolist(),
+            "p_label": found[range(len(found)), labels].tolist(),
+        }
 
 
 def _refuse_other_losses(model: nn.Module, name: str) -> None:

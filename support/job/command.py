@@ -9,20 +9,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch.distributed import DistError
 
 from support.assets import AssetDamaged
 from support.ekfac.errors import EkfacError, LayerNotSupported, NothingAsked, OutputsNotSupported
 from support.job import fleet
+from support.job.described import own_columns
 from support.job.errors import BadSetting, JobError, ToldElsewhere
 from support.job.fit import fit
+from support.job.page import page
 from support.job.plan import planned
 from support.job.score import load_curvature, score, self_influences
 from support.job.settings import Damping, Question, Subject, add_options, refuse_below, refuse_unless_equal
 from support.job.store import Store
 from support.job.team import Team, assembled
-from support.job.top import by_token, page, strongest
+from support.job.tokens import by_token
+from support.job.top import by_column, strongest, with_descriptions
 from support.job.work import Job
 from support.text import visible
 
@@ -69,7 +73,9 @@ OPTIONS = (
     ("save-seconds", "run fit", float, 60.0, "between two savings of the fit on its way (60)"),
     ("count", "top", int, 10, "how many (10)"),
     ("relative", "top", bool, False, "scores over √self-influence; needs self"),
-    ("by-token", "top", bool, False, "what each adds to each token that a query asks about; takes passes"),
+    ("by-token", "top", bool, False, "what each token, of queries and training texts, adds; takes passes"),
+    ("keep", "top suspects", str, "", "your own columns that are to be shown, with commas between them"),
+    ("by", "top", str, "", "one of these that influence is to be added up by"),
     ("output", "top", Path, None, "folder for top.parquet and top.html (the store)"),
     ("shape", "fleet", str, "llama-3-8b", f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"),
     ("examples", "fleet", int, 1_000_000, "training examples (1,000,000)"),
@@ -178,21 +184,34 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     team.on_first(lambda: job.store.array("scores").shape)
     for name, examples in (("training", job.training), ("queries", job.queries)):
         refuse_unless_equal(name, job.stored.get(name), examples.about())
+    if chosen.by_token:
+        load_curvature(job)
     facts = {
         "model": job.subject.model,
-        "training examples": f"{len(job.training):,}",
+        "data set": job.subject.dataset,
+        "training examples": f"{len(job.training):,}, of split {job.subject.training_split}",
+        "queries": f"{len(job.queries):,}, of {job.question.queries or f'split {job.question.query_split}'}",
         "regularization": job.damping.regularization,
         "scores": "divided by √self-influence" if chosen.relative else "plain",
     }
-    if chosen.by_token:
-        load_curvature(job)
     if team.rank:  # from here on nothing may be asked of the team
         return
-    found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
+    kinds = {"relative": True, "plain": False} if chosen.relative else {"plain": False}
+    if not chosen.relative and job.store.progress()["self"] == "done":
+        kinds["relative"] = True
+    about = job.store, job.training, job.queries, chosen.count
+    lists = {name: strongest(*about, relative) for name, relative in kinds.items()}
+    lists = with_descriptions(job, lists, chosen.keep.split(",") if chosen.keep else [])
+    name = next(iter(lists))
+    if chosen.by:
+        values = own_columns(job, job.training, [chosen.by])[chosen.by]
+        found = by_column(job.store, chosen.by, values, chosen.relative)
+        lists[name] = replace(lists[name], by_column=found)
     if chosen.by_token:
-        found = replace(found, by_token=by_token(job, found))
-    output = chosen.output or job.store.folder
-    found.write(output, page(found, job.queries, getattr(job.task, "class_names", {}), facts))
+        pairs = pd.concat([one.by_query[["query", "training_row"]] for one in lists.values()])
+        lists[name] = replace(lists[name], by_token=by_token(job, pairs.drop_duplicates()))
+    found, output = lists[name], chosen.output or job.store.folder
+    found.write(output, page(lists, facts))
     yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"
 
 

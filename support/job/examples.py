@@ -61,6 +61,10 @@ class Examples:
         """What is known of these examples as they come in a batch, in the last dimension; of each example."""
         return values
 
+    def of_tokens(self, values: np.ndarray, numbers: Sequence[int]) -> list[np.ndarray]:
+        """What is known of each position of these examples as they come in a batch; of each one's tokens."""
+        return [own[:length] for own, length in zip(values, self.lengths[list(numbers)], strict=True)]
+
     def described(self, numbers: Sequence[int]) -> Mapping:
         """What a reader is shown of examples, by column."""
         chosen = self.texts.select(numbers)
@@ -99,29 +103,36 @@ class Sequences(Examples):
         """Examples by number, piece after piece: a mapping of `input_ids` and `attention_mask`, and labels,
         −100 where nothing is asked; each `(pieces, tokens)`."""
         sequences = []
-        for _, ids, asked in self.pieces(numbers):
+        for *_, ids, asked in self.pieces(numbers):
             ids = torch.tensor(ids)[None]
             labels = ids.where(torch.tensor(asked)[None], IGNORED)
             sequences.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
         inputs = {name: part.to(device) for name, part in padded(sequences).items()}
         return inputs, inputs.pop("labels")
 
-    def pieces(self, numbers: Sequence[int]) -> list[tuple[int, list[int], list[bool]]]:
+    def pieces(self, numbers: Sequence[int]) -> list[tuple[int, int, list[int], list[bool]]]:
         """Of these examples, the pieces that ask about something, one at least: its place among the numbers,
-        its tokens, and which are asked."""
+        where it begins, its tokens, and which are asked."""
         found = []
         rows = self.tokens[list(numbers)]
         for place, (ids, asked) in enumerate(zip(rows["input_ids"], rows["asked"], strict=True)):
             starts = range(0, max(1, len(ids) - 1), self.max_tokens - 1)
             parts = [slice(start, start + self.max_tokens) for start in starts]
             parts = [part for part in parts if any(asked[part][1:])] or parts[:1]
-            found += [(place, ids[part], asked[part]) for part in parts]
+            found += [(place, part.start, ids[part], asked[part]) for part in parts]
         return found
 
     def added_up(self, values: Tensor, numbers: Sequence[int]) -> Tensor:
         """What is known of each piece of these examples, in the last dimension: the sum for each example."""
         owners = torch.tensor([place for place, *_ in self.pieces(numbers)], device=values.device)
         return values.new_zeros(*values.shape[:-1], len(numbers)).index_add_(-1, owners, values)
+
+    def of_tokens(self, values: np.ndarray, numbers: Sequence[int]) -> list[np.ndarray]:
+        """As of others; where two pieces share a token, the sum."""
+        found = [np.zeros(length, values.dtype) for length in self.lengths[list(numbers)]]
+        for own, (place, start, ids, _) in zip(values, self.pieces(numbers), strict=True):
+            found[place][start : start + len(ids)] += own[: len(ids)]
+        return found
 
     def described(self, numbers: Sequence[int]) -> Mapping:
         """The `prompt`, up to the first token that is asked, and the `text` from there, as they were read."""
@@ -132,12 +143,6 @@ class Sequences(Examples):
             prompts.append(self.tokenizer.decode(ids[:first], skip_special_tokens=True))
             texts.append(self.tokenizer.decode(ids[first:], skip_special_tokens=True))
         return {"prompt": prompts, "text": texts}
-
-    def said(self, number: int, places: Sequence[int]) -> list[str]:
-        """Tokens of an example as text, each as it reads after those before it."""
-        ids = self.tokens[number]["input_ids"]
-        read = [self.tokenizer.decode(ids[:end]) for end in range(len(ids) + 1)]
-        return [read[place + 1][len(read[place]) :] for place in places]
 
 
 Encode = Callable[[Mapping, list[int]], dict[str, list]]

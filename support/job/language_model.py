@@ -6,7 +6,7 @@ the assistant says in a conversation. A query that is a prompt alone is complete
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from support.job.examples import Examples, Sequences, kept_tokens, rules_of
 from support.job.models import Task, adapted, adapter_config, base_of, from_folder_or_hub
 from support.job.settings import PACKAGED, Question, Subject
 from support.job.sources import with_columns
-from support.language import FEED_FORWARD, load_language_model
+from support.language import FEED_FORWARD, IGNORED, load_language_model
 
 Part = tuple[str, bool]
 """A piece of text, and whether its tokens are targets."""
@@ -114,6 +114,15 @@ class LanguageModel(Task):
         if may_complete:
             digest = hashlib.sha256(f"{digest} {tokens['input_ids'][:]}".encode()).hexdigest()
         return Sequences(rows, chosen, tokens, digest, 0, self.max_tokens, self.tokenizer)
+
+    def said(self, examples: Sequences, numbers: Sequence[int], device: torch.device) -> Mapping:
+        """The mean loss of what is asked, in nats a token; NaN where nothing is."""
+        inputs, labels = examples.batch(numbers, device)
+        logits = self.model(**inputs).logits[:, :-1].transpose(1, 2)
+        losses = nn.functional.cross_entropy(logits, labels[:, 1:], reduction="none", ignore_index=IGNORED)
+        both = losses.sum(dim=1), (labels[:, 1:] != IGNORED).sum(dim=1)
+        total, asked = (examples.added_up(one.double(), numbers) for one in both)
+        return {"nats": (total / asked).tolist()}
 
     def encoded(self, row: Mapping, new_tokens: int, pieces: bool) -> tuple[list[int], list[bool]]:
         """As `examples` keeps them. Raises `ValueError`, in words that follow the row's number."""

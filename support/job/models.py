@@ -31,7 +31,7 @@ class Task:
     `model` in the engine's shape, its tokenizer, its configuration as far as it decides what the model
     computes, how many tokens of a text it gets, and which layers are left out because the engine can't
     cover them, in a line to be told. Each kind has a `likelihood`, brings its models (`load`), and says what
-    it reads of a data set (`texts`) and which tokens that is (`examples`).
+    it reads of a data set (`texts`), which tokens that is (`examples`), and what it says of some (`said`).
     """
 
     subject: Subject
