@@ -1,4 +1,4 @@
-"""The command line of a job: `plan`, `run`, `fit`, `score`, `self`, `top`, `show`, `fleet`."""
+"""The command line of a job: `plan`, `run`, `fit`, `score`, `self`, `top`, `suspects`, `show`, `fleet`."""
 
 import argparse
 import os
@@ -24,9 +24,10 @@ from support.job.plan import planned
 from support.job.score import load_curvature, score, self_influences
 from support.job.settings import Damping, Question, Subject, add_options, refuse_below, refuse_unless_equal
 from support.job.store import Store
+from support.job.suspects import suspects
 from support.job.team import Team, assembled
 from support.job.tokens import by_token
-from support.job.top import by_column, strongest, with_descriptions
+from support.job.top import by_column, has_all, strongest, with_descriptions
 from support.job.work import Job
 from support.text import visible
 
@@ -38,6 +39,7 @@ Which training examples made the model say that? Steps, each a command, each kep
   python -m support.job score --store results --query-rows 50     influence of all on 50 queries
   python -m support.job self  --store results                     of each training example on itself
   python -m support.job top   --store results                     table, parquet and a page to read
+  python -m support.job suspects --store results                  labels that look wrong, as csv
   python -m support.job show  --store results                     what the store knows, how far it is
 
   python -m support.job run   --store results --query-rows 50     fit, score and self in one go
@@ -69,14 +71,15 @@ CURES = {
 
 OPTIONS = (
     ("query-block", "plan run score", int, None, "queries at a time (as many as fit)"),
-    ("tell-seconds", "run fit score self", float, 60.0, "between two lines of a log (60)"),
+    ("tell-seconds", "run fit score self suspects", float, 60.0, "between two lines of a log (60)"),
     ("save-seconds", "run fit", float, 60.0, "between two savings of the fit on its way (60)"),
     ("count", "top", int, 10, "how many (10)"),
+    ("count", "suspects", int, 100, "how many (100)"),
     ("relative", "top", bool, False, "scores over √self-influence; needs self"),
     ("by-token", "top", bool, False, "what each token, of queries and training texts, adds; takes passes"),
     ("keep", "top suspects", str, "", "your own columns that are to be shown, with commas between them"),
     ("by", "top", str, "", "one of these that influence is to be added up by"),
-    ("output", "top", Path, None, "folder for top.parquet and top.html (the store)"),
+    ("output", "top suspects", Path, None, "folder for what is written (the store)"),
     ("shape", "fleet", str, "llama-3-8b", f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"),
     ("examples", "fleet", int, 1_000_000, "training examples (1,000,000)"),
     ("tokens", "fleet", int, 512, "tokens of each (512)"),
@@ -141,6 +144,7 @@ def parser() -> ArgumentParser:
         ("score", _steps(score), "influence of all training examples", everything),
         ("self", _steps(self_influences), "influence of each one on itself", everything[::2]),
         ("top", _top, "the strongest training examples, to read", ()),
+        ("suspects", _steps(suspects), "training examples whose labels look wrong, as csv", (Subject,)),
         ("show", _show, "what a store knows, and how far it is", ()),
         ("fleet", _fleet, "what a job would cost on machines that you don't have", ()),
     ):
@@ -197,14 +201,15 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     if team.rank:  # from here on nothing may be asked of the team
         return
     kinds = {"relative": True, "plain": False} if chosen.relative else {"plain": False}
-    if not chosen.relative and job.store.progress()["self"] == "done":
-        kinds["relative"] = True
+    if has_all(job.store, "self_influences"):
+        kinds.setdefault("relative", True)
     about = job.store, job.training, job.queries, chosen.count
     lists = {name: strongest(*about, relative) for name, relative in kinds.items()}
     lists = with_descriptions(job, lists, chosen.keep.split(",") if chosen.keep else [])
     name = next(iter(lists))
     if chosen.by:
-        values = own_columns(job, job.training, [chosen.by])[chosen.by]
+        subject, rows = job.subject, job.training.rows
+        values = own_columns(subject.dataset, subject.training_split, rows, [chosen.by])[chosen.by]
         found = by_column(job.store, chosen.by, values, chosen.relative)
         lists[name] = replace(lists[name], by_column=found)
     if chosen.by_token:

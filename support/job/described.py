@@ -19,9 +19,12 @@ TOGETHER = 16
 def described(job: Job, examples: Examples, rows: Sequence[int], columns: Sequence[str]) -> pd.DataFrame:
     """Of the examples with these row numbers, which are the index: what `Task.said` tells, and these columns
     of their own. Queries may lack some. Raises `DatasetNotUsable` for a column that isn't there."""
-    numbers = np.searchsorted(examples.rows, rows)
-    said = said_of(job, examples, numbers).set_index(pd.Index(rows))
-    return pd.concat([said, own_columns(job, examples, columns).loc[rows]], axis=1)
+    said = said_of(job, examples, np.searchsorted(examples.rows, rows)).set_index(pd.Index(rows))
+    name, split = job.subject.dataset, job.subject.training_split
+    if examples is job.queries:
+        name, split = job.question.queries or name, job.question.query_split
+        columns = [one for one in columns if one in load_split(name, split).column_names]
+    return said.join(own_columns(name, split, examples.rows, columns))
 
 
 @torch.no_grad()
@@ -33,18 +36,13 @@ def said_of(job: Job, examples: Examples, numbers: np.ndarray) -> pd.DataFrame:
     return pd.concat(said).set_index(order).sort_index()
 
 
-def own_columns(job: Job, examples: Examples, columns: Sequence[str]) -> pd.DataFrame:
-    """The reader's own columns, as text, by row number. Raises `DatasetNotUsable`."""
-    asked, question = examples is job.queries, job.question
-    name = (asked and question.queries) or job.subject.dataset
-    found = load_split(name, question.query_split if asked else job.subject.training_split)
-    wanted = [column for column in columns if not asked or column in found.column_names]
-    if not wanted:
-        return pd.DataFrame(index=examples.rows)
-    chosen = with_columns(found, {one: one for one in wanted}, name, "See --keep and --by").select(
-        examples.rows
-    )
-    return pd.DataFrame({column: _as_text(chosen, column) for column in wanted}, index=examples.rows)
+def own_columns(name: str, split: str, rows: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
+    """A reader's own columns of a split, as text, by row number. Raises `DatasetNotUsable`."""
+    if not columns:
+        return pd.DataFrame(index=rows)
+    found = load_split(name, split)
+    chosen = with_columns(found, {one: one for one in columns}, name, "See --keep and --by").select(rows)
+    return pd.DataFrame({column: _as_text(chosen, column) for column in columns}, index=rows)
 
 
 def _as_text(found: Dataset, column: str) -> list[str]:

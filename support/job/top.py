@@ -9,7 +9,7 @@ import pandas as pd
 
 from support.ekfac.storage import replacing
 from support.job.described import described
-from support.job.errors import BadSetting, StoreDamaged
+from support.job.errors import BadSetting, StepMissing, StoreDamaged
 from support.job.examples import Examples
 from support.job.store import Store, disk_full_is_told, in_blocks
 from support.job.work import Job
@@ -110,13 +110,13 @@ def strongest(store: Store, training: Examples, queries: Examples, count: int, r
         raise StoreDamaged(f"{told}. Run: score")
     totals = np.zeros(len(queries))
     best = {effect: (np.zeros((len(queries), 0)), np.zeros((len(queries), 0), int)) for effect in EFFECTS}
-    for block, scores in _columns(store, relative):
+    for block, scores in columns_of(store, relative):
         totals += np.abs(scores).sum(axis=1)
         for effect, sign in EFFECTS.items():
             best[effect] = _largest(best[effect], sign * scores, block, count)
     totals = np.where(totals > 0, totals, 1)
     shares, helps = np.zeros(len(training)), np.zeros(len(training), int)
-    for block, scores in _columns(store, relative):
+    for block, scores in columns_of(store, relative):
         shares[block] = (np.abs(scores) / totals[:, None]).mean(axis=0)
         helps[block] = (scores > 0).sum(axis=0)
     tables: list[pd.DataFrame] = []
@@ -143,7 +143,15 @@ def _largest(
     return np.take_along_axis(values, order, axis=1), np.take_along_axis(numbers, order, axis=1)
 
 
-def _columns(store: Store, relative: bool) -> Iterator[tuple[range, np.ndarray]]:
+def has_all(store: Store, name: str) -> bool:
+    """Whether all of an array is there."""
+    try:
+        return store.has(name, tuple(map(range, store.array(name).shape)))
+    except StepMissing:
+        return False
+
+
+def columns_of(store: Store, relative: bool) -> Iterator[tuple[range, np.ndarray]]:
     """Each block of training examples with all its scores, `(queries, block)`."""
     array = store.array("scores")
     for block in in_blocks(array.shape[1], array.chunks[1]):
@@ -187,7 +195,7 @@ def by_column(store: Store, name: str, values: Sequence[str], relative: bool = F
     those that harm; their sum; and how many `times` more that is than if all examples were alike."""
     codes, names = pd.factorize(np.asarray(values, dtype=object))
     sums = np.zeros((len(EFFECTS), len(names), store.array("scores").shape[0]))
-    for block, scores in _columns(store, relative):
+    for block, scores in columns_of(store, relative):
         for number, sign in enumerate(EFFECTS.values()):
             np.add.at(sums[number], codes[block], np.maximum(sign * scores, 0).T)
     total, examples = sums.sum(axis=(0, 1)), np.bincount(codes)
