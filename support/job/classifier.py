@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from support.ekfac import Categorical
@@ -61,16 +61,13 @@ class Classifier(Task):
     def examples(self, texts: Dataset, rows: np.ndarray, folder: Path, question: Question | None) -> Examples:
         return tokenised(texts, rows, self.tokenizer, self.max_tokens, folder)
 
-    def probabilities(self, examples: Examples, numbers: Sequence[int], device: torch.device) -> Tensor:
-        """Of each class, `(examples, classes)`."""
-        return self.model(examples.batch(numbers, device)[0]).double().softmax(dim=1)
-
     def said(self, examples: Examples, numbers: Sequence[int], device: torch.device) -> Mapping:
         """The class that it has, and the one that the model finds likeliest, by name, and how likely both."""
-        found, names = self.probabilities(examples, numbers, device), self.model.model.config.id2label
-        labels, (largest, likeliest) = examples.described(numbers)["label"], found.max(dim=1)
+        inputs, labels = examples.batch(numbers, device)
+        found, names = self.model(inputs).double().softmax(dim=1), self.model.model.config.id2label
+        largest, likeliest = found.max(dim=1)
         return {
-            "class_name": [names[label] for label in labels],
+            "class_name": [names[label] for label in labels.tolist()],
             "predicted": [names[number] for number in likeliest.tolist()],
             "p_predicted": largest.tolist(),
             "p_label": found[range(len(found)), labels].tolist(),

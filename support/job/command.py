@@ -6,6 +6,7 @@ import sys
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,7 @@ from torch.distributed import DistError
 from support.assets import AssetDamaged
 from support.ekfac.errors import EkfacError, LayerNotSupported, NothingAsked, OutputsNotSupported
 from support.job import fleet
-from support.job.described import own_columns
-from support.job.errors import BadSetting, JobError, ToldElsewhere
+from support.job.errors import BadSetting, JobError, StepMissing, ToldElsewhere
 from support.job.fit import fit
 from support.job.page import page
 from support.job.plan import planned
@@ -27,7 +27,7 @@ from support.job.store import Store
 from support.job.suspects import suspects
 from support.job.team import Team, assembled
 from support.job.tokens import by_token
-from support.job.top import by_column, has_all, strongest, with_descriptions
+from support.job.top import by_column, own_columns, strongest, with_descriptions
 from support.job.work import Job
 from support.text import visible
 
@@ -200,23 +200,23 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     }
     if team.rank:  # from here on nothing may be asked of the team
         return
-    kinds = {"relative": True, "plain": False} if chosen.relative else {"plain": False}
-    if has_all(job.store, "self_influences"):
-        kinds.setdefault("relative", True)
+    keep = chosen.keep.split(",") if chosen.keep else []
     about = job.store, job.training, job.queries, chosen.count
-    lists = {name: strongest(*about, relative) for name, relative in kinds.items()}
-    lists = with_descriptions(job, lists, chosen.keep.split(",") if chosen.keep else [])
-    name = next(iter(lists))
+    asked, other = ("relative", "plain") if chosen.relative else ("plain", "relative")
+    lists = {asked: strongest(*about, chosen.relative)}
+    with suppress(StepMissing):  # of self-influences that nobody asked for
+        lists[other] = strongest(*about, not chosen.relative)
+    lists = with_descriptions(job, lists, keep)
     if chosen.by:
         subject, rows = job.subject, job.training.rows
         values = own_columns(subject.dataset, subject.training_split, rows, [chosen.by])[chosen.by]
-        found = by_column(job.store, chosen.by, values, chosen.relative)
-        lists[name] = replace(lists[name], by_column=found)
+        found = by_column(lists[asked].shares, chosen.by, values.to_numpy())
+        lists[asked] = replace(lists[asked], by_column=found)
     if chosen.by_token:
         pairs = pd.concat([one.by_query[["query", "training_row"]] for one in lists.values()])
-        lists[name] = replace(lists[name], by_token=by_token(job, pairs.drop_duplicates()))
-    found, output = lists[name], chosen.output or job.store.folder
-    found.write(output, page(lists, facts))
+        lists[asked] = replace(lists[asked], by_token=by_token(job, pairs.drop_duplicates()))
+    found, output = lists[asked], chosen.output or job.store.folder
+    found.write(output, page(lists, keep, facts))
     yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"
 
 

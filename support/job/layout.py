@@ -26,7 +26,6 @@ ARRAYS = {
     "scores": (("query", "training"), SCORED, "Run: score"),
     "layer_scores": (("layer", "query", "training"), SCORED, "Only a first score --by-layer keeps them"),
     "self_influences": (("training",), OWN, "Run: self"),
-    "probabilities": (("class", "training"), ("model", "config", "training"), "Run: suspects"),
     "training_rows": (("training",), ("training",), "Run: fit"),
     "query_rows": (("query",), ("queries",), "Run: score"),
 }

@@ -1,19 +1,24 @@
 """Which training examples matter most, as tables. Scores are read a column of chunks at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from datasets import ClassLabel
+from tqdm.auto import tqdm
 
 from support.ekfac.storage import replacing
-from support.job.described import described
-from support.job.errors import BadSetting, StepMissing, StoreDamaged
+from support.job.errors import BadSetting, StoreDamaged
 from support.job.examples import Examples
+from support.job.sources import load_split, with_columns
 from support.job.store import Store, disk_full_is_told, in_blocks
 from support.job.work import Job
 
+TOGETHER = 16
+"""Examples of about one length that the model is shown at a time."""
 EFFECTS = {"helps": 1, "harms": -1}
 SAID = ("class_name", "predicted", "p_predicted", "p_label", "nats")
 """Columns of what the model says of an example."""
@@ -32,13 +37,15 @@ class Top:
 
     `by_query`: `count` helping and as many harming ones for each query; `share` is the size of the score
     over the sum of the sizes of all scores of that query. `overall`: the `count` with the largest mean
-    share over all queries; `helps` says how many of them. `queries`: these, a row each. If wanted,
-    `by_column`: influence by the values of a column, `by_token`: what each adds to each token.
+    share over all queries; `helps` says how many of them. `queries`: these, a row each. `shares`: the mean
+    of each training example's shares in queries that it helps, and in those that it harms, over all queries.
+    If wanted, `by_column`: influence by the values of a column, `by_token`: what each adds to each token.
     """
 
     by_query: pd.DataFrame
     overall: pd.DataFrame
     queries: pd.DataFrame
+    shares: pd.DataFrame
     by_column: pd.DataFrame | None = None
     by_token: pd.DataFrame | None = None
 
@@ -115,10 +122,12 @@ def strongest(store: Store, training: Examples, queries: Examples, count: int, r
         for effect, sign in EFFECTS.items():
             best[effect] = _largest(best[effect], sign * scores, block, count)
     totals = np.where(totals > 0, totals, 1)
-    shares, helps = np.zeros(len(training)), np.zeros(len(training), int)
+    parts, helps = {effect: np.zeros(len(training)) for effect in EFFECTS}, np.zeros(len(training), int)
     for block, scores in columns_of(store, relative):
-        shares[block] = (np.abs(scores) / totals[:, None]).mean(axis=0)
+        for effect, sign in EFFECTS.items():
+            parts[effect][block] = (np.maximum(sign * scores, 0) / totals[:, None]).mean(axis=0)
         helps[block] = (scores > 0).sum(axis=0)
+    shares = parts["helps"] + parts["harms"]
     tables: list[pd.DataFrame] = []
     for query, row in enumerate(queries.rows):
         for effect, (sizes, numbers) in best.items():
@@ -130,7 +139,7 @@ def strongest(store: Store, training: Examples, queries: Examples, count: int, r
     numbers = numbers[shares[numbers] > 0]
     overall = _table(training, numbers, {}, {"share": shares[numbers], "helps": helps[numbers]})
     asked = pd.DataFrame({"query_row": queries.rows, **queries.described(range(len(queries)))})
-    return Top(pd.concat(tables, ignore_index=True), overall, asked)
+    return Top(pd.concat(tables, ignore_index=True), overall, asked, pd.DataFrame(parts).add_suffix(" share"))
 
 
 def _largest(
@@ -141,14 +150,6 @@ def _largest(
     numbers = np.concatenate([before[1], np.tile(columns, (len(values), 1))], axis=1)
     order = np.argsort(-values, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(values, order, axis=1), np.take_along_axis(numbers, order, axis=1)
-
-
-def has_all(store: Store, name: str) -> bool:
-    """Whether all of an array is there."""
-    try:
-        return store.has(name, tuple(map(range, store.array(name).shape)))
-    except StepMissing:
-        return False
 
 
 def columns_of(store: Store, relative: bool) -> Iterator[tuple[range, np.ndarray]]:
@@ -170,38 +171,65 @@ def _table(training: Examples, numbers: np.ndarray, about: Mapping, scored: Mapp
 def with_descriptions(job: Job, found: Mapping[str, Top], columns: Sequence[str]) -> dict[str, Top]:
     """The same, with what the model says of each example, and these columns of the reader's own. Raises
     `BadSetting` for one whose name the tables have already, and `DatasetNotUsable`."""
+    tables = [table for one in found.values() for table in (one.by_query, one.overall)]
     for column in columns:
-        if any(column in table for one in found.values() for table in (one.by_query, one.overall)):
+        if any(column in table for table in tables):
             told = "the tables have a column of this name already"
             raise BadSetting(f"--keep {column}: {told}. Leave it out, or rename yours.")
-    named = [table["training_row"] for one in found.values() for table in (one.by_query, one.overall)]
-    rows = pd.concat(named).unique()
+    rows = pd.concat([table["training_row"] for table in tables]).unique()
     training = described(job, job.training, rows, columns)
     queries = described(job, job.queries, job.queries.rows, columns)
     return {
-        name: replace(
-            one,
-            by_query=one.by_query.join(training, on="training_row"),
-            overall=one.overall.join(training, on="training_row"),
-            queries=one.queries.join(queries, on="query_row"),
+        name: Top(
+            one.by_query.join(training, on="training_row"),
+            one.overall.join(training, on="training_row"),
+            one.queries.join(queries, on="query_row"),
+            one.shares,
         )
         for name, one in found.items()
     }
 
 
-def by_column(store: Store, name: str, values: Sequence[str], relative: bool = False) -> pd.DataFrame:
-    """Influence by the values that a column has in the training examples, the loudest value first: how many
-    `examples` have it; the shares of the influence on a query, a mean over queries, of those that help and
-    those that harm; their sum; and how many `times` more that is than if all examples were alike."""
-    codes, names = pd.factorize(np.asarray(values, dtype=object))
-    sums = np.zeros((len(EFFECTS), len(names), store.array("scores").shape[0]))
-    for block, scores in columns_of(store, relative):
-        for number, sign in enumerate(EFFECTS.values()):
-            np.add.at(sums[number], codes[block], np.maximum(sign * scores, 0).T)
-    total, examples = sums.sum(axis=(0, 1)), np.bincount(codes)
-    helps, harms = (sums / np.where(total > 0, total, 1)).mean(axis=2)
-    share = helps + harms
-    shares = {"helps share": helps, "harms share": harms, "share": share}
-    about = {"column": name, "value": names, "examples": examples}
-    found = pd.DataFrame(about | shares | {"times": share * len(values) / examples})
-    return found.sort_values("share", ascending=False, kind="stable", ignore_index=True)
+def described(job: Job, examples: Examples, rows: Sequence[int], columns: Sequence[str]) -> pd.DataFrame:
+    """Of the examples with these row numbers, which are the index: what `Task.said` tells, and these columns
+    of their own. Queries may lack some. Raises `DatasetNotUsable` for a column that isn't there."""
+    name, split = job.subject.dataset, job.subject.training_split
+    if examples is job.queries:
+        name, split = job.question.queries or name, job.question.query_split
+        columns = [one for one in columns if one in load_split(name, split).column_names]
+    said = said_of(job, examples, np.searchsorted(examples.rows, rows)).set_index(pd.Index(rows))
+    return said.join(own_columns(name, split, examples.rows, columns))
+
+
+@torch.no_grad()
+def said_of(job: Job, examples: Examples, numbers: np.ndarray) -> pd.DataFrame:
+    """What the model says of these examples, in their order."""
+    order = np.argsort(examples.lengths[numbers], kind="stable")
+    blocks = tqdm(in_blocks(len(order), TOGETHER), "predictions", unit="block", disable=None, leave=False)
+    parts = (numbers[order[block.start : block.stop]].tolist() for block in blocks)
+    said = [pd.DataFrame(job.task.said(examples, part, job.engine.passes.device)) for part in parts]
+    return pd.concat(said).set_index(order).sort_index()
+
+
+def own_columns(name: str, split: str, rows: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
+    """A reader's own columns of a split, as text, by row number. Raises `DatasetNotUsable`."""
+    table = pd.DataFrame(index=rows)
+    if columns:
+        found = with_columns(load_split(name, split), {one: one for one in columns}, name, "See --keep, --by")
+    for column in columns:
+        values, kind = found.select(rows)[column][:], found.features[column]
+        names = kind.names if isinstance(kind, ClassLabel) else []
+        values = [names[one] if names and one is not None and one >= 0 else one for one in values]
+        table[column] = ["" if one is None else str(one) for one in values]
+    return table
+
+
+def by_column(shares: pd.DataFrame, name: str, values: Sequence[str]) -> pd.DataFrame:
+    """`Top.shares` added up by the values that a column has in the training examples, the loudest first: how
+    many `examples` have one, what of them helps and harms, both together as `share`, and how many `times`
+    more that is than if all examples were alike."""
+    table = shares.assign(value=values, examples=1).groupby("value", sort=False).sum().reset_index()
+    table["share"] = table["helps share"] + table["harms share"]
+    table["times"] = table["share"] / table["examples"] * len(shares)
+    table.insert(0, "column", name)
+    return table.sort_values("share", ascending=False, kind="stable", ignore_index=True)
