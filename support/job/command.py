@@ -196,7 +196,6 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
         "training examples": f"{len(job.training):,}, of split {job.subject.training_split}",
         "queries": f"{len(job.queries):,}, of {job.question.queries or f'split {job.question.query_split}'}",
         "regularization": job.damping.regularization,
-        "scores": "divided by √self-influence" if chosen.relative else "plain",
     }
     if team.rank:  # from here on nothing may be asked of the team
         return
@@ -206,11 +205,12 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     lists = {asked: strongest(*about, chosen.relative)}
     with suppress(StepMissing):  # of self-influences that nobody asked for
         lists[other] = strongest(*about, not chosen.relative)
+    facts["scores"] = " and ".join(lists)
     lists = with_descriptions(job, lists, keep)
     if chosen.by:
         subject, rows = job.subject, job.training.rows
         values = own_columns(subject.dataset, subject.training_split, rows, [chosen.by])[chosen.by]
-        found = by_column(lists[asked].shares, chosen.by, values.to_numpy())
+        found = by_column(lists[asked].shares, chosen.by, values.tolist())
         lists[asked] = replace(lists[asked], by_column=found)
     if chosen.by_token:
         pairs = pd.concat([one.by_query[["query", "training_row"]] for one in lists.values()])

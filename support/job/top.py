@@ -190,7 +190,7 @@ def with_descriptions(job: Job, found: Mapping[str, Top], columns: Sequence[str]
     }
 
 
-def described(job: Job, examples: Examples, rows: Sequence[int], columns: Sequence[str]) -> pd.DataFrame:
+def described(job: Job, examples: Examples, rows: np.ndarray, columns: Sequence[str]) -> pd.DataFrame:
     """Of the examples with these row numbers, which are the index: what `Task.said` tells, and these columns
     of their own. Queries may lack some. Raises `DatasetNotUsable` for a column that isn't there."""
     name, split = job.subject.dataset, job.subject.training_split
