@@ -30,7 +30,7 @@ def read(path):
     return pd.read_csv(path, encoding="utf-8-sig")
 
 
-def ranks(values):
+def ranked(values):
     """1 for the largest."""
     return np.argsort(np.argsort(-np.asarray(values), kind="stable"), kind="stable") + 1
 
@@ -41,12 +41,14 @@ def test_suspects_come_in_the_order_of_their_combined_ranks(inputs, said, tmp_pa
     found, store = read(tmp_path / "suspects.csv").set_index("row"), Store(tmp_path)
     by_row = found.sort_index()
     assert by_row.index.tolist() == list(range(TRAINING))
-    assert by_row["rank_loss"].tolist() == ranks(1 - by_row["p_label"]).tolist()
-    assert by_row["rank_self_influence"].tolist() == ranks(store.array("self_influences")[:]).tolist()
-    assert by_row["rank_harm"].tolist() == ranks(-store.array("scores")[:].sum(axis=0)).tolist()
+    assert by_row["rank_loss"].tolist() == ranked(1 - by_row["p_label"]).tolist()
+    assert by_row["rank_self_influence"].tolist() == ranked(store.array("self_influences")[:]).tolist()
+    assert by_row["rank_harm"].tolist() == ranked(-store.array("scores")[:].sum(axis=0)).tolist()
     names = ["rank_loss", "rank_self_influence", "rank_harm"]
     assert (1 / (BEFORE + found[names])).sum(axis=1).is_monotonic_decreasing
-    assert f"{TRAINING} of {TRAINING} training examples, by loss, self_influence, harm." in told
+    assert (
+        f"{TRAINING} of {TRAINING} training examples, by rank_loss, rank_self_influence, rank_harm." in told
+    )
     agreed = (found["label"] == found["suggested"]).mean()
     assert f"The model agrees with {agreed:.1%} of its training labels and " in told
     assert f" of the labels of {QUERIES} queries. As long as a model has not learned" in told
@@ -61,7 +63,10 @@ def test_before_anything_is_fitted_loss_alone_ranks_and_the_model_s_own_doubts_a
     found = read(tmp_path / "suspects.csv")
     assert list(found) == ["row", "text", "label", "p_label", "suggested", "p_suggested", "rank_loss"]
     assert found["rank_loss"].tolist() == [1, 2, 3, 4, 5]
-    assert f"5 of {TRAINING} training examples, by loss. About {(1 - found['p_label']).sum():.0f} of" in told
+    assert (
+        f"5 of {TRAINING} training examples, by rank_loss. About {(1 - found['p_label']).sum():.0f} of"
+        in told
+    )
 
 
 def test_a_spreadsheet_computes_nothing_that_a_stranger_wrote(inputs, said, tmp_path):

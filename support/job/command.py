@@ -27,7 +27,7 @@ from support.job.store import Store
 from support.job.suspects import suspects
 from support.job.team import Team, assembled
 from support.job.tokens import by_token
-from support.job.top import by_column, own_columns, strongest, with_descriptions
+from support.job.top import by_column, names, own_columns, strongest, with_descriptions
 from support.job.work import Job
 from support.text import visible
 
@@ -71,7 +71,7 @@ CURES = {
 
 OPTIONS = (
     ("query-block", "plan run score", int, None, "queries at a time (as many as fit)"),
-    ("tell-seconds", "run fit score self suspects", float, 60.0, "between two lines of a log (60)"),
+    ("tell-seconds", "run fit score self", float, 60.0, "between two lines of a log (60)"),
     ("save-seconds", "run fit", float, 60.0, "between two savings of the fit on its way (60)"),
     ("count", "top", int, 10, "how many (10)"),
     ("count", "suspects", int, 100, "how many (100)"),
@@ -199,8 +199,7 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     }
     if team.rank:  # from here on nothing may be asked of the team
         return
-    keep = chosen.keep.split(",") if chosen.keep else []
-    about = job.store, job.training, job.queries, chosen.count
+    about, keep = (job.store, job.training, job.queries, chosen.count), names(chosen.keep)
     asked, other = ("relative", "plain") if chosen.relative else ("plain", "relative")
     lists = {asked: strongest(*about, chosen.relative)}
     with suppress(StepMissing):  # of self-influences that nobody asked for

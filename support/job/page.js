@@ -33,9 +33,9 @@ const cell = (value) => `"${String(value ?? "").replace(/^[=+@\t\r-](?![\d.]+(e[
 
 function save() {
   const shown = examples.filter((one) => !one.hidden).map((one) => ({
-    scores: one.dataset.scores, ...one.fields, text: one.querySelector("blockquote").textContent.trim(),
+    scores: one.dataset.scores, query: "all", ...one.fields, text: one.querySelector("blockquote").textContent.trim(),
   }));
-  const names = [...new Set(shown.flatMap(Object.keys))];
+  const names = [...new Set(shown.flatMap(Object.keys))].filter((name) => name !== "text").concat("text");
   const lines = [names, ...shown.map((one) => names.map((name) => one[name]))];
   const file = new Blob(["\ufeff", ...lines.map((line) => line.map(cell).join(",") + "\r\n")], { type: "text/csv" });
   const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(file), download: "top.csv" });

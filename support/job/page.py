@@ -30,6 +30,7 @@ def page(found: Mapping[str, Top], keep: Sequence[str], facts: Mapping) -> str:
     environment = Environment(
         loader=PackageLoader("support.job", ""), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     environment.filters |= {
         "paragraphs": lambda text: "\n\n".join(paragraphs(text)),
         "fields": lambda row: {name: value for name, value in row.items() if name not in NO_FIELD},

@@ -9,8 +9,8 @@ import pandas as pd
 from support.ekfac.storage import replacing
 from support.job.classifier import Classifier
 from support.job.errors import BadSetting, StepMissing
-from support.job.store import disk_full_is_told
-from support.job.top import columns_of, own_columns, said_of
+from support.job.store import Store, disk_full_is_told
+from support.job.top import columns_of, names, own_columns, said_of
 from support.job.work import Job
 
 BEFORE = 60
@@ -34,44 +34,50 @@ def suspects(job: Job) -> str | None:
     if not isinstance(job.task, Classifier):
         raise BadSetting("suspects: a model that writes has no labels that could be wrong. See --task.")
     job.begin()
-    store, training, subject = job.store, job.training, job.subject
-    queries = job.queries if job.team.on_first(lambda: "queries" in store.facts()) else None
+    training = job.training
+    queries = job.queries if job.team.on_first(lambda: "queries" in job.store.facts()) else None
     if job.team.rank:  # from here on nothing may be asked of the team
         return None
     said = said_of(job, training, np.arange(len(training)))
     doubt, right = 1 - said["p_label"], [_agreed(said, "its training labels")]
-    suspicions = {"loss": -np.log(said["p_label"])}
-    with suppress(StepMissing):
-        suspicions["self_influence"] = pd.Series(store.read("self_influences", (range(len(training)),)))
     if queries is not None:
         asked = said_of(job, queries, np.arange(len(queries)))
         doubt = doubts(said["p_label"], asked["p_label"])
         right.append(_agreed(asked, f"the labels of {len(queries):,} queries"))
-        with suppress(StepMissing):
-            columns = [scores.sum(axis=0) for _, scores in columns_of(store, relative=False)]
-            suspicions["harm"] = -pd.Series(np.concatenate(columns))
-    ranks = pd.DataFrame(suspicions).rank(ascending=False, method="first").astype(int)
-    order = (1 / (BEFORE + ranks)).sum(axis=1).sort_values(ascending=False, kind="stable").index
+    found = ranks(job.store, said["p_label"])
+    order = (1 / (BEFORE + found)).sum(axis=1).sort_values(ascending=False, kind="stable").index
     order = order[: job.given["count"]]
-    keep = job.given["keep"].split(",") if job.given["keep"] else []
-    own = own_columns(subject.dataset, subject.training_split, training.rows, keep).reset_index(names="row")
-    own["text"] = training.texts["text"][:]
-    names = {
-        "class_name": "label",
-        "p_label": "p_label",
-        "predicted": "suggested",
-        "p_predicted": "p_suggested",
-    }
-    table = own.join(said[list(names)].rename(columns=names)).join(ranks.add_prefix("rank_")).loc[order]
-    path = (job.given["output"] or store.folder) / "suspects.csv"
+    path = (job.given["output"] or job.store.folder) / "suspects.csv"
     with disk_full_is_told(path.parent), replacing(path) as fresh:
         # The mark at the beginning tells a spreadsheet how to read what follows.
-        table.map(as_text).to_csv(fresh, index=False, encoding="utf-8-sig")
+        table = _readable(job, said).join(found).loc[order].map(as_text)
+        table.to_csv(fresh, index=False, encoding="utf-8-sig")
     return (
-        f"{path}: {len(order):,} of {len(training):,} training examples, by {', '.join(suspicions)}. About "
+        f"{path}: {len(order):,} of {len(training):,} training examples, by {', '.join(found)}. About "
         f"{doubt[order].sum():.0f} of them are expected to be wrong, or open to dispute. The model agrees "
         f"with {' and '.join(right)}. {ADVICE}"
     )
+
+
+def ranks(store: Store, p_label: pd.Series) -> pd.DataFrame:
+    """Ranks, 1 for the most suspicious, a column for each sign that the store has. Raises `StoreDamaged`."""
+    signs = {"loss": -np.log(p_label)}
+    with suppress(StepMissing):
+        signs["self_influence"] = pd.Series(store.read("self_influences", (range(len(p_label)),)))
+    with suppress(StepMissing):
+        harm = [-scores.sum(axis=0) for _, scores in columns_of(store, relative=False)]
+        signs["harm"] = pd.Series(np.concatenate(harm))
+    return pd.DataFrame(signs).rank(ascending=False, method="first").astype(int).add_prefix("rank_")
+
+
+def _readable(job: Job, said: pd.DataFrame) -> pd.DataFrame:
+    """All training examples as the people who label them are shown them."""
+    rows, subject, keep = job.training.rows, job.subject, names(job.given["keep"])
+    own = own_columns(subject.dataset, subject.training_split, rows, keep).reset_index(names="row")
+    columns = {"class_name": "label", "p_label": "p_label"}
+    columns |= {"predicted": "suggested", "p_predicted": "p_suggested"}
+    own["text"] = job.training.texts["text"][:]
+    return own.join(said[list(columns)].rename(columns=columns))
 
 
 def doubts(p_label: pd.Series, asked: pd.Series) -> pd.Series:

@@ -15,6 +15,7 @@ from support.job.errors import BadSetting, StoreDamaged
 from support.job.examples import Examples
 from support.job.sources import load_split, with_columns
 from support.job.store import Store, disk_full_is_told, in_blocks
+from support.job.team import device
 from support.job.work import Job
 
 TOGETHER = 16
@@ -66,7 +67,7 @@ class Top:
         each whole or not at all. Raises `DiskFull`."""
         tables = {
             "top": self.by_query,
-            # One table of the examples and one of what is said of each: here is the first alone.
+            # 08 shows this one whole; what the model says stands in the others.
             "top_overall": self.overall.drop(columns=list(SAID), errors="ignore"),
             "top_queries": self.queries,
             "top_by": self.by_column,
@@ -78,6 +79,11 @@ class Top:
         for name, write in writers.items():
             with disk_full_is_told(folder), replacing(folder / name) as fresh:
                 write(fresh)
+
+
+def names(listed: str) -> list[str]:
+    """Those that an option lists, with commas between them."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def in_short(query: Mapping) -> str:
@@ -207,7 +213,7 @@ def said_of(job: Job, examples: Examples, numbers: np.ndarray) -> pd.DataFrame:
     order = np.argsort(examples.lengths[numbers], kind="stable")
     blocks = tqdm(in_blocks(len(order), TOGETHER), "predictions", unit="block", disable=None, leave=False)
     parts = (numbers[order[block.start : block.stop]].tolist() for block in blocks)
-    said = [pd.DataFrame(job.task.said(examples, part, job.engine.passes.device)) for part in parts]
+    said = [pd.DataFrame(job.task.said(examples, part, device())) for part in parts]
     return pd.concat(said).set_index(order).sort_index()
 
 
