@@ -17,7 +17,7 @@ BEFORE = 60
 """Ranks imagined before the first, so that none decides alone (reciprocal ranks, Cormack et al. 2009)."""
 ADVICE = (
     "As long as a model has not learned wrong labels by heart, rank_loss alone finds as many. When it has, "
-    "and agrees with its own labels far more often than with others, self-influence and harm find more."
+    "and agrees with its own labels far more often than with others, the other ranks may find more."
 )
 
 
@@ -27,7 +27,7 @@ def suspects(job: Job) -> str | None:
     Ranks begin with the largest loss, self-influence, and harm, Σ −influence on the queries, whose labels are
     trusted; the last two if the store has them. Combined they are Σ 1/(60 + rank). Expected to be wrong are
     Σ 1 − p(label), as `doubts` has it. Where opinions differ, that counts, too: of 2,000 short reviews with
-    5 % of the labels flipped it was one to two and a half times what had been flipped of the first hundred.
+    5 % of the labels flipped it was one to two times what had been flipped of the first hundred.
 
     Raises `BadSetting` for a model that writes, and as `Job.begin`, `own_columns` and the store do.
     """
