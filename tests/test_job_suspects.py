@@ -102,6 +102,13 @@ def test_doubts_order_examples_as_the_model_does_and_survive_certainty():
         assert found.between(0, 1).all()
 
 
+def test_a_column_that_is_ours_already_is_not_kept_twice(inputs, said, tmp_path):
+    model, reviews = inputs
+    given = ("--store", tmp_path / "store", "--model", model, "--dataset", reviews)
+    told = said("suspects", *given, "--keep", "id, label", status=1)
+    assert "BadSetting: --keep label: the tables have a column of this name already. Leave it out" in told
+
+
 def test_a_model_that_writes_has_no_labels_to_suspect(said, tmp_path):
     model, texts = tiny_language.make_model(tmp_path / "model"), tiny_language.make_texts(tmp_path / "texts")
     given = ("--store", tmp_path / "store", "--model", model, "--dataset", texts)

@@ -27,7 +27,7 @@ from support.job.store import Store
 from support.job.suspects import suspects
 from support.job.team import Team, assembled
 from support.job.tokens import by_token
-from support.job.top import by_column, names, own_columns, strongest, with_descriptions
+from support.job.top import by_column, kept, own_columns, strongest, with_descriptions
 from support.job.work import Job
 from support.text import visible
 
@@ -199,7 +199,7 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     }
     if team.rank:  # from here on nothing may be asked of the team
         return
-    about, keep = (job.store, job.training, job.queries, chosen.count), names(chosen.keep)
+    about, keep = (job.store, job.training, job.queries, chosen.count), kept(chosen.keep)
     asked, other = ("relative", "plain") if chosen.relative else ("plain", "relative")
     lists = {asked: strongest(*about, chosen.relative)}
     with suppress(StepMissing):  # of self-influences that nobody asked for

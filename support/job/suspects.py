@@ -10,7 +10,7 @@ from support.ekfac.storage import replacing
 from support.job.classifier import Classifier
 from support.job.errors import BadSetting, StepMissing
 from support.job.store import Store, disk_full_is_told
-from support.job.top import columns_of, names, own_columns, said_of
+from support.job.top import columns_of, kept, own_columns, said_of
 from support.job.work import Job
 
 BEFORE = 60
@@ -72,7 +72,7 @@ def ranks(store: Store, p_label: pd.Series) -> pd.DataFrame:
 
 def _readable(job: Job, said: pd.DataFrame) -> pd.DataFrame:
     """All training examples as the people who label them are shown them."""
-    rows, subject, keep = job.training.rows, job.subject, names(job.given["keep"])
+    rows, subject, keep = job.training.rows, job.subject, kept(job.given["keep"])
     own = own_columns(subject.dataset, subject.training_split, rows, keep).reset_index(names="row")
     columns = {"class_name": "label", "p_label": "p_label"}
     columns |= {"predicted": "suggested", "p_predicted": "p_suggested"}

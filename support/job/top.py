@@ -23,6 +23,9 @@ TOGETHER = 16
 EFFECTS = {"helps": 1, "harms": -1}
 SAID = ("class_name", "predicted", "p_predicted", "p_label", "nats")
 """Columns of what the model says of an example."""
+OWN = {*SAID, "query", "query_row", "effect", "place", "training_row", "score", "share", "helps", "prompt"}
+OWN |= {"row", "text", "label", "suggested", "p_suggested"}
+"""Names that a column of a reader's would share with one of ours."""
 FORMATS = {
     **dict.fromkeys(("share", "helps share", "harms share"), "{:.2%}".format),
     **dict.fromkeys(("p_label", "nats", "times"), "{:.3g}".format),
@@ -81,9 +84,13 @@ class Top:
                 write(fresh)
 
 
-def names(listed: str) -> list[str]:
-    """Those that an option lists, with commas between them."""
-    return [name.strip() for name in listed.split(",") if name.strip()]
+def kept(listed: str) -> list[str]:
+    """The columns that `--keep` lists. Raises `BadSetting` for one whose name the tables have already."""
+    names = [name.strip() for name in listed.split(",") if name.strip()]
+    if taken := OWN.intersection(names):
+        told = "the tables have a column of this name already"
+        raise BadSetting(f"--keep {taken.pop()}: {told}. Leave it out, or rename yours.")
+    return names
 
 
 def in_short(query: Mapping) -> str:
@@ -176,12 +183,8 @@ def _table(training: Examples, numbers: np.ndarray, about: Mapping, scored: Mapp
 
 def with_descriptions(job: Job, found: Mapping[str, Top], columns: Sequence[str]) -> dict[str, Top]:
     """The same, with what the model says of each example, and these columns of the reader's own. Raises
-    `BadSetting` for one whose name the tables have already, and `DatasetNotUsable`."""
+    `DatasetNotUsable` for one that isn't there."""
     tables = [table for one in found.values() for table in (one.by_query, one.overall)]
-    for column in columns:
-        if any(column in table for table in tables):
-            told = "the tables have a column of this name already"
-            raise BadSetting(f"--keep {column}: {told}. Leave it out, or rename yours.")
     rows = pd.concat([table["training_row"] for table in tables]).unique()
     training = described(job, job.training, rows, columns)
     queries = described(job, job.queries, job.queries.rows, columns)
