@@ -1,6 +1,7 @@
 """The command line from the first run to the page, in this process, on a model of two blocks."""
 
 import argparse
+import re
 import shutil
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from transformers import FNetConfig, FNetForSequenceClassification
+from transformers import DistilBertForSequenceClassification, FNetConfig, FNetForSequenceClassification
 
 from support.ekfac.errors import LayerNotSupported, OutputsNotSupported
 from support.job.command import main, parser
@@ -62,11 +63,14 @@ def test_top_prints_a_table_and_leaves_it_as_data_and_as_a_page(finished, said, 
     assert out.startswith("Over all queries:\n")
     for query in range(QUERIES):
         for effect in ("helps", "harms"):
-            assert f"\nQuery {query} (row {query}), {effect}:\n" in out
+            assert re.search(
+                rf"\nQuery {query} \(row {query}, labelled \w+, predicted \w+ \d+%\), {effect}:\n", out
+            )
     table = pd.read_parquet(tmp_path / "out" / "top.parquet")
     assert list(table) == [
         *("query", "query_row", "effect", "place", "training_row"),
         *("score", "share", "label", "text"),
+        *("class_name", "predicted", "p_predicted", "p_label"),
     ]
     assert len(table) == QUERIES * 2 * 2
     overall = pd.read_parquet(tmp_path / "out" / "top_overall.parquet")
@@ -74,14 +78,61 @@ def test_top_prints_a_table_and_leaves_it_as_data_and_as_a_page(finished, said, 
     scores = Store(finished).array("scores")[:]
     np.testing.assert_allclose(table["score"], scores[table["query"], table["training_row"]])
     page = (tmp_path / "out" / "top.html").read_text(encoding="utf-8")
-    assert "<td>plain</td>" in page
+    assert "<td>plain and relative</td>" in page
     assert page.count('<section id="query-') == QUERIES
     assert table["text"][0] in page
-    told = said("top", "--store", finished, "--by-token", status=1)
-    assert "BadSetting: --by-token: a classifier says no tokens. Leave it out." in told
     out = said("top", "--store", finished, "--relative")
     assert out.endswith(f"as data: {finished / 'top.parquet'}\n")
-    assert "divided by √self-influence" in (finished / "top.html").read_text(encoding="utf-8")
+    assert "<td>relative and plain</td>" in (finished / "top.html").read_text(encoding="utf-8")
+
+
+def test_top_tells_what_the_model_says_of_queries_and_training_examples(inputs, finished, said, tmp_path):
+    said("top", "--store", finished, "--output", tmp_path)
+    model, tokenizer = DistilBertForSequenceClassification.from_pretrained(inputs[0]).eval(), load_tokenizer()
+    names = {name: number for number, name in LABELS.items()}
+    for table in ("top", "top_queries"):
+        for row in pd.read_parquet(tmp_path / f"{table}.parquet").to_dict("records"):
+            p = model(**tokenizer(row["text"], return_tensors="pt")).logits.double().softmax(dim=1)[0]
+            assert row["class_name"] == LABELS[row["label"]]
+            assert row["p_label"] == pytest.approx(p[row["label"]].item(), rel=1e-4)
+            assert row["p_predicted"] == pytest.approx(p.max().item(), rel=1e-4)
+            assert names[row["predicted"]] == p.argmax()
+
+
+def test_top_shows_and_adds_up_by_columns_of_ones_own(inputs, said, tmp_path):
+    texts = shutil.copytree(inputs[1], tmp_path / "texts")
+    for split in ("train", "test"):
+        rows = pd.read_csv(texts / f"{split}.csv")
+        rows["source"] = ["web", "mail", ""][: len(rows)] * (len(rows) // 3) + ["web"] * (len(rows) % 3)
+        rows.assign(id=[f"{split}-{row}" for row in rows.index]).to_csv(texts / f"{split}.csv", index=False)
+    store = tmp_path / "store"
+    said("run", *options(inputs[0], texts, store))
+    out = said("top", "--store", store, "--keep", "id,source", "--by", "source")
+    assert "\nBy source:\n" in out
+    for table in ("top", "top_overall"):
+        kept = pd.read_parquet(store / f"{table}.parquet")
+        assert kept["id"].tolist() == [f"train-{row}" for row in kept["training_row"]]
+    asked = pd.read_parquet(store / "top_queries.parquet")
+    assert asked["id"].tolist() == [f"test-{row}" for row in range(QUERIES)]
+    by_source = pd.read_parquet(store / "top_by.parquet")
+    assert set(by_source["value"]) == {"web", "mail", ""}
+    assert by_source["examples"].sum() == TRAINING
+    assert "train-0" in (store / "top.html").read_text(encoding="utf-8")
+    told = said("top", "--store", store, "--keep", "score", status=1)
+    assert "BadSetting: --keep score: the tables have a column of this name already. Leave it out" in told
+    told = said("top", "--store", store, "--by", "writer", status=1)
+    assert "has no column 'writer'. There are: text, label, source, id. See --keep, --by." in told
+
+
+def test_the_tokens_of_training_texts_add_up_to_their_scores(finished, said, tmp_path):
+    said("top", "--store", finished, "--count", 2, "--output", tmp_path, "--by-token")
+    table, tokens = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("top", "top_tokens"))
+    whole = tokens.groupby(["query", "training_row"])["score"].sum()
+    found = whole[list(zip(table["query"], table["training_row"], strict=True))]
+    np.testing.assert_allclose(found, table["score"], rtol=1e-3)
+    assert set(tokens["side"]) == {"training"}
+    one = tokens[tokens["training_row"] == table["training_row"][0]].drop_duplicates("token")
+    assert "".join(one["said"]) == f"[CLS] {table['text'][0]} [SEP]"
 
 
 def test_top_that_dies_while_it_writes_leaves_the_old_page_whole(finished, said, tmp_path, monkeypatch):

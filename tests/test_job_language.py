@@ -1,5 +1,7 @@
 """What holds of a job on a classifier holds of one on a model that writes; its numbers are the engine's."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -87,9 +89,9 @@ def test_a_plan_says_what_a_job_will_cost(inputs, said, tmp_path):
 
 def test_top_says_what_was_asked_and_leaves_data_and_a_page(finished, said, tmp_path):
     told = said("top", "--store", finished, "--count", 2, "--output", tmp_path)
-    assert "\nQuery 0 (row 0), helps: the film of → who laughs\n" in told
+    assert re.search(r"\nQuery 0 \(row 0, [\d.]+ nats a token\), helps: the film of → who laughs\n", told)
     table = pd.read_parquet(tmp_path / "top.parquet")
-    assert list(table)[-2:] == ["prompt", "text"]
+    assert list(table)[-3:] == ["prompt", "text", "nats"]
     texts = sentences(TRAINING)
     assert [texts[row].split() for row in table["training_row"]] == [text.split() for text in table["text"]]
     assert not (tmp_path / "top_tokens.parquet").exists()
@@ -98,13 +100,34 @@ def test_top_says_what_was_asked_and_leaves_data_and_a_page(finished, said, tmp_
 def test_what_is_added_to_each_token_adds_up_to_the_score_and_colours_the_page(finished, said, tmp_path):
     said("top", "--store", finished, "--count", 2, "--output", tmp_path, "--by-token")
     table, tokens = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("top", "top_tokens"))
-    whole = tokens.groupby(["query", "training_row"])["score"].sum()
+    pairs = list(zip(table["query"], table["training_row"], strict=True))
+    for _, side in tokens.groupby("side"):
+        assert_same(side.groupby(["query", "training_row"])["score"].sum()[pairs], table["score"])
+    first = tokens[(tokens["query"] == 0) & (tokens["training_row"] == table["training_row"][0])]
+    words = {side: [one.strip() for one in of_side["said"]] for side, of_side in first.groupby("side")}
+    assert words == {"query": ["who", "laughs"], "training": table["text"][0].split()}
+    coloured = Page((tmp_path / "top.html").read_text(encoding="utf-8"))
+    assert coloured.having("class").count("said coloured") == 2 * len(table)  # plain and relative
+    assert "b" in coloured.kinds
+
+
+def test_the_tokens_of_long_texts_add_up_over_their_pieces(inputs, said, tmp_path):
+    store = tmp_path / "store"
+    said("run", *options(*inputs, store), "--pieces", "--max-tokens", 4)
+    said("top", "--store", store, "--by-token")
+    table, tokens = (pd.read_parquet(store / f"{name}.parquet") for name in ("top", "top_tokens"))
+    whole = tokens[tokens["side"] == "training"].groupby(["query", "training_row"])["score"].sum()
     assert_same(whole[list(zip(table["query"], table["training_row"], strict=True))], table["score"])
-    first = tokens[(tokens["query"] == 0) & (tokens["training_row"] == tokens["training_row"][0])]
-    assert [one.strip() for one in first["said"]] == ["who", "laughs"]
-    page = (tmp_path / "top.html").read_text(encoding="utf-8")
-    assert page.count('<p class="said">') == len(table)
-    Page(page)
+
+
+def test_what_a_model_that_writes_says_of_an_example_is_its_loss_a_token(inputs, finished, said, tmp_path):
+    said("top", "--store", finished, "--output", tmp_path)
+    engine, _, (asked, labels) = by_hand(inputs[0], PROMPTS)
+    logits = engine.passes.model(**asked).logits[:, :-1].log_softmax(dim=2)
+    for row, nats in enumerate(pd.read_parquet(tmp_path / "top_queries.parquet")["nats"]):
+        places = (labels[row, 1:] != -100).nonzero()[:, 0]
+        expected = -logits[row, places, labels[row, places + 1]].mean()
+        assert nats == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_a_prompt_alone_is_completed_by_the_likeliest_tokens_which_the_store_keeps(

@@ -82,6 +82,8 @@ def test_several_processes_agree_with_one_to_rounding_and_speak_once(few, alone,
     said = finished(launched(["top", "--store", str(tmp_path), "--count", "2"], processes))
     assert said.count("Over all queries:") == 1
     assert (tmp_path / "top.html").exists()
+    said = finished(launched(["suspects", "--store", str(tmp_path)], processes))
+    assert said.count(f"{TRAINING} of {TRAINING} training examples, by rank_loss, ") == 1
 
 
 @pytest.mark.parametrize("many", ["writer"], indirect=True)

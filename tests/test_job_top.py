@@ -1,17 +1,23 @@
 """The strongest are those that a sort of the whole matrix would find, without holding the matrix; their
 page needs nothing else, shows every text whole, and runs nothing that a stranger wrote."""
 
+import base64
+import hashlib
+import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 
 from support.job.errors import StepMissing, StoreDamaged
 from support.job.examples import Examples
+from support.job.page import page
 from support.job.store import Store
-from support.job.top import page, strongest
+from support.job.top import by_column, strongest
 from tests.page import Page
 
 QUERIES, TRAINING = 3, 11
@@ -152,21 +158,57 @@ def test_a_query_that_nothing_harms_leaves_labels_whole_numbers(tmp_path):
     assert top.by_query["label"].dtype == np.int64
 
 
+@pytest.mark.parametrize("relative", [False, True])
+def test_shares_by_a_column_add_up_what_its_examples_have(tmp_path, relative):
+    sources = np.array(["web", "mail", "web", "book", "web", "mail", "web", "web", "mail", "web", "web"])
+    scores = SCORES / np.sqrt(OWN) if relative else SCORES
+    top = strongest(stored(tmp_path, own=OWN), TRAINED_ON, ASKED, 1, relative)
+    found = by_column(top.shares, "source", sources.tolist()).set_index("value")
+    parts = scores / np.abs(scores).sum(axis=1, keepdims=True)
+    for source, row in found.iterrows():
+        own = parts[:, sources == source]
+        assert row["examples"] == own.shape[1]
+        assert row["helps share"] == pytest.approx(own.clip(min=0).sum(axis=1).mean())
+        assert row["harms share"] == pytest.approx(-own.clip(max=0).sum(axis=1).mean())
+        assert row["times"] == pytest.approx(row["share"] / (own.shape[1] / TRAINING))
+    assert found["share"].sum() == pytest.approx(1)
+    assert found["share"].is_monotonic_decreasing
+
+
 # The page
 
-HOSTILE = '<script>alert("x")</script> & <b onclick=1>bold</b> film, http://example.org'
+HOSTILE = '<script>alert("x")</script> & <b onclick=1>bold</b> film, \'http://example.org'
 BROKEN = "First line.<br /><br />Second line.\nThird."
 ASKING = [HOSTILE, "dull", "A query that nothing moves."]
 MOVING = np.array([[4.0, 3.0, 2.0, -1.0], [0.0, 0.0, -0.25, -0.125], [0.0, 0.0, 0.0, 0.0]])
 
 
+def told(table):
+    """With what a model says, and a column of a stranger's."""
+    said = {"class_name": "negative", "predicted": "positive", "p_predicted": 0.75, "p_label": 0.25}
+    return table.assign(**said, source=HOSTILE)
+
+
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    store = stored(tmp_path_factory.mktemp("page"), MOVING)
-    queries = examples([40, 41, 43], ASKING)
-    top = strongest(store, examples(range(4), [HOSTILE, BROKEN, "second", "third"], 3), queries, 4)
-    facts = {"model": "<mine>", "scores": "plain"}
-    return page(top, queries, {"negative": 0, "positive": 1}, facts)
+def found(tmp_path_factory):
+    store = stored(tmp_path_factory.mktemp("page"), MOVING, own=OWN[:4])
+    about = store, examples(range(4), [HOSTILE, BROKEN, "second", "third"], 3), examples([40, 41, 43], ASKING)
+    tops = {"plain": strongest(*about, 4), "relative": strongest(*about, 4, relative=True)}
+    return {
+        name: replace(
+            top,
+            by_query=told(top.by_query),
+            overall=told(top.overall),
+            queries=told(top.queries),
+            by_column=by_column(top.shares, "source", [HOSTILE, "web", "web", "web"]),
+        )
+        for name, top in tops.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def source(found):
+    return page(found, ["source"], {"model": "<mine>", "scores": "plain"})
 
 
 @pytest.fixture(scope="module")
@@ -174,13 +216,31 @@ def parsed(source):
     return Page(source)
 
 
-def test_the_page_needs_nothing_from_elsewhere(source, parsed):
+def fields(parsed):
+    """What each example can be sorted and saved by."""
+    return [json.loads(one) for one in parsed.having("data-fields")]
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_forbids_it(source, parsed):
     assert not parsed.having("src")
-    assert not {"script", "link", "img", "iframe"} & parsed.kinds
+    assert not {"link", "img", "iframe"} & parsed.kinds
     assert all(target.startswith("#") for target in parsed.having("href"))
     assert "url(" not in source
     assert "@import" not in source
-    assert source.count("http") == source.count("film, http://example.org")
+    assert source.count("http://") == source.count("http://example.org")
+    assert "default-src 'none';" in parsed.having("content")[0]
+
+
+def test_no_script_runs_but_the_page_s_own(source, parsed):
+    digest = base64.b64encode(hashlib.sha256(parsed.texts["script"][0].encode()).digest()).decode()
+    assert len(parsed.texts["script"]) == 1
+    assert f"script-src 'sha256-{digest}';" in parsed.having("content")[0]
+
+
+def test_without_script_nothing_is_offered_that_needs_one(parsed):
+    forms = [attributes for tag, attributes in parsed.tags if tag == "form"]
+    assert len(forms) == 1
+    assert "hidden" in forms[0]
 
 
 def test_the_page_has_a_language_a_title_and_headings_in_order(source, parsed):
@@ -192,34 +252,67 @@ def test_the_page_has_a_language_a_title_and_headings_in_order(source, parsed):
     assert all(lower - upper <= 1 for upper, lower in pairwise(levels))
 
 
-def test_hostile_text_is_shown_and_not_run(source, parsed):
-    assert parsed.texts["blockquote"].count(HOSTILE) == 3
-    assert "<script" not in source
+def test_hostile_text_is_shown_and_not_run_wherever_it_stands(source, parsed):
+    assert parsed.texts["blockquote"].count(HOSTILE) == 1 + 2 * 2  # as a query; in the lists of both kinds
+    assert source.count("<script") == 1
     assert "&lt;script&gt;" in source
     assert "<mine>" in parsed.texts["td"]
+    assert HOSTILE in parsed.texts["td"]
+    assert {one["source"] for one in fields(parsed)} == {HOSTILE}
+    assert f"source: {HOSTILE}" in parsed.texts["section"][1]
 
 
 def test_line_breaks_of_a_text_are_kept_and_shown(source, parsed):
     assert "First line.\n\nSecond line.\nThird." in parsed.texts["blockquote"]
-    assert re.search(r"blockquote \{[^}]*white-space: pre-line", source)
+    assert re.search(r"blockquote, .said \{[^}]*white-space: pre-line", source)
 
 
 def test_every_query_has_its_section_even_one_that_nothing_moves(parsed):
-    assert parsed.having("href") == ["#query-0", "#query-1", "#query-2"]
-    assert parsed.texts["section"][2].count("None.") == 2
+    assert {"#query-0", "#query-1", "#query-2"} <= set(parsed.having("href"))
+    assert parsed.texts["section"][2].count("None.") == 4  # helpful, harmful, plain, relative
     for text, section in zip(ASKING, parsed.texts["section"], strict=True):
         assert text in section
 
 
-def test_labels_are_named_and_an_unknown_one_keeps_its_number(parsed):
-    named = ["Query 0: row 40, negative", "Query 1: row 41, positive", "Query 2: row 43, positive"]
-    assert parsed.texts["h2"][1:] == named
-    for row in ("row 0, negative", "row 1, positive", "row 2, label 2"):
-        assert row in parsed.texts["section"][0]
+def test_every_example_has_a_place_of_its_own_that_it_links_to(found, parsed):
+    places = parsed.having("id")
+    assert len(set(places)) == len(places)
+    assert {f"#{place}" for place in places} == set(parsed.having("href"))
+    assert len(places) == len(ASKING) + sum(len(one.by_query) + len(one.overall) for one in found.values())
 
 
-def test_scores_and_shares_stand_beside_each_other(parsed):
+def test_what_the_model_said_stands_beside_what_the_label_says(parsed):
+    assert parsed.texts["h2"][2] == "Query 0: row 40, labelled negative, predicted positive 75%"
+    assert "row 0 · negative, predicted positive 75\xa0%" in parsed.texts["section"][0]
+
+
+def test_scores_and_shares_stand_beside_each_other_plain_ones_beside_relative_ones(found, parsed):
     said = " ".join(parsed.texts["section"][1].split())
-    assert "−0.25 66.67% row 2, label 2" in said
-    assert "−0.125 33.33% row 3, negative" in said
-    assert "row 2, label 2, helps 1 of 3" in " ".join(parsed.texts["summary"][0].split())
+    assert "−0.25 66.67% row 2 ·" in said
+    assert "−0.125 33.33% row 3 ·" in said
+    for name in found:
+        assert f"Most harmful, {name}" in said
+        strongest_one = found[name].by_query.query("query == 1")["score"].iloc[0]
+        assert f"{strongest_one:+.3g}".replace("-", "−") in said
+    assert "helps 1 of 3" in " ".join(parsed.texts["summary"][0].split())
+
+
+def test_one_kind_of_scores_alone_is_shown_without_the_other(found):
+    alone = Page(page({"plain": found["plain"]}, [], {}))
+    assert "relative" not in "".join(alone.texts["section"] + alone.texts["p"])
+
+
+def test_tokens_are_coloured_by_what_they_add_on_both_sides_and_escaped(found):
+    pair = found["plain"].by_query.iloc[0]
+    tokens = pd.DataFrame({"said": [HOSTILE, " dull", " film"], "score": [4.0, -1.0, 0.1], "token": range(3)})
+    tokens = tokens.assign(query=pair["query"], training_row=pair["training_row"])
+    both = pd.concat([tokens.assign(side=side) for side in ("query", "training")])
+    top = replace(found["plain"], by_token=both)
+    coloured = Page(page({"plain": top}, [], {}))
+    marked = [attributes for tag, attributes in coloured.tags if tag == "b"]
+    assert [one["class"] for one in marked] == ["helps", "harms"] * 2
+    assert [one["title"] for one in marked] == ["+4", "−1"] * 2
+    assert coloured.texts["b"] == [HOSTILE, " dull"] * 2
+    whole = f"{HOSTILE} dull film"
+    assert [part.strip() for part in coloured.texts["p"]].count(whole) == 1
+    assert [part.strip() for part in coloured.texts["blockquote"]].count(whole) == 1

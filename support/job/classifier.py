@@ -1,7 +1,7 @@
 """A classifier as a job takes it: texts with labels, a softmax over two classes or more."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,13 +67,27 @@ class Classifier(Task):
     def examples(self, texts: Dataset, rows: np.ndarray, folder: Path, question: Question | None) -> Examples:
         return tokenised(texts, rows, self.tokenizer, self.max_tokens, folder)
 
+    def said(self, examples: Examples, numbers: Sequence[int], device: torch.device) -> Mapping:
+        """The class that it has, and the one that the model finds likeliest, by name, and how likely both."""
+        inputs, labels = examples.batch(numbers, device)
+        found, names = self.model(inputs).double().softmax(dim=1), self.model.model.config.id2label
+        largest, likeliest = found.max(dim=1)
+        return {
+            "class_name": [names[label] for label in labels.tolist()],
+            "predicted": [names[number] for number in likeliest.tolist()],
+            "p_predicted": largest.tolist(),
+            "p_label": found[range(len(found)), labels].tolist(),
+        }
+
     def doubted(self, texts: Dataset, rows: str, folder: Path) -> np.ndarray:
         examples, device = self.examples(texts, np.arange(len(texts)), folder, None), self.model.model.device
         blocks = in_blocks(len(texts), AT_A_TIME)
-        with torch.inference_mode():
-            said = [self.model(examples.batch(block, device)[0]).softmax(dim=1).cpu() for block in blocks]
-        own = torch.cat(said).gather(1, torch.tensor(texts["label"][:])[:, None])[:, 0]
-        sure = torch.cat(said).amax(dim=1)
+        with torch.no_grad():
+            said = [self.said(examples, block, device) for block in blocks]
+        own, sure = (
+            torch.tensor([p for one in said for p in one[name]], dtype=torch.float64)
+            for name in ("p_label", "p_predicted")
+        )
         kind, colon, count = rows.partition(":")
         asked = own < sure if kind == "wrong" else torch.full_like(sure, True, dtype=torch.bool)
         there = int(asked.sum())

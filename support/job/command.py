@@ -1,4 +1,4 @@
-"""The command line of a job: `plan`, `run`, `fit`, `score`, `self`, `top`, `show`, `fleet`."""
+"""The command line of a job: `plan`, `run`, `fit`, `score`, `self`, `top`, `suspects`, `show`, `fleet`."""
 
 import argparse
 import os
@@ -6,23 +6,28 @@ import sys
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch.distributed import DistError
 
 from support.assets import AssetDamaged
 from support.ekfac.errors import EkfacError, LayerNotSupported, NothingAsked, OutputsNotSupported
 from support.job import fleet
-from support.job.errors import BadSetting, JobError, ToldElsewhere, refuse_all
+from support.job.errors import BadSetting, JobError, StepMissing, ToldElsewhere, refuse_all
 from support.job.fit import fit
+from support.job.page import page
 from support.job.plan import planned
 from support.job.score import load_curvature, score, self_influences
 from support.job.settings import ASKED, Damping, Question, Subject, add_options, mismatch, refused
 from support.job.store import Store
+from support.job.suspects import suspects
 from support.job.team import Team, assembled
-from support.job.top import by_token, page, strongest
+from support.job.tokens import by_token
+from support.job.top import by_column, kept, own_columns, strongest, with_descriptions
 from support.job.work import Job
 from support.text import visible
 
@@ -34,6 +39,7 @@ Which training examples made the model say that? Steps, each a command, each kep
   python -m support.job score --store results --query-rows 50     influence of all on 50 queries
   python -m support.job self  --store results                     of each training example on itself
   python -m support.job top   --store results                     table, parquet and a page to read
+  python -m support.job suspects --store results                  labels that look wrong, as csv
   python -m support.job show  --store results                     what the store knows, how far it is
 
   python -m support.job run   --store results --query-rows 50     fit, score and self in one go
@@ -74,9 +80,12 @@ OPTIONS = (
     ("tell-seconds", "run fit score self", float, 60.0, "between two lines of a log (60)"),
     ("save-seconds", "run fit", float, 60.0, "between two savings of the fit on its way (60)"),
     ("count", "top", int, 10, "how many (10)"),
+    ("count", "suspects", int, 100, "how many (100)"),
     ("relative", "top", bool, False, "scores over √self-influence; needs self"),
-    ("by-token", "top", bool, False, "what each adds to each token that a query asks about; takes passes"),
-    ("output", "top", Path, None, "folder for top.parquet and top.html (the store)"),
+    ("by-token", "top", bool, False, "what each token, of queries and training texts, adds; takes passes"),
+    ("keep", "top suspects", str, "", "your own columns that are to be shown, with commas between them"),
+    ("by", "top", str, "", "one of these that influence is to be added up by"),
+    ("output", "top suspects", Path, None, "folder for what is written (the store)"),
     ("shape", "fleet", str, "llama-3-8b", f"the model: {' or '.join(fleet.SHAPES)} (llama-3-8b)"),
     ("examples", "fleet", int, 1_000_000, "training examples (1,000,000)"),
     ("tokens", "fleet", int, 512, "tokens of each (512)"),
@@ -141,6 +150,7 @@ def parser() -> ArgumentParser:
         ("score", _steps(score), "influence of all training examples", everything),
         ("self", _steps(self_influences), "influence of each one on itself", everything[::2]),
         ("top", _top, "the strongest training examples, to read", ()),
+        ("suspects", _steps(suspects), "training examples whose labels look wrong, as csv", (Subject,)),
         ("show", _show, "what a store knows, and how far it is", ()),
         ("fleet", _fleet, "what a job would cost on machines that you don't have", ()),
     ):
@@ -184,21 +194,35 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     team.on_first(lambda: job.store.array("scores").shape)
     for name, examples in (("training", job.training), ("queries", job.queries)):
         refuse_all(mismatch(job.stored, {name: examples.about()}))
-    facts = ({"question": chosen.question} if chosen.question else {}) | {
-        "model": job.subject.model,
-        "training examples": f"{len(job.training):,}",
-        "regularization": job.damping.regularization,
-        "scores": "divided by √self-influence" if chosen.relative else "plain",
-    }
     if chosen.by_token:
         load_curvature(job)
+    facts = ({"question": chosen.question} if chosen.question else {}) | {
+        "model": job.subject.model,
+        "data set": job.subject.dataset,
+        "training examples": f"{len(job.training):,}, of split {job.subject.training_split}",
+        "queries": f"{len(job.queries):,}, of {job.question.queries or f'split {job.question.query_split}'}",
+        "regularization": job.damping.regularization,
+    }
     if team.rank:  # from here on nothing may be asked of the team
         return
-    found = strongest(job.store, job.training, job.queries, chosen.count, chosen.relative)
+    about, keep = (job.store, job.training, job.queries, chosen.count), kept(chosen.keep)
+    asked, other = ("relative", "plain") if chosen.relative else ("plain", "relative")
+    lists = {asked: strongest(*about, chosen.relative)}
+    with suppress(StepMissing):  # of self-influences that nobody asked for
+        lists[other] = strongest(*about, not chosen.relative)
+    facts["scores"] = " and ".join(lists)
+    lists = with_descriptions(job, lists, keep)
+    if chosen.by:
+        subject, rows = job.subject, job.training.rows
+        values = own_columns(subject.dataset, subject.training_split, rows, [chosen.by])[chosen.by]
+        found = by_column(lists[asked].shares, chosen.by, values.tolist())
+        lists[asked] = replace(lists[asked], by_column=found)
     if chosen.by_token:
-        found = replace(found, by_token=by_token(job, found))
-    output = chosen.output or job.store.folder / (f"questions/{chosen.question}" if chosen.question else "")
-    found.write(output, page(found, job.queries, getattr(job.task, "class_names", {}), facts))
+        pairs = pd.concat([one.by_query[["query", "training_row"]] for one in lists.values()])
+        lists[asked] = replace(lists[asked], by_token=by_token(job, pairs.drop_duplicates()))
+    found, output = lists[asked], chosen.output
+    output = output or job.store.folder / (f"questions/{chosen.question}" if chosen.question else "")
+    found.write(output, page(lists, keep, facts))
     yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"
 
 

@@ -68,6 +68,10 @@ class Examples:
         """How much what comes in a batch counts for each of these examples, None where each is one."""
         return None
 
+    def of_tokens(self, values: np.ndarray, numbers: Sequence[int]) -> list[np.ndarray]:
+        """What is known of each position of these examples as they come in a batch; of each one's tokens."""
+        return [own[:length] for own, length in zip(values, self.lengths[list(numbers)], strict=True)]
+
     def described(self, numbers: Sequence[int]) -> Mapping:
         """What a reader is shown of examples, by column."""
         chosen = self.texts.select(numbers)
@@ -107,32 +111,32 @@ class Sequences(Examples):
         """Examples by number, piece after piece: a mapping of `input_ids` and `attention_mask`, and labels,
         −100 where nothing is asked; each `(pieces, tokens)`."""
         sequences = []
-        for _, ids, asked, _ in self.pieces(numbers):
+        for _, _, ids, asked, _ in self.pieces(numbers):
             ids = torch.tensor(ids)[None]
             labels = ids.where(torch.tensor(asked)[None], IGNORED)
             sequences.append({"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels})
         inputs = {name: part.to(device) for name, part in padded(sequences).items()}
         return inputs, inputs.pop("labels")
 
-    def pieces(self, numbers: Sequence[int]) -> list[tuple[int, list[int], list[bool], int]]:
+    def pieces(self, numbers: Sequence[int]) -> list[tuple[int, int, list[int], list[bool], int]]:
         """Of these examples, the pieces that ask about something, one at least: its place among the numbers,
-        its tokens, which are asked, and the sign with which its loss counts."""
+        where it begins, its tokens, which are asked, and the sign with which its loss counts."""
         found = []
         rows = self.tokens[list(numbers)]
         for place, (ids, asked) in enumerate(zip(rows["input_ids"], rows["asked"], strict=True)):
             starts = range(0, max(1, len(ids) - 1), self.max_tokens - 1)
             parts = [slice(start, start + self.max_tokens) for start in starts]
             parts = [part for part in parts if any(asked[part][1:])] or parts[:1]
-            found += [(place, ids[part], asked[part], 1) for part in parts]
+            found += [(place, part.start, ids[part], asked[part], 1) for part in parts]
             if "contrast" in rows and any(rows["contrast_asked"][place]):
-                found.append((place, rows["contrast"][place], rows["contrast_asked"][place], -1))
+                found.append((place, 0, rows["contrast"][place], rows["contrast_asked"][place], -1))
         return found
 
     def weights(self, numbers: Sequence[int]) -> Tensor | None:
         """1 for each query's own piece, −1 for its contrast, `(queries, pieces)`; None without contrasts."""
         pieces = self.pieces(numbers)
         weights = torch.zeros(len(numbers), len(pieces))
-        for piece, (place, _, _, sign) in enumerate(pieces):
+        for piece, (place, *_, sign) in enumerate(pieces):
             weights[place, piece] = sign
         return weights if len(pieces) > len(numbers) else None
 
@@ -140,6 +144,13 @@ class Sequences(Examples):
         """What is known of each piece of these examples, in the last dimension: the sum for each example."""
         owners = torch.tensor([place for place, *_ in self.pieces(numbers)], device=values.device)
         return values.new_zeros(*values.shape[:-1], len(numbers)).index_add_(-1, owners, values)
+
+    def of_tokens(self, values: np.ndarray, numbers: Sequence[int]) -> list[np.ndarray]:
+        """As of others; where two pieces share a token, the sum."""
+        found = [np.zeros(length, values.dtype) for length in self.lengths[list(numbers)]]
+        for own, (place, start, ids, *_) in zip(values, self.pieces(numbers), strict=True):
+            found[place][start : start + len(ids)] += own[: len(ids)]
+        return found
 
     def described(self, numbers: Sequence[int]) -> Mapping:
         """The `prompt`, up to the first token that is asked, and the `text` from there, as they were read,
@@ -155,11 +166,6 @@ class Sequences(Examples):
                 against = rows["contrast"][place][asked.index(True) :]
                 texts[place] += f"{NOT}{self.tokenizer.decode(against, skip_special_tokens=True)}"
         return {"prompt": prompts, "text": texts}
-
-    def said(self, ids: Sequence[int], places: Sequence[int]) -> list[str]:
-        """Tokens of a piece as text, each as it reads after those before it."""
-        read = [self.tokenizer.decode(ids[:end]) for end in range(len(ids) + 1)]
-        return [read[place + 1][len(read[place]) :] for place in places]
 
 
 Encode = Callable[[Mapping, list[int]], dict[str, list]]

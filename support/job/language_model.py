@@ -7,7 +7,7 @@ contrast asks for the loss of its completion less that of the contrast.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from support.job.examples import Examples, Sequences, kept_tokens, rules_of
 from support.job.models import Task, loaded
 from support.job.settings import Question, Subject
 from support.job.sources import with_columns
-from support.language import load_language_model
+from support.language import IGNORED, load_language_model
 from support.transformer import WRITERS
 
 Part = tuple[str, bool]
@@ -104,6 +104,17 @@ class LanguageModel(Task):
         if may_complete:
             digest = hashlib.sha256(f"{digest} {tokens['input_ids'][:]}".encode()).hexdigest()
         return Sequences(rows, chosen, tokens, digest, 0, self.max_tokens, self.tokenizer)
+
+    def said(self, examples: Sequences, numbers: Sequence[int], device: torch.device) -> Mapping:
+        """The mean loss of what is asked, a contrast apart, in nats a token; NaN where nothing is."""
+        inputs, labels = examples.batch(numbers, device)
+        contrasts = torch.tensor([sign < 0 for *_, sign in examples.pieces(numbers)], device=device)
+        labels[contrasts] = IGNORED
+        logits = self.model(**inputs).logits[:, :-1].transpose(1, 2)
+        losses = nn.functional.cross_entropy(logits, labels[:, 1:], reduction="none", ignore_index=IGNORED)
+        both = losses.sum(dim=1), (labels[:, 1:] != IGNORED).sum(dim=1)
+        total, asked = (examples.added_up(one.double(), numbers) for one in both)
+        return {"nats": (total / asked).tolist()}
 
     def encoded(self, row: Mapping, new_tokens: int, pieces: bool) -> tuple[list[int], list[bool]]:
         """As `examples` keeps them. Raises `ValueError`, in words that follow the row's number."""

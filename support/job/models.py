@@ -36,8 +36,8 @@ class Task:
     `model` in the engine's shape, its tokenizer, its configuration as far as it decides what the model
     computes, how many tokens of a text it gets, and what is to be `told`: which layers are left out because
     the engine can't cover them, and where texts are cut though not asked to be. Each kind has a class of
-    `likelihood`, brings its models (`load`), and says what it reads of a data set (`texts`) and which
-    tokens that is (`examples`).
+    `likelihood`, brings its models (`load`), and says what it reads of a data set (`texts`), which tokens
+    that is (`examples`), and what it says of some (`said`).
     """
 
     subject: Subject
