@@ -67,6 +67,14 @@ class Classifier(Task):
     def examples(self, texts: Dataset, rows: np.ndarray, folder: Path, question: Question | None) -> Examples:
         return tokenised(texts, rows, self.tokenizer, self.max_tokens, folder)
 
+    def asked(self, texts: Sequence[str], folder: Path, question: Question | None) -> Examples:
+        found = Dataset.from_dict({"text": list(texts), "label": [0] * len(texts)})
+        rows, device = np.arange(len(texts)), self.model.model.device
+        with torch.no_grad():
+            answers = self.said(self.examples(found, rows, folder, None), rows.tolist(), device)["predicted"]
+        found = Dataset.from_dict({"text": list(texts), "label": [self.class_names[one] for one in answers]})
+        return self.examples(found, rows, folder, None)
+
     def said(self, examples: Examples, numbers: Sequence[int], device: torch.device) -> Mapping:
         """The class that it has, and the one that the model finds likeliest, by name, and how likely both."""
         inputs, labels = examples.batch(numbers, device)

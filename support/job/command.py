@@ -19,6 +19,7 @@ from support.ekfac.errors import EkfacError, LayerNotSupported, NothingAsked, Ou
 from support.job import fleet
 from support.job.errors import BadSetting, JobError, StepMissing, ToldElsewhere, refuse_all
 from support.job.fit import fit
+from support.job.index import ask, index
 from support.job.page import page
 from support.job.plan import planned
 from support.job.score import load_curvature, score, self_influences
@@ -40,6 +41,8 @@ Which training examples made the model say that? Steps, each a command, each kep
   python -m support.job self  --store results                     of each training example on itself
   python -m support.job top   --store results                     table, parquet and a page to read
   python -m support.job suspects --store results                  labels that look wrong, as csv
+  python -m support.job index --store results                     a short vector of each, for
+  python -m support.job ask   --store results "a fine film"       who is behind the answer, at once
   python -m support.job show  --store results                     what the store knows, how far it is
 
   python -m support.job run   --store results --query-rows 50     fit, score and self in one go
@@ -77,9 +80,11 @@ CURES = {
 OPTIONS = (
     ("question", "plan run score self top", str, "", "name of one among several questions to a store (none)"),
     ("query-block", "plan run score", int, None, "queries at a time (as many as fit)"),
-    ("tell-seconds", "run fit score self", float, 60.0, "between two lines of a log (60)"),
+    ("tell-seconds", "run fit score self index", float, 60.0, "between two lines of a log (60)"),
     ("save-seconds", "run fit", float, 60.0, "between two savings of the fit on its way (60)"),
-    ("count", "top", int, 10, "how many (10)"),
+    ("numbers", "index", int, 2048, "numbers of two bytes that are kept of each example (2048)"),
+    ("exact", "ask", int, 100, "how many of the first are computed exactly (100)"),
+    ("count", "ask top", int, 10, "how many (10)"),
     ("count", "suspects", int, 100, "how many (100)"),
     ("relative", "top", bool, False, "scores over √self-influence; needs self"),
     ("by-token", "top", bool, False, "what each token, of queries and training texts, adds; takes passes"),
@@ -149,6 +154,8 @@ def parser() -> ArgumentParser:
         ("fit", _steps(fit), "the curvature of the model", (Subject,)),
         ("score", _steps(score), "influence of all training examples", everything),
         ("self", _steps(self_influences), "influence of each one on itself", everything[::2]),
+        ("index", _steps(index), "a short vector of each training example, for ask", (Subject, Damping)),
+        ("ask", _ask, "who is behind the model's answer to a text, at once", ()),
         ("top", _top, "the strongest training examples, to read", ()),
         ("suspects", _steps(suspects), "training examples whose labels look wrong, as csv", (Subject,)),
         ("show", _show, "what a store knows, and how far it is", ()),
@@ -158,6 +165,8 @@ def parser() -> ArgumentParser:
         command.set_defaults(run=run)
         if name != "fleet":
             command.add_argument("--store", required=True, metavar="FOLDER", help="the job's results")
+        if name == "ask":
+            command.add_argument("texts", nargs="+", metavar="TEXT", help="what the model is to answer")
         for one in settings:
             add_options(command, one)
         for own, of, kind, default, explained in OPTIONS:
@@ -224,6 +233,13 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     output = output or job.store.folder / (f"questions/{chosen.question}" if chosen.question else "")
     found.write(output, page(lists, keep, facts))
     yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"
+
+
+def _ask(chosen: Namespace, team: Team) -> Iterator[str]:
+    refuse_all(refused(vars(chosen)).values())
+    job = Job(Store(chosen.store), vars(chosen), team)
+    refuse_all(mismatch(job.stored, {"training": job.training.about()}))
+    yield from ask(job, chosen.texts)
 
 
 def _show(chosen: Namespace, team: Team) -> Iterator[str]:

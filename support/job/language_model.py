@@ -105,6 +105,10 @@ class LanguageModel(Task):
             digest = hashlib.sha256(f"{digest} {tokens['input_ids'][:]}".encode()).hexdigest()
         return Sequences(rows, chosen, tokens, digest, 0, self.max_tokens, self.tokenizer)
 
+    def asked(self, texts: Sequence[str], folder: Path, question: Question) -> Examples:
+        prompts = Dataset.from_dict({"prompt": list(texts)})
+        return self.examples(prompts, np.arange(len(texts)), folder, question)
+
     def said(self, examples: Sequences, numbers: Sequence[int], device: torch.device) -> Mapping:
         """The mean loss of what is asked, a contrast apart, in nats a token; NaN where nothing is."""
         inputs, labels = examples.batch(numbers, device)

@@ -1,7 +1,7 @@
 """What a job asks of a kind of model, and what all kinds have in common: loading, layers, tokenizers."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from support.job.errors import BadSetting, ModelNotUsable
-from support.job.settings import PACKAGED, Subject
+from support.job.examples import Examples
+from support.job.settings import PACKAGED, Question, Subject
 from support.model import with_weights
 
 INCIDENTAL = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
@@ -54,6 +55,10 @@ class Task:
     """Those of a `Subject` that no other task knows."""
     least: ClassVar[int] = 1
     """Tokens of a text, beside the tokenizer's own, without which nothing can be asked."""
+
+    def asked(self, texts: Sequence[str], folder: Path, question: Question) -> Examples:
+        """Texts that someone types, as examples that ask for what the model answers."""
+        raise NotImplementedError
 
     def doubted(self, texts: Dataset, rows: str, folder: Path) -> np.ndarray:
         """Rows whose labels the model gets wrong, or of which it is least sure. Raises `BadSetting` where it

@@ -35,7 +35,7 @@ def score(job: Job) -> str:
     groups = in_blocks(queries, job.team.on_first(lambda: _make_arrays(job, names, job.query_group())))
     missing = job.team.on_first(lambda: [_missing(job, names, group) for group in groups])
     kept: list[float] = []
-    with _progress(job, "score", missing) as count:
+    with counted(job, "score", missing) as count:
         for number, (group, blocks) in enumerate(zip(groups, missing, strict=True)):
             factors = _factors(job, group) if blocks else {}
             kept += _kept(factors)
@@ -61,7 +61,7 @@ def self_influences(job: Job) -> str:
     array = (training,), (job.subject.block,), job.engine.passes.dtype
     job.team.on_first(lambda: job.store.make_array(name, *array))
     missing = job.team.on_first(lambda: _missing(job, [name]))
-    with _progress(job, "self", [missing]) as count:
+    with counted(job, "self", [missing]) as count:
         for block in job.team.shared("self", missing):
             job.store.write(name, (block,), _self_influences(job, block).numpy(force=True))
             count(len(block))
@@ -138,7 +138,7 @@ def _kept(factors: Factors) -> list[float]:
     return kept_share(factors).tolist() if low else []
 
 
-def _progress(job: Job, stage: str, missing: list[list[range]]) -> AbstractContextManager:
+def counted(job: Job, stage: str, missing: list[list[range]]) -> AbstractContextManager:
     """Counts training examples, as often as they pass by; what is not missing is done."""
     total = len(missing) * len(job.training)
     to_do = sum(len(block) for blocks in missing for block in blocks)

@@ -17,7 +17,15 @@ from support.job.errors import BadSetting, JobError, StoreMismatch
 PACKAGED = "packaged"
 ROWS = "all, a number (so many, drawn with --seed), or rows and ranges with commas, like 3,5,100:200"
 LEAST = {"max_tokens": 1, "block": 1, "seed": 0, "tell_seconds": 1, "save_seconds": 0}
-LEAST |= {"query_block": 1, "count": 1, "query_rank": 0, "new_tokens": 1, "fisher_samples": 1}
+LEAST |= {
+    "query_block": 1,
+    "count": 1,
+    "exact": 1,
+    "numbers": 1,
+    "query_rank": 0,
+    "new_tokens": 1,
+    "fisher_samples": 1,
+}
 LEAST |= {"examples": 1, "tokens": 1, "queries": 1, "fit_examples": 1, "devices": 1}
 LEAST |= {"teraflops": 1e-3, "memory": 1e-3}
 CHOICES = {"task": ("classifier", "language-model"), "precision": ("full", "bfloat16")}

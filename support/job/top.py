@@ -55,14 +55,14 @@ class Top:
 
     def __str__(self) -> str:
         """Tables for a terminal: over all queries, then helpful and harmful ones for each."""
-        parts = ["Over all queries:", _readable(self.overall)]
+        parts = ["Over all queries:", readable(self.overall)]
         if self.by_column is not None:
             by_value = self.by_column.drop(columns="column")[:20]
-            parts += [f"\nBy {self.by_column['column'][0]}:", _readable(by_value)]
+            parts += [f"\nBy {self.by_column['column'][0]}:", readable(by_value)]
         about = self.queries.to_dict("index")
         for (query, effect), rows in self.by_query.groupby(["query", "effect"], sort=False):
             parts.append(f"\nQuery {query} ({in_short(about[query])}), {effect}:{_asked(about[query])}")
-            parts.append(_readable(rows.drop(columns=["query", "query_row", "effect"])))
+            parts.append(readable(rows.drop(columns=["query", "query_row", "effect"])))
         return "\n".join(parts)
 
     def write(self, folder: Path, html: str) -> None:
@@ -110,7 +110,7 @@ def _asked(query: Mapping) -> str:
     return " " + " → ".join(part for part in parts if part)
 
 
-def _readable(rows: pd.DataFrame) -> str:
+def readable(rows: pd.DataFrame) -> str:
     """A table for a terminal; classes by their names."""
     if "class_name" in rows:
         rows = rows.drop(columns=["label", "p_predicted"]).rename(columns={"class_name": "label"})
