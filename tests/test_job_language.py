@@ -205,11 +205,15 @@ def test_a_contrast_is_read_beside_its_completion_and_its_tokens_add_up_to_the_s
     queries = make_rows(tmp_path / "queries.jsonl", [CONTRAST, {**CONTRAST, "contrast": None}])
     said("run", *options(*inputs, tmp_path / "store", "--queries", queries))
     told = said("top", "--store", tmp_path / "store", "--count", 2, "--by-token", "--output", tmp_path)
-    assert "\nQuery 0 (row 0), helps: dull → plot fine the – and not: warm who\n" in told
-    assert "\nQuery 1 (row 1), helps: dull → plot fine the\n" in told
+    assert re.search(r"\nQuery 0 \(row 0, .+\), helps: dull → plot fine the – and not: warm who\n", told)
+    assert re.search(r"\nQuery 1 \(row 1, .+\), helps: dull → plot fine the\n", told)
+    queries = pd.read_parquet(tmp_path / "top_queries.parquet")
+    assert queries["nats"][0] == pytest.approx(queries["nats"][1])  # a contrast is not what was said
     table, tokens = (pd.read_parquet(tmp_path / f"{name}.parquet") for name in ("top", "top_tokens"))
-    whole = tokens.groupby(["query", "training_row"])["score"].sum()
-    assert_same(whole[list(zip(table["query"], table["training_row"], strict=True))], table["score"])
+    for _, side in tokens.groupby("side"):
+        whole = side.groupby(["query", "training_row"])["score"].sum()
+        assert_same(whole[list(zip(table["query"], table["training_row"], strict=True))], table["score"])
+    tokens = tokens[tokens["side"] == "query"]
     first = tokens[(tokens["query"] == 0) & (tokens["training_row"] == table["training_row"][0])]
     assert "".join(first["said"]).split() == ["plot", "fine", "the", "–", "and", "not:", "warm", "who"]
 

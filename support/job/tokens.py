@@ -38,7 +38,9 @@ def _of_training(job: Job, query: int, numbers: list[int]) -> Iterator[Iterator[
     """Place, text and score of each token, by training example."""
     training, device = job.training, job.engine.passes.device
     asked = job.queries.batch([query], device)
-    found = job.engine.token_influences(*asked, *training.batch(numbers, device))[0]
+    found = job.engine.token_influences(*asked, *training.batch(numbers, device))
+    weights = job.queries.weights([query])
+    found = found[0] if weights is None else torch.tensordot(weights[0].to(found), found, 1)
     ids = training.tokens[numbers]["input_ids"]
     for own, scores in zip(ids, training.of_tokens(found.numpy(force=True), numbers), strict=True):
         yield zip(range(len(own)), said(job.task.tokenizer, own), scores.tolist(), strict=True)
