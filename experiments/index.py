@@ -1,13 +1,13 @@
 """`python -m experiments.index`: how much of the agreement with retraining an index keeps, `index.csv`.
 
 EK-FAC at 20 % of the steps with the recommended λ, on the nine banks of the tail and on that of whole models,
-from so many numbers of each training review: the entries that `EkfacIndex` keeps, the same with K-FAC's
-eigenvalues, and random projections of gradients, on both sides of every layer, whose products with projected
-factors estimate the influences without bias. Some ten minutes for the tails on one thread, and as long for
-the whole models.
+from so many numbers of each training review: the entries that `EkfacIndex` keeps, and on the tails the same
+with K-FAC's eigenvalues, and random projections of gradients, on both sides of every layer, whose products
+with projected factors estimate the influences without bias. Some ten minutes on one thread for the tails, and
+as many for the whole models.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +43,8 @@ def projected(
     generator = torch.Generator().manual_seed(seed)
     sides = {
         name: tuple(
-            torch.randn(d, width, generator=generator) / width**0.5 for d in (layer.d_out, layer.d_in)
+            torch.randn(d, width, generator=generator).to(layer.dtype) / width**0.5
+            for d in (layer.d_out, layer.d_in)
         )
         for name, layer in engine.layers.items()
     }
@@ -70,17 +71,18 @@ def _gradients(engine: EkfacInfluence, train: Batches, name: str, left: Tensor, 
 
 
 def rows(
-    name: str, engine: EkfacInfluence, bank: Bank, train: Batches, asked: Batches, widths: Iterable[int]
+    name: str, engine: EkfacInfluence, bank: Bank, train: Batches, asked: Batches, compared: bool
 ) -> Iterator[dict]:
-    """One row for all of the scores, and one for each sketch and its size."""
+    """One row for all of the scores, and one for each size of an index; if they are to be `compared`, also
+    for projections and K-FAC."""
     told = {"experiment": name, "sketch": "none", "numbers": 0, "bytes": 0, "share": 1.0}
     yield agreement_row(bank, engine.fit(train).score(asked, train), **told)
-    for width in widths:
+    for width in WIDTHS if compared else ():
         scores, numbers = projected(engine, train, asked, width)
         sizes = {"numbers": numbers, "bytes": BYTES * numbers, "share": float("nan")}
         yield agreement_row(bank, scores, **told | {"sketch": "random projection"} | sizes)
-    for diagonal, sketch in ((True, "EK-FAC entries"), (False, "K-FAC entries")):
-        if not diagonal:
+    for sketch in ("EK-FAC entries", "K-FAC entries") if compared else ("EK-FAC entries",):
+        if sketch == "K-FAC entries":
             engine.update_diagonal = False
             engine.fit(train)
         for numbers in NUMBERS:
@@ -98,12 +100,12 @@ def table() -> pd.DataFrame:
         (checkpoint,) = run.path(torch.arange(len(run.reviews)), seed=0, shares=[SHARE])
         engine, bank = EkfacInfluence(checkpoint.model()), load_bank(bank_path(name))
         sides = batches(run.reviews), batches(queries(experiment))
-        found += rows(name, engine, bank, *sides, WIDTHS)
+        found += rows(name, engine, bank, *sides, compared=True)
     train, asked = (
         [(ids, labels) for ids, labels, _ in reviews(split, count).loader(50)]
         for split, count in (("train", TRAIN_REVIEWS), ("test", QUERIES))
     )
-    found += rows("whole models", engine_at(SHARE, "chapters"), finished_bank(), train, asked, ())
+    found += rows("whole models", engine_at(SHARE, "chapters"), finished_bank(), train, asked, compared=False)
     return pd.DataFrame(found)
 
 

@@ -139,7 +139,7 @@ class Judge:
         return {"experiment": self.name, **none, **agreement_row(self.bank, scores, **names)}
 
 
-def agreement_row(bank: Bank, scores: Scores, **names: str) -> dict:
+def agreement_row(bank: Bank, scores: Scores, **names: object) -> dict:
     """LDS on the half of the queries that choices are made on, and on that which is reported, with its
     interval; behind the names that the row is to have."""
     choice, report = (
