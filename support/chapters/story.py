@@ -4,9 +4,10 @@ The one setting in which a story about single pairs is told. A retrained whole m
 among all that `hessian_regularization` takes (`experiments/whole_model.csv`, on the queries to choose by).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from datasets import DatasetDict
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
@@ -25,7 +26,7 @@ class Story:
     """Reviews and model. `model` is the trained one, whose predictions are to be explained; `early_model`
     the same model a fifth of the way through its training, which is asked for influences."""
 
-    imdb: DatasetDict
+    imdb: Mapping[str, Dataset]
     tokenizer: PreTrainedTokenizerBase
     model: ModelLogitsWrapper
     early_model: ModelLogitsWrapper
