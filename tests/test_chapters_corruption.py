@@ -9,8 +9,7 @@ from torch.testing import assert_close
 
 from support.chapters import corruption
 from support.chapters.corruption import finding_curve, flip_labels
-from support.ekfac import EkfacInfluence
-from support.retraining import Reviews, accuracy, batches
+from support.retraining import Reviews, accuracy
 
 LABELS = torch.tensor([0, 1] * 20)
 EPOCHS = 60
@@ -83,14 +82,6 @@ def test_only_the_order_of_suspicions_counts_and_its_reverse_has_the_rest_of_the
 
 
 # Searching
-
-
-def test_the_influence_on_all_is_the_sum_of_the_influences_on_each(trial):
-    head, noisy = trial.training.run_on_all(seed=0), trial.training.reviews
-    others = two_clouds(20, 1)
-    engine = EkfacInfluence(head, hessian_regularization=1e-2).fit(batches(noisy))
-    each = engine.influences(others.vectors, others.labels, noisy.vectors, noisy.labels)
-    assert_close(corruption.influence_on_all(engine, others, noisy), each.sum(dim=0), rtol=1e-3, atol=1e-3)
 
 
 def test_every_ranking_but_chance_finds_flips_in_clouds_that_are_far_apart(trial):

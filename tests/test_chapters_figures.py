@@ -47,8 +47,9 @@ FIGURES = {
     sentiment.confidence: ([0.1, 0.9, 0.6], [0, 1, 0], [50, 512, 300], TITLE),
     preparation.parameter_shares: ({"embeddings": 3}, {"embeddings": 0, "head": 2}, TITLE),
     preparation.padding: ([3, 9, 4, 8], 2, 10, TITLE),
+    influences.steep_and_flat: ([0.25, 4.0], [0.01, 1.0], TITLE),
     influences.influences_by_labels: (INFLUENCES, TEST_LABELS, TRAIN_LABELS, TITLE),
-    corruption.influences_side_by_side: (
+    influences.influences_side_by_side: (
         [INFLUENCES, -2 * INFLUENCES],
         TEST_LABELS,
         [TRAIN_LABELS, 1 - TRAIN_LABELS],
@@ -65,7 +66,6 @@ FIGURES = {
     fidelity.score_and_stability: ([0.1, 1.0], {"a": [0.2, 0.3]}, [0.9], TITLE),
     fidelity.along_the_path: (ALONG, TITLE),
     fidelity.removals: (RISES, TITLE),
-    fidelity.covariance_in_bases: ({"one": np.eye(3), "another": np.ones((3, 3))}, TITLE),
     fidelity.scores_by_regularization: ({"tail": BY_LAMBDA, "whole": BY_LAMBDA}, 0.9, TITLE),
     fidelity.scores_by_layer: ({"end": CORRELATIONS}, TITLE),
     fidelity.single_removals: (SINGLE, ["recommended"], TITLE),
@@ -105,7 +105,7 @@ def test_every_pair_of_twins_is_a_point(drawn):
 
 
 def test_panels_side_by_side_share_one_scale_and_name_their_labels(drawn):
-    left, right, *_ = drawn(corruption.influences_side_by_side)
+    left, right, *_ = drawn(influences.influences_side_by_side)
     limits = [panel.collections[0].get_clim() for panel in (left, right)]
     assert limits[0] == limits[1] == (-2 * 20_097.4, 2 * 20_097.4)
     names = [[tick.get_text()[3:6] for tick in panel.get_xticklabels()] for panel in (left, right)]
@@ -177,3 +177,10 @@ def test_the_heatmap_is_readable_names_reviews_with_their_labels_and_frames_the_
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0 (neg)", "1 (pos)", "2 (neg)"]
     assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0 (pos)", "1 (neg)"]
     assert [patch.get_xy() for patch in axes.patches] == [(1, 1)]
+
+
+def test_a_push_goes_further_along_the_flat_direction_and_less_far_the_more_is_added(drawn):
+    push, small, large = (
+        np.hypot(arrow.U, arrow.V).item() for arrow in drawn(influences.steep_and_flat)[0].collections[-3:]
+    )
+    assert large < push < small

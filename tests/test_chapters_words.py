@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from support.chapters import words
-from support.chapters.words import Word, loudness, show_words, strongest_words, word_influences
+from support.chapters.words import Word, mean_shares, show_words, strongest_words, word_influences
 from tests.page import Page
 
 TEXT = "Unwatchable, and yet I loved it.<br /><br />It isn't for everyone; I LOVED it!"
@@ -72,7 +72,7 @@ def test_shares_of_all_occurrences_have_neither_signs_nor_a_scale_and_add_up_to_
     spread = [Word("[CLS]", 0, 0, 9.0), Word("no", 0, 2, 1.0), Word(",", 2, 3, 5.0)]
     spread += [Word("No", 4, 6, -2.0), Word("way", 7, 10, 1.0)]
     louder = [replace(word, influence=scale * word.influence) for word in spread]
-    assert loudness(louder).to_dict() == {"no": 0.375, "way": 0.25}
+    assert mean_shares(louder).to_dict() == {"no": 0.375, "way": 0.25}
 
 
 # A word taken out

@@ -1,1 +1,1 @@
-"""One module for each notebook: what it computes beside the engine, and its figures."""
+"""One module for each notebook, what it computes beside the engine and its figures; and what they share."""

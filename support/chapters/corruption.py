@@ -2,15 +2,13 @@
 highest are inspected first, equal ones in their own order.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy import stats
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -43,14 +41,6 @@ def finding_curve(suspicion: Shaped[Tensor, " reviews"], flipped: Marks) -> Floa
     return torch.cat([torch.zeros(1), flipped[inspected].cumsum(0) / flipped.sum()])
 
 
-def influence_on_all(engine: EkfacInfluence, tests: Reviews, train: Reviews) -> Float[Tensor, " train"]:
-    """Σ over `tests` of the influence of each training review, at the price of one test review."""
-    # Influence is linear in the test gradient, so the factors may be added up before they are used.
-    factors = engine.influence_factors(tests.vectors, tests.labels).items()
-    total = {name: factor.sum(dim=0, keepdim=True) for name, factor in factors}
-    return engine.influences_from_factors(total, train.vectors, train.labels)[0]
-
-
 def rankings(
     head: nn.Module, train: Reviews, validation: Reviews, regularization: float, seed: int
 ) -> dict[str, Float[Tensor, " train"]]:
@@ -58,7 +48,8 @@ def rankings(
     are trusted; `seed` draws the ranking by chance."""
     engine = EkfacInfluence(head, hessian_regularization=regularization).fit(batches(train))
     self_influences = engine.self_influences(train.vectors, train.labels)
-    harm = -influence_on_all(engine, validation, train)
+    on_validation = engine.influences(validation.vectors, validation.labels, train.vectors, train.labels)
+    harm = -on_validation.sum(dim=0)
     chance = torch.rand(len(train), generator=torch.Generator().manual_seed(seed))
     return {
         "training loss": losses(margins(head, train)),
@@ -151,31 +142,6 @@ def mean_and_spread(draws: pd.DataFrame) -> pd.Series:
     return draws.agg(lambda drawn: f"{drawn.mean():.3f} ± {drawn.std():.3f}")
 
 
-def influences_side_by_side(
-    influences: list[np.ndarray], test_labels: Iterable, train_labels: list[Iterable], titles: list[str]
-) -> None:
-    """Influences of the same reviews under several labellings, a panel for each, on one colour scale."""
-    tests, trains = influences[0].shape
-    width = min(7.6, 1.2 + 0.5 * trains * len(influences))
-    panels = figures.new_axes(width, 1.9 + 0.36 * tests, len(influences))
-    limit, short = np.abs(influences).max(), figures.readable_in_thousands
-    for panel, values, labels, title in zip(panels, influences, train_labels, titles, strict=True):
-        figures.draw_heatmap(panel, values, limit, [test_labels, labels], short, cbar=False)
-        panel.set_xticklabels([name.replace(" ", "\n") for name in figures.names_of(labels)])
-        panel.tick_params(labelsize=8)
-        plt.setp(panel.texts, fontsize=7.5)
-        panel.set(title=title, xlabel="training review")
-    for panel in panels[1:]:
-        panel.set_yticks([])
-    panels[0].set_ylabel("test review")
-    place = {"ax": list(panels), "location": "bottom", "aspect": 40, "shrink": 0.6}
-    ends = {"ticks": [-limit, 0.0, limit], "format": lambda end, _: short(end)}
-    colours = panels[0].collections[0]
-    colour_bar = panels[0].figure.colorbar(colours, label=figures.MEANING, **ends, **place)
-    colour_bar.outline.set_visible(False)
-    plt.show()
-
-
 def finding_curves(curves: list[dict[str, np.ndarray]], share_flipped: float, titles: list[str]) -> None:
     """Share of the wrong labels found against the share of reviews inspected: for each panel, ranking →
     (draws, inspected + 1); the mean over draws in a band of one standard deviation to either side."""
@@ -197,16 +163,16 @@ def accuracy_after_dropping(
     accuracies: dict[str, np.ndarray], shares: Sequence[float], references: dict[str, float], title: str
 ) -> None:
     """Accuracy of the model trained again without the most suspicious share: ranking → (draws, shares);
-    bars are standard errors of the mean over draws."""
+    mean and standard deviation over draws."""
     axes = figures.new_axes(7.5, 4)
     for number, (name, draws) in enumerate(accuracies.items()):
         color, line = LINES[number % len(LINES)]
         dodged = 100 * np.asarray(shares) + 0.12 * (number - (len(accuracies) - 1) / 2)
-        mean, error = 100 * draws.mean(axis=0), 100 * stats.sem(draws)
-        axes.errorbar(dodged, mean, error, label=name, color=color, linestyle=line, fmt="o", ms=3)
+        mean, spread = 100 * draws.mean(axis=0), 100 * draws.std(axis=0, ddof=1)
+        axes.errorbar(dodged, mean, spread, label=name, color=color, linestyle=line, fmt="o", ms=3)
     for name, value in references.items():
         axes.axhline(100 * value, color=figures.NEUTRAL, linewidth=0.7)
         figures.name_beside(axes, name, 100 * value, fontsize=8)
     axes.set(xticks=[100 * share for share in shares], xlabel="most suspicious reviews dropped, %")
     axes.figure.legend(loc="outside lower center", ncols=3)
-    figures.show(axes, title=title, ylabel="held-out accuracy, %")
+    figures.show(axes, title=title, ylabel="held-out accuracy, % (mean ± standard deviation)")

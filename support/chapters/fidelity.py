@@ -124,20 +124,6 @@ def removals(table: pd.DataFrame, title: str) -> None:
     show(axes, title=title, xlabel="reviews removed, of 1,000", ylabel="rise of the query's loss")
 
 
-def covariance_in_bases(matrices: Mapping[str, np.ndarray], title: str) -> None:
-    """Sizes of the entries of one covariance, written in several bases: a panel each. In a basis of its own
-    it is a diagonal."""
-    panels = new_axes(8, 3.6, len(matrices))
-    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
-        sizes = np.log10(np.abs(matrix) / np.abs(matrix).max() + 1e-6)
-        image = axes.imshow(sizes, cmap="Blues", vmin=-4, vmax=0)
-        axes.set(title=name, xlabel="axis")
-    bar = panels[-1].figure.colorbar(image, ax=panels, ticks=range(-4, 1), shrink=0.8)
-    bar.set_label("size of the entry, log10")
-    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
-    show(panels, ylabel="axis")
-
-
 def scores_by_regularization(tables: Mapping[str, pd.DataFrame], ceiling: float, title: str) -> None:
     """LDS with its interval against λ (columns basis, regularization, report, low, high), a line for each
     basis and a panel for each table, below the noise ceiling."""

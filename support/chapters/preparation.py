@@ -27,7 +27,9 @@ def parameter_shares(frozen: dict[str, int], tracked: dict[str, int], title: str
     parts = list(dict.fromkeys([*frozen, *tracked]))
     below, above = ([counts.get(part, 0) / 1e6 for part in parts] for counts in (frozen, tracked))
     axes.bar(parts, below, color=NEUTRAL, label="frozen")
-    axes.bar(parts, above, bottom=below, color=POSITIVE, label="with gradients")
+    bars = axes.bar(parts, above, bottom=below, color=POSITIVE, label="with gradients")
+    axes.bar_label(bars, [f"{low + high:.2g}" for low, high in zip(below, above, strict=True)], padding=2)
+    axes.margins(y=0.12)
     axes.legend()
     show(axes, title=title, ylabel="million parameters")
 

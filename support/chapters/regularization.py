@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, colours_up_to, name_beside, new_axes, show
+from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, name_beside, new_axes, show
 
 
 def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> None:
@@ -14,7 +14,7 @@ def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> No
     panels = np.atleast_1d(new_axes(7.6, 4.6, panels=len(tables)))
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
         ends = {"cbar": axes is panels[-1], "yticklabels": axes is panels[0]}
-        sns.heatmap(table, ax=axes, linewidths=0.3, **colours_up_to(1.0), **ends)
+        sns.heatmap(table, ax=axes, linewidths=0.3, vmin=0, vmax=1, cmap="Blues", **ends)
         axes.set(title=name.capitalize(), xlabel="a value of λ → the next", ylabel="")
         axes.tick_params(axis="x", rotation=90)
     panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
@@ -24,11 +24,12 @@ def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> No
 def spectra(eigenvalues: Mapping[str, np.ndarray], regularizations: Mapping[str, float], title: str) -> None:
     """Corrected eigenvalues of each layer from the largest to the smallest, and named λ across them."""
     axes = new_axes(7.6, 4.4)
-    colors = sns.color_palette("viridis", len(eigenvalues))
-    for (name, values), color in zip(eigenvalues.items(), colors, strict=True):
+    colors = sns.color_palette("turbo", -(-len(eigenvalues) // 2))
+    for number, (name, values) in enumerate(eigenvalues.items()):
         ranked = np.sort(values.ravel())[::-1]
         places = np.unique(np.geomspace(1, len(ranked), 400).astype(int)) - 1
-        axes.plot(places + 1, ranked[places], color=color, linewidth=1, label=name)
+        pair = {"color": colors[number // 2], "linestyle": "-:"[number % 2]}  # two layers in each block
+        axes.plot(places + 1, ranked[places], linewidth=1.2, label=name, **pair)
     for place, name in enumerate(sorted(regularizations, key=regularizations.get)):
         value, color = regularizations[name], (NEGATIVE, NEUTRAL, POSITIVE)[place % 3]
         axes.axhline(value, color=color, linestyle="--", linewidth=1)

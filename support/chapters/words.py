@@ -93,7 +93,7 @@ def strongest_words(words: Sequence[Word], count: int) -> pd.DataFrame:
     return by_word.loc[order[:count]].reset_index()
 
 
-def loudness(words: Sequence[Word]) -> pd.Series:
+def mean_shares(words: Sequence[Word]) -> pd.Series:
     """The mean share of each word's occurrences in the sum of all sizes, without special tokens and marks."""
     spoken = [word for word in words if not word.is_special and word.text[0].isalnum()]
     sizes = pd.Series([abs(word.influence) for word in spoken], [word.name for word in spoken])
