@@ -5,7 +5,8 @@ the banks; `tables` writes what compares all banks; `remove` retrains without th
 name, and without single ones. All go on where they were when killed. Adapters have
 `python -m experiments.finetune`, the bank of whole models `python -m experiments.whole_model` and its judge
 `python -m experiments.whole_judgement`, the tail's banks before the engine on the model
-`python -m experiments.tail_on_model`, λ by its scale `python -m experiments.damping`, notebooks
+`python -m experiments.tail_on_model`, λ by its scale `python -m experiments.damping`, what an
+index keeps `python -m experiments.index`, notebooks
 `python -m experiments.collection`, and Kronfluence's scores `python -m benchmarks.fidelity`.
 """
 
