@@ -301,7 +301,12 @@ def test_the_users_page_names_every_option():
     page = (Path(__file__).parents[1] / "notebooks" / "api" / "jobs.md").read_text()
     for command in commands().values():
         for action in command._actions:
-            assert action.dest == "help" or f"`{action.option_strings[-1]}`" in page
+            typed = (
+                action.option_strings[-1]
+                if action.option_strings
+                else f"{command.prog[-3:]} {action.metavar} …"
+            )
+            assert action.dest == "help" or f"`{typed}`" in page
 
 
 def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch, said, tmp_path):

@@ -113,7 +113,11 @@ def test_a_file_that_is_damaged_is_named_with_the_cause_and_what_it_has_to_be(
 @pytest.mark.parametrize(
     ("header", "line", "told"),
     [
-        ("text;label", "a;1", "no column 'text'. There are: text;label. A csv file .* has .* commas between"),
+        (
+            "text;label",
+            "a;1",
+            "no column 'text', 'label'. There are: text;label. A csv file .* has .* commas between",
+        ),
         (
             "text,label",
             "a, or b,1",
