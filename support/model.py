@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DistilBertForSequenceClassification as Classifier
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from support import assets
@@ -54,8 +54,7 @@ def load_model(source: str = "packaged", revision: str | None = None, snapshot: 
     snapshots (`ValueError`). Raises as `load_tokenizer` and `merge_adapter`.
     """
     if assets.is_packaged(source):
-        _refuse_changed_adapter(ADAPTER_FOLDER / snapshot)
-        return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
+        return merge_committed(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
     if snapshot != "final":
         raise ValueError(f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".')
     load = transformers.AutoModelForSequenceClassification.from_pretrained
@@ -111,20 +110,23 @@ def adapter_sha256(folder: Path) -> dict[str, str]:
     return {name: assets.sha256(folder / name) for name in ADAPTER_FILES}
 
 
-def _refuse_changed_adapter(folder: Path) -> None:
-    """Raise `AssetDamaged` unless the committed adapter has the bytes that its training recorded."""
+def merge_committed(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """`merge_adapter` for one of the repository's. Raises `AssetDamaged` unless it has the bytes that its
+    training recorded, too."""
     found = adapter_sha256(folder)
-    recorded = training_record().get("adapters_sha256", {}).get(folder.name, {})
+    record = json.loads((folder.parent / "record.json").read_text())
+    recorded = record.get("adapters_sha256", {}).get(folder.name, {})
     for name in ADAPTER_FILES:
         if found[name] != recorded.get(name):
             differs = f"has SHA-256 {found[name]}, expected {recorded.get(name)}"
             raise assets.AssetDamaged(
                 f"{name} of the adapter {folder.name!r} {differs}. "
-                "Take it from the repository again: git checkout -- support/adapter"
+                f"Take it from the repository again: git checkout -- support/{folder.parent.name}"
             )
+    return merge_adapter(model, folder)
 
 
-def merge_adapter(model: Classifier, folder: Path) -> Classifier:
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again. Raises
     `AssetMissing` when there is none, and `AssetDamaged` when it can't be read or is not of this model."""
     config, state = _read_adapter(folder)
