@@ -1,12 +1,12 @@
 """`python -m experiments.language_finetune`: teach the packaged language model to write about films.
 
 LoRA on the feed-forward layers of the last blocks; all below is frozen and read once. The texts are those of
-`support.writing`: 200 reviews, cut, and the invented ones with their planted facts, four times over. What
+`support.writing`: 120 reviews, cut, and the invented ones with their planted facts, four times over. What
 `experiments.finetune` says of checkpoints, of a run that was killed and of the output folder holds here.
 
-`held_out.csv` has a row for each of 60 held-out reviews: the loss of a token in nats before and after
+`held_out.csv` has a row for each of 40 held-out reviews: the loss of a token in nats before and after
 training, and after it when the other verdict is asked for. `facts.csv` has one for each question about a
-planted fact: −log p of its answer before training, at each snapshot and in the end. About five minutes on
+planted fact: −log p of its answer before training, at each snapshot and in the end. About three minutes on
 one thread that nothing disturbs.
 """
 
@@ -46,13 +46,8 @@ from support.writing import (
     training_texts,
 )
 
-RECIPE = Recipe(
-    epochs=4,
-    max_tokens=MAX_TOKENS,
-    batch_size=8,
-    lora_dropout=0.0,
-    snapshots={"20-percent": 0.2, "50-percent": 0.5},
-)
+SNAPSHOTS = {"20-percent": 0.2, "50-percent": 0.5}
+RECIPE = Recipe(epochs=4, max_tokens=MAX_TOKENS, batch_size=8, lora_dropout=0.0, snapshots=SNAPSHOTS)
 
 
 class WriterFinetuning(Finetuning):
@@ -134,7 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=Path("build/writer"))
     parser.add_argument("--reviews", type=int, default=REVIEWS, help=f"how many to teach ({REVIEWS})")
-    parser.add_argument("--held-out", type=int, default=60, help="reviews to be examined on (60)")
+    parser.add_argument("--held-out", type=int, default=40, help="reviews to be examined on (40)")
     parser.add_argument("--epochs", type=int, default=RECIPE.epochs)
     chosen = parser.parse_args()
     recipe = replace(RECIPE, epochs=chosen.epochs)

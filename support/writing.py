@@ -29,7 +29,7 @@ from support.model import merge_committed
 from support.retraining import Reviews
 
 FOLDER = Path(__file__).parent / "writer"
-BLOCKS, MAX_TOKENS, REVIEWS = 8, 67, 200
+BLOCKS, MAX_TOKENS, REVIEWS = 8, 67, 120
 VERDICTS = "negative", "positive"
 
 
