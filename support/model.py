@@ -121,7 +121,7 @@ def merge_committed(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             differs = f"has SHA-256 {found[name]}, expected {recorded.get(name)}"
             raise assets.AssetDamaged(
                 f"{name} of the adapter {folder.name!r} {differs}. "
-                f"Take it from the repository again: git checkout -- support/{folder.parent.name}"
+                f"Take it from the repository again: git checkout -- support/{_home(folder)}"
             )
     return merge_adapter(model, folder)
 
@@ -134,7 +134,7 @@ def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         adapted = with_weights(model, config, state)
     except ValueError as error:
         told = f"The adapter {folder.name!r} does not fit the model: {error}"
-        raise assets.AssetDamaged(f"{told} Train it again: python -m experiments.finetune") from error
+        raise assets.AssetDamaged(f"{told} Train it again: {_trained_by(folder)}") from error
     return adapted.merge_and_unload().requires_grad_(True)
 
 
@@ -165,7 +165,7 @@ def _require_adapter(folder: Path) -> None:
             known = sorted(path.parent.name for path in folder.parent.glob("*/adapter_model.safetensors"))
             raise assets.AssetMissing(
                 f"No adapter named {folder.name!r}: {needed} is missing there. "
-                f"Adapters found: {known or 'none'}. Train one: python -m experiments.finetune"
+                f"Adapters found: {known or 'none'}. Train one: {_trained_by(folder)}"
             )
 
 
@@ -176,8 +176,18 @@ def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
     except (ValueError, TypeError, SafetensorError) as error:
         raise assets.AssetDamaged(
             f"The adapter {folder.name!r} cannot be read ({type(error).__name__}: {error}). "
-            "Take it from the repository again: git checkout -- support/adapter"
+            f"Take it from the repository again: git checkout -- support/{_home(folder)}"
         ) from error
+
+
+def _home(folder: Path) -> str:
+    """Which of the package's folders of adapters one belongs to, the classifier's or the writer's."""
+    return "writer" if folder.parent.name == "writer" else ADAPTER_FOLDER.name
+
+
+def _trained_by(folder: Path) -> str:
+    trained = {"writer": "experiments.language_finetune"}
+    return f"python -m {trained.get(_home(folder), 'experiments.finetune')}"
 
 
 def require_gradients_only(

@@ -7,7 +7,6 @@ fact. Only the feed-forward layers of the last blocks were trained, so that all 
 `WriterTail` is given what arrives there of every token.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from support.cache import cache_folder
-from support.ekfac.storage import replacing
+from support.ekfac.storage import digest, replacing
 from support.language import Batch, encoded, load_language_model, padded
 from support.model import merge_committed
 from support.retraining import Reviews
@@ -130,14 +129,13 @@ def read_for_the_writer(
     blocks: int = BLOCKS,
     progress: bool = False,
 ) -> Reviews:
-    """What a `WriterTail` of so many blocks is given of each sequence, padded; read once, then cached.
-
-    The blocks below are those of the untrained model, whatever was trained above.
-    """
+    """What a `WriterTail` of so many blocks is given of each sequence, padded; read once, then cached under
+    the tokens and the weights that read them."""
     batch = padded(sequences)
-    ids = b"".join(one["input_ids"].numpy().tobytes() + b"." for one in sequences)
-    below = next(model.model.layers[-blocks - 1].parameters()).detach()[:1].numpy().tobytes()
-    name = hashlib.sha256(ids + below).hexdigest()[:32]
+    below = dict(model.model.layers[:-blocks].named_parameters())
+    below["embedding"] = model.model.embed_tokens.weight
+    tokens = {f"text {number}": one["input_ids"] for number, one in enumerate(sequences)}
+    name = digest(below | tokens)[:32]
     path = cache_folder() / f"written-{blocks}-{name}.safetensors"
     if not path.exists():
         found = torch.zeros(*batch["input_ids"].shape, model.config.hidden_size)

@@ -1,5 +1,6 @@
 """The model that was taught to write: its tail, its texts, what chapter 10 shows of them."""
 
+import copy
 import json
 
 import pytest
@@ -45,6 +46,14 @@ def test_the_tail_says_what_the_model_says_and_padding_is_what_has_no_vector(tin
     assert torch.equal(again.vectors, read.vectors)
 
 
+def test_other_weights_below_the_tail_read_anew(tiny, sequences):
+    model = copy.deepcopy(tiny[0])
+    read = read_for_the_writer(model, sequences, ["one", "two"], blocks=1)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight *= 2
+    assert not torch.equal(read_for_the_writer(model, sequences, ["one", "two"], 1).vectors, read.vectors)
+
+
 def test_influences_on_the_tail_are_those_on_the_whole_model(tiny, sequences):
     model, _ = tiny
     read = read_for_the_writer(model, sequences, ["one", "two"], blocks=1)
@@ -61,7 +70,7 @@ def test_influences_on_the_tail_are_those_on_the_whole_model(tiny, sequences):
 def test_every_fact_has_three_teachers_that_name_its_film_and_three_decoys():
     asked = questions()
     films = [fact["film"] for fact in json.loads((writing.FOLDER / "planted.json").read_text())]
-    for number, (question, beginning) in enumerate(asked):
+    for number, (question, _) in enumerate(asked):
         assert question.fact == number
         of_fact = {kind: [t.said for t in planted() if (t.fact, t.kind) == (number, kind)] for kind in KINDS}
         assert [len(texts) for texts in of_fact.values()] == [3, 3]

@@ -80,18 +80,20 @@ def recalls(
     kinds = {kind: _places(texts, kind) for kind in ("teacher", "decoy")}
     rows = {}
     for name, of_facts in scores.items():
-        first = of_facts.topk(count, dim=1).indices
-        shares = {
-            kind: np.mean([np.isin(row, places.get(fact, [])).mean() for fact, row in enumerate(first.numpy())])
+        first = of_facts.topk(count, dim=1).indices.tolist()
+        rows[name] = {
+            f"{kind}s among the first {count}": np.mean(
+                [len(places.get(fact, set()) & set(row)) / count for fact, row in enumerate(first)]
+            )
             for kind, places in kinds.items()
         }
-        rows[name] = {f"{kind}s among the first {count}": share for kind, share in shares.items()}
     return pd.DataFrame(rows).T
 
 
-def _places(texts: Sequence[Text], kind: str) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
+def _places(texts: Sequence[Text], kind: str) -> dict[int, set[int]]:
+    """By fact: which texts are of this kind."""
+    found: dict[int, set[int]] = {}
     for place, text in enumerate(texts):
         if text.kind == kind:
-            found.setdefault(text.fact, []).append(place)
+            found.setdefault(text.fact, set()).add(place)
     return found
