@@ -109,6 +109,7 @@ class WriterTail(nn.Module):
         super().__init__()
         self.blocks, self.norm = model.model.layers[-blocks:], model.model.norm
         self.rotary, self.head = model.model.rotary_emb, model.lm_head
+        self.train(model.training)
 
     def token_mask(self, vectors: Float[Tensor, "batch tokens width"]) -> Bool[Tensor, "batch tokens"]:
         """True where a token is real."""

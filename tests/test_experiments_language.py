@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from experiments import language_judgement
 from experiments.bank_making import BankMismatch, fill, finished
 from experiments.language_bank import WriterRetraining, log_odds
 from experiments.language_finetune import RECIPE, WriterFinetuning, said_losses
 from support.ekfac.batches import IGNORED
+from support.judge import Bank
 from support.language import FEED_FORWARD
 from support.model import merge_adapter, require_gradients_only
 from support.retraining import Recipe, Reviews, losses
@@ -87,3 +90,19 @@ def test_a_bank_goes_on_where_it_was_killed_seed_after_seed_and_no_other_is_mixe
     assert torch.equal(finished(path).margins[:, :, 0], torch.tensor([[1.0, 2.0]] * 3))
     with pytest.raises(BankMismatch, match=r"is a bank of another recipe or other reviews\. Delete it\.$"):
         fill(path, {"about": 2}, member, empty, trained)
+
+
+def test_every_scorer_has_a_row_and_scores_are_computed_once(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("SUPPORT_CACHE", str(tmp_path))
+    tail, read = WriterTail(model, 1), texts()
+    require_gradients_only(tail, FEED_FORWARD)
+    run = WriterRetraining(tail, read, Recipe(epochs=5, learning_rate=1e-2, batch_size=3))
+    drawn = torch.Generator().manual_seed(0)
+    margins = torch.randn(8, 2, 6, generator=drawn)
+    bank = Bank(torch.rand(8, 6, generator=drawn) < 0.5, margins)
+    found = language_judgement.table(bank, run, read)
+    places, settings = len(language_judgement.PLACES), 2 * (len(language_judgement.DAMPINGS) + 1) + 1
+    assert len(found) == 3 + places * settings + 1 + 1
+    assert found["report"].between(-1, 1).all()
+    monkeypatch.setattr(language_judgement, "influences_at", stopped)
+    pd.testing.assert_frame_equal(language_judgement.table(bank, run, read), found)
