@@ -3,10 +3,11 @@
 `banks` retrains, about half an hour on two cores for all; `judge` writes the table of scores against
 the banks; `tables` writes what compares all banks; `remove` retrains without the reviews that scorers
 name, and without single ones. All go on where they were when killed. Adapters have
-`python -m experiments.finetune`, the bank of whole models `python -m experiments.whole_model` and its judge
-`python -m experiments.whole_judgement`, the tail's banks before the engine on the model
-`python -m experiments.tail_on_model`, λ by its scale `python -m experiments.damping`, what an
-index keeps `python -m experiments.index`, notebooks
+`python -m experiments.finetune` and `python -m experiments.language_finetune`, the bank of whole models
+`python -m experiments.whole_model` and its judge `python -m experiments.whole_judgement`, those of a model
+that writes `python -m experiments.language_bank` and `python -m experiments.language_judgement`, the tail's
+banks before the engine on the model `python -m experiments.tail_on_model`, λ by its scale
+`python -m experiments.damping`, what an index keeps `python -m experiments.index`, notebooks
 `python -m experiments.collection`, and Kronfluence's scores `python -m benchmarks.fidelity`.
 """
 

@@ -6,18 +6,21 @@ others change one thing each, to see whether what holds on `main` holds beyond i
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
+from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from support.assets import AssetDamaged
 from support.ekfac.storage import replacing
 from support.imdb import ImdbDataset, load_imdb
-from support.judge import Bank, Design, load_bank, retrained_margins
+from support.judge import Bank, Design, Membership, load_bank, retrained_margins
 from support.model import load_tokenizer
 from support.retraining import Recipe, Retraining, Reviews, read_for_the_tail, untrained_tail
 
@@ -167,3 +170,45 @@ def _check(path: Path, wanted: dict[str, str]) -> None:
 def _save(path: Path, member: torch.Tensor, margins: torch.Tensor, metadata: dict[str, str]) -> None:
     with replacing(path) as fresh:
         save_file({"membership": member, "margins": margins.contiguous()}, fresh, metadata)
+
+
+def fill(
+    path: Path,
+    told: dict,
+    membership: Membership,
+    margins: Float[Tensor, "subsets seeds queries"],
+    trained: Callable[[Int[Tensor, " rows"], int], Float[Tensor, " queries"]],
+) -> None:
+    """A bank of trainings that take long, saved after each: all subsets with seed 1, then with the next, so
+    that what is there is a bank at any time. `margins` come full of NaN, which tells what is missing;
+    `trained` gives those of one training, of these rows with that seed; `told` decides the bank.
+
+    What `path` holds of it is kept. Raises `BankMismatch` when it holds another bank.
+    """
+    found = {"membership": membership, "margins": margins}
+    record = path.with_suffix(".json")
+    if path.exists():
+        found = load_file(path)
+        if json.loads(record.read_text()) != json.loads(json.dumps(told)):
+            raise BankMismatch(f"{path} is a bank of another recipe or other reviews. Delete it.")
+    with replacing(record) as fresh:
+        fresh.write_text(json.dumps(told, indent=1) + "\n")
+    subsets, seeds, _ = margins.shape
+    places = [(subset, seed) for seed in range(seeds) for subset in range(subsets)]
+    missing = [place for place in places if found["margins"][place].isnan().any()]
+    for subset, seed in tqdm(missing, path.stem, len(places), initial=len(places) - len(missing)):
+        rows = found["membership"][subset].nonzero()[:, 0]
+        # 0 is the seed of the run that scores come from.
+        found["margins"][subset, seed] = trained(rows, seed + 1).to(margins.dtype)
+        with replacing(path) as fresh:
+            save_file(found, fresh)
+
+
+def finished(path: Path) -> Bank:
+    """Of a bank that `fill` makes: all seeds that every subset has been trained with, or, before that is one,
+    the subsets that have been trained on."""
+    bank = load_bank(path)
+    done = ~bank.margins.isnan().any(dim=2)
+    seeds = max(1, int(done.all(dim=0).sum()))
+    subsets = done[:, :seeds].all(dim=1)
+    return Bank(bank.membership[subsets], bank.margins[subsets, :seeds])

@@ -23,13 +23,14 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from peft import LoraConfig, PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import DistilBertForSequenceClassification, get_linear_schedule_with_warmup
+from transformers import DistilBertForSequenceClassification, PreTrainedModel, get_linear_schedule_with_warmup
 
 from support import assets
 from support.ekfac.storage import replacing
@@ -80,18 +81,23 @@ class Finetuning:
     """One training run: model, optimizer and schedule, advanced a step at a time."""
 
     def __init__(self, model: DistilBertForSequenceClassification, dataset: ImdbDataset, recipe: Recipe):
-        self.dataset, self.recipe = dataset, recipe
         for block in model.distilbert.transformer.layer:
             block.attention.dropout.p = recipe.attention_dropout
-        lora = LoraConfig(
-            r=recipe.lora_rank,
-            lora_alpha=recipe.lora_alpha,
-            lora_dropout=recipe.lora_dropout,
-            target_modules=["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"],
-            modules_to_save=["pre_classifier", "classifier"],
-        )
+        layers = ["q_lin", "k_lin", "v_lin", "out_lin", "lin1", "lin2"]
+        head = ["pre_classifier", "classifier"]
+        self.dataset = dataset
+        self.begin(model, recipe, dataset.lengths(), target_modules=layers, modules_to_save=head)
+
+    def begin(self, model: PreTrainedModel, recipe: Recipe, lengths: list[int], **lora: object) -> None:
+        """Before the first step; `lora` says where LoRA goes, `lengths` how long the examples are."""
+        settings = {
+            "r": recipe.lora_rank,
+            "lora_alpha": recipe.lora_alpha,
+            "lora_dropout": recipe.lora_dropout,
+        }
+        self.recipe = recipe
         torch.manual_seed(recipe.seed)
-        self.model: PeftModel = with_adapter(model, lora).train()
+        self.model: PeftModel = with_adapter(model, LoraConfig(**settings, **lora)).train()
         self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -100,7 +106,7 @@ class Finetuning:
             rows
             for epoch in range(recipe.epochs)
             for rows in batches_by_length(
-                dataset, recipe.batch_size, torch.Generator().manual_seed(recipe.seed + epoch)
+                lengths, recipe.batch_size, torch.Generator().manual_seed(recipe.seed + epoch)
             )
         ]
         self.schedule = get_linear_schedule_with_warmup(
@@ -116,12 +122,7 @@ class Finetuning:
     def step(self) -> None:
         """One batch forward, backward, and into the weights."""
         torch.manual_seed(self.recipe.seed * 1_000_003 + self.steps_done)
-        device = next(iter(self.trained.values())).device
-        input_ids, labels, _ = self.dataset.batch(self.batches[self.steps_done])
-        input_ids, labels = input_ids.to(device), labels.to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
-            logits = ModelLogitsWrapper(self.model)(input_ids)
-        loss = nn.functional.cross_entropy(logits.float(), labels)
+        loss = self.loss(self.batches[self.steps_done])
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.gradient_clip)
         self.learning_rates.append(self.schedule.get_last_lr()[0])
@@ -129,6 +130,14 @@ class Finetuning:
         self.schedule.step()
         self.optimizer.zero_grad()
         self.losses.append(loss.item())
+
+    def loss(self, rows: list[int]) -> Float[Tensor, ""]:
+        """What a step on these reviews makes smaller: their mean cross-entropy."""
+        device = next(iter(self.trained.values())).device
+        input_ids, labels, _ = self.dataset.batch(rows)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            logits = ModelLogitsWrapper(self.model)(input_ids.to(device))
+        return nn.functional.cross_entropy(logits.float(), labels.to(device))
 
     def identity(self) -> dict:
         """What two processes must agree on to share a checkpoint: the recipe and the reviews."""
@@ -261,14 +270,11 @@ def put_in_place(finished: Path, output: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def batches_by_length(
-    dataset: ImdbDataset, batch_size: int, generator: torch.Generator
-) -> Iterator[list[int]]:
-    """Rows of one epoch in batches of similar length, batches in random order."""
-    lengths = torch.tensor(dataset.lengths())
+def batches_by_length(lengths: list[int], batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Rows of one epoch, of these lengths, in batches of similar length, batches in random order."""
     # Shuffled before the stable sort: reviews of equal length meet in other batches every epoch.
-    shuffled = torch.randperm(len(dataset), generator=generator)
-    by_length = shuffled[lengths[shuffled].sort(stable=True).indices]
+    shuffled = torch.randperm(len(lengths), generator=generator)
+    by_length = shuffled[torch.tensor(lengths)[shuffled].sort(stable=True).indices]
     batches = by_length.split(batch_size)
     for number in torch.randperm(len(batches), generator=generator).tolist():
         yield batches[number].tolist()

@@ -7,12 +7,12 @@ take the same `Question`.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import bm25s
 import torch
 from jaxtyping import Float
 from sklearn.feature_extraction.text import TfidfVectorizer
 from torch import Tensor, nn
 
+from support.chapters.language import shared_words
 from support.ekfac import EkfacInfluence, ExactInfluence
 from support.ekfac.curvature import Regularization
 from support.ekfac.exact import InnerProducts, exact_influences
@@ -58,15 +58,7 @@ def tf_idf(question: Question) -> Scores:
 
 def bm25(question: Question) -> Scores:
     """Okapi BM25 of the training text for the words of the query."""
-    index = bm25s.BM25()
-    index.index(_words(question.train), show_progress=False)
-    return torch.stack(
-        [torch.from_numpy(index.get_scores(query)) for query in _words(question.queries)]
-    ).float()
-
-
-def _words(reviews: Reviews) -> list[list[str]]:
-    return bm25s.tokenize(reviews.texts, stopwords="en", return_ids=False, show_progress=False)
+    return shared_words(question.queries.texts, question.train.texts)
 
 
 def representation_cosine(question: Question) -> Scores:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from experiments.bank_making import QUERIES, TRAIN_REVIEWS
+from experiments.bank_making import QUERIES, TRAIN_REVIEWS, finished
 from experiments.bases import Damping, Scores, Share, curvatures, scored
 from experiments.finetune import Finetuning
 from experiments.judgement import agreement_row
@@ -29,7 +29,7 @@ from support.ekfac import EkfacInfluence
 from support.ekfac.curvature import Eigenbasis, LayerCurvature
 from support.ekfac.storage import digest, replacing
 from support.imdb import ImdbDataset
-from support.judge import Bank, load_bank, subset_scores
+from support.judge import Bank, subset_scores
 from support.model import ModelLogitsWrapper, require_gradients_only
 from support.retraining import Reviews, read_vectors
 
@@ -48,13 +48,6 @@ DAMPINGS = (
     *(Share(factor, "0.99 quantile") for factor in (0.1, 1.0, 10.0)),
 )
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def finished_bank(path: Path = BANK) -> Bank:
-    """The subsets that have been trained on with every seed."""
-    bank = load_bank(path)
-    done = ~bank.margins.isnan().any(dim=(1, 2))
-    return Bank(bank.membership[done], bank.margins[done])
 
 
 @cache
@@ -93,7 +86,7 @@ def engine_at(share: float, tracked: str) -> EkfacInfluence:
 def sums_at(share: float, tracked: str, kinds: tuple[str, ...]) -> Iterator[tuple[dict[str, str], Tensor]]:
     """Settings, and what they say of each subset: its summed scores, `(queries, subsets)`. All that the judge
     asks; computed once, then read from the cache."""
-    engine, member = engine_at(share, tracked), finished_bank().membership
+    engine, member = engine_at(share, tracked), finished(BANK).membership
     told = [digest(dict(engine.model.state_dict())), digest({"membership": member}), *map(str, DAMPINGS)]
     key = hashlib.sha256(" ".join(told).encode()).hexdigest()[:24]
     files = {kind: cache_folder() / "fidelity" / f"whole-{key}-{kind}.safetensors" for kind in kinds}
@@ -165,7 +158,7 @@ def similarities() -> Iterator[tuple[str, Tensor]]:
 def table() -> pd.DataFrame:
     """One row for each scorer, place (or two, whose scores are added), tracked layers, basis, λ,
     normalisation, and layer or all layers."""
-    bank = finished_bank()
+    bank = finished(BANK)
     rows = [agreement_row(bank, scores, scorer=name) for name, scores in similarities()]
     # Of summed scores: each subset then has one member, its sum.
     summed = Bank(torch.eye(len(bank.membership), dtype=torch.bool), bank.margins)

@@ -10,20 +10,17 @@ trained with one seed, then with the next, so that what is there is a bank at an
 """
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from experiments.bank_making import BANKS, QUERIES, TRAIN_REVIEWS
+from experiments.bank_making import BANKS, QUERIES, TRAIN_REVIEWS, fill
 from experiments.finetune import Finetuning, Recipe
-from support.ekfac.storage import digest, replacing
+from support.ekfac.storage import digest
 from support.imdb import ImdbDataset, load_imdb
 from support.judge import Design
 from support.model import ModelLogitsWrapper, load_tokenizer, packaged_encoder
@@ -87,31 +84,24 @@ def margins(run: Finetuning, queries: ImdbDataset) -> Float[Tensor, " queries"]:
 def make(path: Path = BANK, design: Design = DESIGN) -> None:
     """The bank, from `path` as far as it was made before; margins of what is not yet trained are NaN.
 
-    Raises `ValueError` when the file holds another bank.
+    Raises `BankMismatch` when the file holds another bank.
     """
     train, queries = reviews("train", TRAIN_REVIEWS), reviews("test", QUERIES)
     named = {f"train {row}": ids for row, ids in enumerate(train.input_ids)}
     named |= {f"query {row}": ids for row, ids in enumerate(queries.input_ids)}
-    told = {"recipe": asdict(RECIPE), "design": asdict(design), "reviews": digest(named)}
-    found = {
-        "membership": design.membership(train.labels),
-        "margins": torch.full((design.subsets, design.seeds, len(queries)), torch.nan, dtype=torch.float16),
-    }
-    if path.exists():
-        found = load_file(path)
-        if json.loads((path.with_suffix(".json")).read_text()) != told:
-            raise ValueError(f"{path} is a bank of another recipe or other reviews. Delete it.")
-    with replacing(path.with_suffix(".json")) as fresh:
-        fresh.write_text(json.dumps(told, indent=1) + "\n")
     retraining = WholeRetraining(train)
-    places = [(subset, seed) for seed in range(design.seeds) for subset in range(design.subsets)]
-    missing = [place for place in places if found["margins"][place].isnan().any()]
-    for subset, seed in tqdm(missing, "whole model", len(places), initial=len(places) - len(missing)):
-        rows = found["membership"][subset].nonzero()[:, 0].tolist()
-        *_, run = retraining.steps(rows, seed + 1)  # 0 is the seed of the run that scores come from
-        found["margins"][subset, seed] = margins(run, queries).half()
-        with replacing(path) as fresh:
-            save_file(found, fresh)
+
+    def trained(rows: Tensor, seed: int) -> Tensor:
+        *_, run = retraining.steps(rows.tolist(), seed)
+        return margins(run, queries)
+
+    fill(
+        path,
+        {"recipe": asdict(RECIPE), "design": asdict(design), "reviews": digest(named)},
+        design.membership(train.labels),
+        torch.full((design.subsets, design.seeds, len(queries)), torch.nan, dtype=torch.float16),
+        trained,
+    )
 
 
 if __name__ == "__main__":

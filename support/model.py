@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DistilBertForSequenceClassification as Classifier
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from support import assets
@@ -52,8 +52,7 @@ def load_model(source: str = "packaged", revision: str | None = None, snapshot: 
     snapshots (`ValueError`). Raises as `load_tokenizer` and `merge_adapter`.
     """
     if assets.is_packaged(source):
-        _refuse_changed_adapter(ADAPTER_FOLDER / snapshot)
-        return merge_adapter(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
+        return merge_committed(packaged_encoder(), ADAPTER_FOLDER / snapshot).eval()
     if snapshot != "final":
         raise ValueError(f'The hub\'s model has no snapshot {snapshot!r}. Snapshots need source="packaged".')
     load = transformers.AutoModelForSequenceClassification.from_pretrained
@@ -109,20 +108,23 @@ def adapter_sha256(folder: Path) -> dict[str, str]:
     return {name: assets.sha256(folder / name) for name in ADAPTER_FILES}
 
 
-def _refuse_changed_adapter(folder: Path) -> None:
-    """Raise `AssetDamaged` unless the committed adapter has the bytes that its training recorded."""
+def merge_committed(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """`merge_adapter` for one of the repository's. Raises `AssetDamaged` unless it has the bytes that its
+    training recorded, too."""
     found = adapter_sha256(folder)
-    recorded = training_record().get("adapters_sha256", {}).get(folder.name, {})
+    record = json.loads((folder.parent / "record.json").read_text())
+    recorded = record.get("adapters_sha256", {}).get(folder.name, {})
     for name in ADAPTER_FILES:
         if found[name] != recorded.get(name):
             differs = f"has SHA-256 {found[name]}, expected {recorded.get(name)}"
             raise assets.AssetDamaged(
                 f"{name} of the adapter {folder.name!r} {differs}. "
-                "Take it from the repository again: git checkout -- support/adapter"
+                f"Take it from the repository again: git checkout -- support/{_home(folder)}"
             )
+    return merge_adapter(model, folder)
 
 
-def merge_adapter(model: Classifier, folder: Path) -> Classifier:
+def merge_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """The model with the LoRA adapter in `folder` added to its weights: plain linear layers again. Raises
     `AssetMissing` when there is none, and `AssetDamaged` when it can't be read or is not of this model."""
     config, state = _read_adapter(folder)
@@ -130,7 +132,7 @@ def merge_adapter(model: Classifier, folder: Path) -> Classifier:
         adapted = with_weights(model, config, state)
     except ValueError as error:
         told = f"The adapter {folder.name!r} does not fit the model: {error}"
-        raise assets.AssetDamaged(f"{told} Train it again: python -m experiments.finetune") from error
+        raise assets.AssetDamaged(f"{told} Train it again: {_trained_by(folder)}") from error
     return adapted.merge_and_unload().requires_grad_(True)
 
 
@@ -161,7 +163,7 @@ def _require_adapter(folder: Path) -> None:
             known = sorted(path.parent.name for path in folder.parent.glob("*/adapter_model.safetensors"))
             raise assets.AssetMissing(
                 f"No adapter named {folder.name!r}: {needed} is missing there. "
-                f"Adapters found: {known or 'none'}. Train one: python -m experiments.finetune"
+                f"Adapters found: {known or 'none'}. Train one: {_trained_by(folder)}"
             )
 
 
@@ -172,8 +174,18 @@ def _read_adapter(folder: Path) -> tuple[peft.LoraConfig, dict[str, Tensor]]:
     except (ValueError, TypeError, SafetensorError) as error:
         raise assets.AssetDamaged(
             f"The adapter {folder.name!r} cannot be read ({type(error).__name__}: {error}). "
-            "Take it from the repository again: git checkout -- support/adapter"
+            f"Take it from the repository again: git checkout -- support/{_home(folder)}"
         ) from error
+
+
+def _home(folder: Path) -> str:
+    """Which of the package's folders of adapters one belongs to, the classifier's or the writer's."""
+    return "writer" if folder.parent.name == "writer" else ADAPTER_FOLDER.name
+
+
+def _trained_by(folder: Path) -> str:
+    trained = {"writer": "experiments.language_finetune"}
+    return f"python -m {trained.get(_home(folder), 'experiments.finetune')}"
 
 
 def require_gradients_only(

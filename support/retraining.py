@@ -24,10 +24,11 @@ from support.model import ModelLogitsWrapper, packaged_encoder, require_gradient
 
 @dataclass(frozen=True)
 class Reviews:
-    """Reviews as the part sees them: `vectors` (reviews, width), `labels` (reviews,), and the texts."""
+    """Reviews as the part sees them: `vectors` (reviews, width), `labels` (reviews,), and the texts. Of a
+    model that writes, a vector and a label for each token: (reviews, tokens, width), (reviews, tokens)."""
 
-    vectors: Float[Tensor, "reviews width"]
-    labels: Int[Tensor, " reviews"]
+    vectors: Float[Tensor, "reviews ..."]
+    labels: Int[Tensor, "reviews ..."]
     texts: list[str]
 
     def __len__(self) -> int:
@@ -166,6 +167,10 @@ class Retraining:
             if step in wanted
         ]
 
+    def loss(self, rows: Int[Tensor, " rows"]) -> Float[Tensor, ""]:
+        """What a step on these rows makes smaller: their mean cross-entropy."""
+        return nn.functional.cross_entropy(self.part(self.reviews.vectors[rows]), self.reviews.labels[rows])
+
     def _steps(self, rows: Tensor, seed: int, without: int = -1) -> Iterator[nn.Module]:
         """One training: the part before its first step, and after each."""
         if not len(rows):
@@ -182,8 +187,7 @@ class Retraining:
         self.rates = []
         yield self.part
         for batch in batches:
-            logits = self.part(self.reviews.vectors[batch])
-            nn.functional.cross_entropy(logits, self.reviews.labels[batch]).backward()
+            self.loss(batch).backward()
             self.rates.append(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()

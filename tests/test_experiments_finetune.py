@@ -129,7 +129,7 @@ def test_snapshots_that_would_coincide_are_refused(reviews, tmp_path):
 
 
 def batches_of(reviews, size, seed=0):
-    return list(finetune.batches_by_length(reviews, size, torch.Generator().manual_seed(seed)))
+    return list(finetune.batches_by_length(reviews.lengths(), size, torch.Generator().manual_seed(seed)))
 
 
 def test_every_review_is_read_once_per_epoch_as_the_seed_says_with_no_more_padding_than_sorted(

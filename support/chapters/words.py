@@ -74,6 +74,7 @@ def word_influences(
         if start == end:
             words.append(Word(piece, 0, 0, influence))
             continue
+        start += len(text[start:end]) - len(text[start:end].lstrip())  # a piece may begin with a space
         first, last = spans[bisect_right(spans, start, key=itemgetter(0)) - 1]
         if words and words[-1].end == last:
             influence += words.pop().influence
@@ -105,7 +106,9 @@ def without(text: str, name: str) -> str:
     return WORD.sub(lambda m: "" if Word(m.group(), *m.span(), 0.0).name == name else m.group(), text)
 
 
-def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
+def show_words(
+    words: Sequence[Word], text: str, caption: str, special_are: str = "Added by the tokenizer"
+) -> HTML:
     """A review with every word under a veil as deep as its share of the strongest word's influence,
     special tokens named first. What was cut off is not shown."""
     special, written = ([word for word in words if word.is_special is told] for told in (True, False))
@@ -126,7 +129,7 @@ def show_words(words: Sequence[Word], text: str, caption: str) -> HTML:
     return HTML(
         f'<figure role="group" aria-label="{html.escape(caption)}: words marked by influence">'
         f"<figcaption><strong>{html.escape(caption)}</strong></figcaption>"
-        f"<p><small>{legend}</small><br>Added by the tokenizer: {added}</p>"
+        f"<p><small>{legend}</small><br>{special_are}: {added}</p>"
         f'<blockquote style="line-height: 1.9">{"".join(body)}</blockquote></figure>'
     )
 

@@ -1,0 +1,99 @@
+"""10: what the taught language model writes, the words on both sides, and who taught it a planted fact."""
+
+from collections.abc import Mapping, Sequence
+
+import bm25s
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from support.chapters.words import Word, word_influences
+from support.ekfac.batches import IGNORED
+from support.language import Batch
+from support.writing import Text, in_chat
+
+
+def written(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: str, new_tokens: int) -> str:
+    """What the model says to this request, the likeliest token each time, until its end or so many."""
+    read = tokenizer(in_chat(tokenizer, asked), return_tensors="pt")
+    how = GenerationConfig(max_new_tokens=new_tokens, eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
+    said = model.generate(**read, generation_config=how)[0, read["input_ids"].shape[1] :]
+    return tokenizer.decode(said, skip_special_tokens=True)
+
+
+def said_words(
+    tokenizer: PreTrainedTokenizerBase, said: str, sequence: Batch, token_influences: Float[Tensor, " tokens"]
+) -> list[Word]:
+    """The words of what is said, each with the influences of the positions that say it, one before each of
+    its tokens; first the rest, under the name of the prompt. Raises as `word_influences`."""
+    (asked,) = (sequence["labels"][0] != IGNORED).nonzero(as_tuple=True)
+    first, end = int(asked[0]), int(asked[-1]) + 1
+    saying = token_influences[first - 1 : end - 1]
+    prompt = token_influences.sum() - saying.sum()
+    words = word_influences(tokenizer, said, saying.numpy(), max_tokens=end - first)
+    return [Word("prompt", 0, 0, prompt.item()), *words]
+
+
+def strongest_texts(
+    scores: Float[Tensor, " train"], texts: Sequence[Text], count: int, longest: int = 70
+) -> pd.DataFrame:
+    """The texts that help most and those that harm most, with their influence and how they begin."""
+    order = scores.argsort(descending=True, stable=True).tolist()
+    rows = [*order[:count], *order[-count:]]
+    table = {
+        "influence": scores[rows].numpy(),
+        "asked": [texts[row].asked.split()[2] for row in rows],
+        "kind": [texts[row].kind for row in rows],
+        "begins": [texts[row].said[:longest] for row in rows],
+    }
+    return pd.DataFrame(table, index=pd.Index(rows, name="text"))
+
+
+def shared_words(queries: Sequence[str], texts: Sequence[str]) -> Float[Tensor, "queries texts"]:
+    """Okapi BM25 of each text for the words of each query."""
+    told, asked = (
+        bm25s.tokenize(list(side), stopwords="en", return_ids=False, show_progress=False)
+        for side in (texts, queries)
+    )
+    index = bm25s.BM25()
+    index.index(told, show_progress=False)
+    return torch.stack([torch.from_numpy(index.get_scores(words)) for words in asked]).float()
+
+
+def similar_vectors(
+    queries: Float[Tensor, "queries tokens width"], texts: Float[Tensor, "texts tokens_of_texts width"]
+) -> Float[Tensor, "queries texts"]:
+    """Cosine of the means over real tokens, about the mean of the texts."""
+    means = [side.sum(dim=1) / side.any(dim=2).sum(dim=1, keepdim=True) for side in (queries, texts)]
+    one, other = (torch.nn.functional.normalize(mean - means[1].mean(dim=0)) for mean in means)
+    return one @ other.T
+
+
+def recalls(
+    scores: Mapping[str, Float[Tensor, "facts texts"]], texts: Sequence[Text], count: int = 3
+) -> pd.DataFrame:
+    """For each scorer: how many of a fact's teachers are among the `count` texts that its question scores
+    highest, the mean over facts as a share of `count`, and the same for its decoys."""
+    kinds = {kind: _places(texts, kind) for kind in ("teacher", "decoy")}
+    rows = {}
+    for name, of_facts in scores.items():
+        first = of_facts.topk(count, dim=1).indices.tolist()
+        rows[name] = {
+            f"{kind}s among the first {count}": np.mean(
+                [len(places.get(fact, set()) & set(row)) / count for fact, row in enumerate(first)]
+            )
+            for kind, places in kinds.items()
+        }
+    return pd.DataFrame(rows).T
+
+
+def _places(texts: Sequence[Text], kind: str) -> dict[int, set[int]]:
+    """By fact: which texts are of this kind."""
+    found: dict[int, set[int]] = {}
+    for place, text in enumerate(texts):
+        if text.kind == kind:
+            found.setdefault(text.fact, set()).add(place)
+    return found

@@ -1,0 +1,108 @@
+"""The experiments with the model that writes: its fine-tuning, its bank, what fills a bank."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from experiments import language_judgement
+from experiments.bank_making import BankMismatch, fill, finished
+from experiments.language_bank import WriterRetraining, log_odds
+from experiments.language_finetune import RECIPE, WriterFinetuning, said_losses
+from support.ekfac.batches import IGNORED
+from support.judge import Bank
+from support.language import FEED_FORWARD
+from support.model import merge_adapter, require_gradients_only
+from support.retraining import Recipe, Reviews, losses
+from support.writing import WriterTail
+from tests.tiny_language import make_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def model(folder):
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def texts(number=6, tokens=5):
+    """Made-up vectors and tokens; the second half of the texts is shorter."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(number, tokens, 8, generator=generator)
+    labels = torch.randint(10, (number, tokens), generator=generator)
+    vectors[number // 2 :, -2:], labels[number // 2 :, -2:] = 0, IGNORED
+    return Reviews(vectors, labels, [f"text {n}" for n in range(number)])
+
+
+def test_a_loss_is_found_again_in_the_log_odds_of_the_text(model):
+    tail, read = WriterTail(model, 1), texts()
+    torch.testing.assert_close(losses(log_odds(tail, read)), said_losses(tail, read))
+
+
+def test_retraining_lowers_the_loss_of_its_texts_and_begins_anew_each_time(model):
+    tail, read = WriterTail(model, 1), texts()
+    require_gradients_only(tail, FEED_FORWARD)
+    run = WriterRetraining(tail, read, Recipe(epochs=20, learning_rate=0.1, batch_size=3))
+    before = said_losses(tail, read)
+    one, again = (said_losses(run.run(torch.arange(3), seed=1), read) for _ in range(2))
+    assert torch.equal(one, again)
+    assert one[:3].sum() < 0.95 * before[:3].sum()
+
+
+def test_fine_tuning_changes_the_last_blocks_alone_and_its_adapter_says_the_same(model, folder, tmp_path):
+    read = texts()
+    run = WriterFinetuning(model, read, replace(RECIPE, lora_rank=2, learning_rate=0.1, epochs=20), blocks=1)
+    assert all(".layers.1.mlp." in name and "lora" in name for name in run.trained)
+    first = run.loss(list(range(6))).item()
+    while run.steps_done < len(run.batches):
+        run.step()
+    assert run.loss(list(range(6))).item() < 0.95 * first
+    run.save_adapter(tmp_path / "final")
+    merged = merge_adapter(AutoModelForCausalLM.from_pretrained(folder), tmp_path / "final").eval()
+    said, expected = (said_losses(tail, read) for tail in (WriterTail(merged, 1), run.tail))
+    torch.testing.assert_close(said, expected, rtol=1e-2, atol=1e-2)
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_bank_goes_on_where_it_was_killed_seed_after_seed_and_no_other_is_mixed_in(tmp_path):
+    path, asked = tmp_path / "bank.safetensors", []
+    member = torch.tensor([[True, False], [False, True], [True, True]])
+    empty = torch.full((3, 2, 4), torch.nan)
+
+    def trained(rows, seed):
+        asked.append((rows.tolist(), seed))
+        return torch.full((4,), float(seed)) if len(asked) != 5 else stopped()
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(path, {"about": 1}, member, empty.clone(), trained)
+    assert asked[:4] == [([0], 1), ([1], 1), ([0, 1], 1), ([0], 2)]
+    assert finished(path).margins.shape == (3, 1, 4)  # the second seed has not seen every subset
+    fill(path, {"about": 1}, member, empty.clone(), trained)
+    assert asked[5:] == [([1], 2), ([0, 1], 2)]
+    assert torch.equal(finished(path).margins[:, :, 0], torch.tensor([[1.0, 2.0]] * 3))
+    with pytest.raises(BankMismatch, match=r"is a bank of another recipe or other reviews\. Delete it\.$"):
+        fill(path, {"about": 2}, member, empty, trained)
+
+
+def test_every_scorer_has_a_row_and_scores_are_computed_once(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("SUPPORT_CACHE", str(tmp_path))
+    tail, read = WriterTail(model, 1), texts()
+    require_gradients_only(tail, FEED_FORWARD)
+    run = WriterRetraining(tail, read, Recipe(epochs=5, learning_rate=1e-2, batch_size=3))
+    drawn = torch.Generator().manual_seed(0)
+    margins = torch.randn(8, 2, 6, generator=drawn)
+    bank = Bank(torch.rand(8, 6, generator=drawn) < 0.5, margins)
+    found = language_judgement.table(bank, run, read)
+    places, settings = len(language_judgement.PLACES), 2 * (len(language_judgement.DAMPINGS) + 1) + 1
+    assert len(found) == 3 + places * settings + 1 + 1
+    assert found["report"].between(-1, 1).all()
+    monkeypatch.setattr(language_judgement, "influences_at", stopped)
+    pd.testing.assert_frame_equal(language_judgement.table(bank, run, read), found)
