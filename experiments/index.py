@@ -16,10 +16,18 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from experiments.bank_making import EXPERIMENTS, QUERIES, TRAIN_REVIEWS, bank_path, queries, retraining
+from experiments.bank_making import (
+    EXPERIMENTS,
+    QUERIES,
+    TRAIN_REVIEWS,
+    bank_path,
+    finished,
+    queries,
+    retraining,
+)
 from experiments.judgement import agreement_row
-from experiments.whole_judgement import engine_at, finished_bank
-from experiments.whole_model import reviews
+from experiments.whole_judgement import engine_at
+from experiments.whole_model import BANK, reviews
 from support.ekfac import EkfacInfluence
 from support.ekfac.blocks import loader_blocks
 from support.ekfac.index import EkfacIndex
@@ -105,7 +113,7 @@ def table() -> pd.DataFrame:
         [(ids, labels) for ids, labels, _ in reviews(split, count).loader(50)]
         for split, count in (("train", TRAIN_REVIEWS), ("test", QUERIES))
     )
-    found += rows("whole models", engine_at(SHARE, "chapters"), finished_bank(), train, asked, compared=False)
+    found += rows("whole models", engine_at(SHARE, "chapters"), finished(BANK), train, asked, compared=False)
     return pd.DataFrame(found)
 
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import compress
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from support.ekfac import storage
-from support.ekfac.blocks import Block
+from support.ekfac.batches import Inputs, count_of
+from support.ekfac.blocks import Block, blocks_of
 from support.ekfac.curvature import (
     DEFAULT_REGULARIZATION,
     LayerCurvature,
@@ -23,6 +24,7 @@ from support.ekfac.layers import TrackedLayer, tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood, loss_directions
 from support.ekfac.memory import SHARE_OF_FREE_MEMORY, check_budget, layer_groups, room_for
 from support.ekfac.passes import Pass, Passes
+from support.ekfac.scores import refuse_not_finite
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
 POSITIONS = "all", "gradient"
@@ -175,3 +177,11 @@ class Engine:
     def _require_fit(self) -> None:
         if not self.is_fitted:
             raise NotFitted("The curvature is not known yet. Call fit(loader) first.")
+
+    def _blocks(self, x: Inputs, y: Tensor | None, what: str) -> Iterator[Block]:
+        """The examples of one batch. Raises `NotFitted` and `LabelsMismatch`."""
+        self._require_fit()
+        return self._counted(blocks_of(x, y, *self.passes.together), count_of(x), what)
+
+    def _finite(self, result: Tensor) -> Tensor:
+        return refuse_not_finite(result, self.hessian_regularization)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from support.ekfac.batches import Batch, InOrder, Inputs, Labels, count_of, number_of_examples
-from support.ekfac.blocks import Block, blocks_of, loader_blocks
+from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.curvature import (
     Regularization,
     check_regularization,
@@ -32,7 +32,6 @@ from support.ekfac.scores import (
     of_each_other,
     products,
     products_by_row,
-    refuse_not_finite,
     squared_norms,
     sum_over_layers,
 )
@@ -264,9 +263,6 @@ class EkfacInfluence(EkfacCurvature):
             for value in tqdm(regularization_values, "λ", unit="value", disable=not self.progress)
         }
 
-    def _finite(self, result: Tensor) -> Tensor:
-        return refuse_not_finite(result, self.hessian_regularization)
-
     def _squared_norms(self, name: str, gradients: LayerGradients) -> Float[Tensor, " batch"]:
         return squared_norms(gradients, self.curvature_of(name), self.hessian_regularization)
 
@@ -286,9 +282,7 @@ class EkfacInfluence(EkfacCurvature):
                     parts[name].append(of_rank(factors, self.query_rank))
         return {name: joined(of_layer, order) for name, of_layer in parts.items()}
 
-    def _whole_factors(
-        self, blocks: Iterable[Block], examples: int, weights: Tensor | None = None
-    ) -> Factors:
+    def _whole_factors(self, blocks: Iterable[Block], examples: int, weights: Tensor | None) -> Factors:
         factors = {
             name: self.passes.zeros(examples, layer.d_out, layer.d_in) for name, layer in self.layers.items()
         }
@@ -303,8 +297,3 @@ class EkfacInfluence(EkfacCurvature):
         for name, solved in factors.items():  # so far in the eigenbasis: out of it once for all
             take_out_of_basis(solved, self.curvature_of(name).basis)
         return factors
-
-    def _blocks(self, x: Inputs, y: Tensor | None, what: str) -> Iterator[Block]:
-        """The examples of one batch. Raises `NotFitted` and `LabelsMismatch`."""
-        self._require_fit()
-        return self._counted(blocks_of(x, y, *self.passes.together), count_of(x), what)
