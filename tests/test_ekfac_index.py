@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from support.ekfac import EkfacInfluence
 from support.ekfac.curvature import damped_inverse, rotated_in_parts
-from support.ekfac.errors import BadSetting, DamagedFile, LoaderShuffles, NotFitted, WrongModel
+from support.ekfac.errors import BadSetting, DamagedFile, LoaderShuffles, NotFinite, NotFitted, WrongModel
 from support.ekfac.index import EkfacIndex
 from tests.dense import assert_same, labels, sentences, token_classifier
 
@@ -80,6 +80,23 @@ def test_an_index_is_what_it_was_after_saving_and_belongs_to_its_model_curvature
     save_file({"sketches": damaged["sketches"] + 1}, tmp_path / "index.safetensors", {"digest": "another"})
     with pytest.raises(DamagedFile, match="altered"):
         EkfacIndex.load(tmp_path / "index.safetensors", engine)
+
+
+def test_numbers_beyond_half_precision_are_refused():
+    engine = fitted()
+    index = EkfacIndex(engine, numbers=5)
+    for entries in index.entries.values():
+        entries.scale.mul_(1e9)
+    with pytest.raises(NotFinite, match="NaN or infinite"):
+        index.build(TRAIN)
+
+
+def test_an_index_takes_what_its_engine_reads():
+    engine = fitted()
+    engine.batches = lambda loader: [(X, Y)] if loader == "all rows" else loader
+    assert_same(
+        EkfacIndex(engine, numbers=11).sketched("all rows"), EkfacIndex(engine, numbers=11).sketched(TRAIN)
+    )
 
 
 def test_what_an_index_cannot_answer_it_says():

@@ -22,7 +22,7 @@ from support.ekfac.curvature import damped_inverse, rotated_in_parts
 from support.ekfac.errors import BadSetting, DamagedFile, EmptyLoader, NotFitted, WrongModel, refuse_unknown
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.influence import EkfacInfluence
-from support.ekfac.scores import NORMALISATIONS, divided_by_root
+from support.ekfac.scores import NORMALISATIONS, divided_by_root, refuse_not_finite
 from support.ekfac.storage import digest, replacing
 
 FORMAT, SKETCHES = "ekfac-index-1", "sketches"
@@ -99,13 +99,15 @@ class EkfacIndex:
 
     def build(self, train_loader: Iterable) -> "EkfacIndex":
         """Take the examples of a loader's batches `(inputs, labels, …)`, in order, in one pass. Raises
-        `EmptyLoader`, `LoaderShuffles`, and as `score` does."""
-        self.sketches = self.sketched(train_loader, "index").half()
+        `EmptyLoader`, `LoaderShuffles`, `NotFinite` where half precision is too narrow, and as `score`."""
+        sketches = self.sketched(train_loader, "index").half()
+        self.sketches = refuse_not_finite(sketches, self.regularization)
         return self
 
     def sketched(self, loader: Iterable, what: str = "sketches") -> Float[Tensor, "examples numbers"]:
         """The entries of each example of a loader, whose inner products are influences. Raises as `build`."""
         engine, rows, found = self.engine, [], []
+        loader = engine.batches(loader)
         blocks = loader_blocks(InOrder(loader), *engine.passes.together)
         for one in engine._losses(engine._counted(blocks, number_of_examples(loader), what)):
             own = {
@@ -124,10 +126,10 @@ class EkfacIndex:
         if not len(self):
             raise NotFitted("The index holds no training example yet. Call build(loader) first.")
         training = self.sketches.float()
-        scores = self.sketched([(x, y)]).float() @ training.T
-        return (
-            divided_by_root(scores, training.square().sum(dim=1)) if normalisation == "relative" else scores
-        )
+        scores = refuse_not_finite(self.sketched([(x, y)]).float() @ training.T, self.regularization)
+        if normalisation == "relative":
+            return divided_by_root(scores, training.square().sum(dim=1))
+        return scores
 
     def errors(self, x: Inputs, y: Labels) -> Float[Tensor, " test"]:
         """How far plain answers are off, about: √Σ w_k² s_k over the entries w_k of a question that were left

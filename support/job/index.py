@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from support.ekfac.index import EkfacIndex
+from support.ekfac.scores import refuse_not_finite
 from support.job.errors import BadSetting
 from support.job.examples import Examples
 from support.job.score import counted, load_curvature
@@ -37,7 +38,8 @@ def index(job: Job) -> str:
     with counted(job, "index", [missing]) as count:
         for block in job.team.shared("index", missing):
             found = training.added_up(made.sketched([training.batch(block, device)]).T, block).T
-            job.store.write(NAME, (block, numbers), found.to(made.sketches.dtype).numpy(force=True))
+            found = refuse_not_finite(found.to(made.sketches.dtype), job.engine.hessian_regularization)
+            job.store.write(NAME, (block, numbers), found.numpy(force=True))
             count(len(block))
         job.team.wait()
     size = len(numbers) * made.sketches.element_size()
