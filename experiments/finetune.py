@@ -260,6 +260,26 @@ def held_out_scores(predictions: pd.DataFrame) -> dict:
     }
 
 
+def record(
+    run: Finetuning, snapshots: dict, about: dict, held_out: dict, unfinished: Path, output: Path
+) -> None:
+    """Write `record.json` beside the adapters of a finished run, put all in place, and tell the outcome."""
+    kept = about | {
+        "recipe": asdict(run.recipe),
+        "optimizer": "AdamW, linear warm-up and decay",
+        "steps": run.steps_done,
+        "snapshots": snapshots,
+        "learning_rate_sum": sum(run.learning_rates),
+        "loss": [round(loss, 4) for loss in run.losses],
+        "held_out": held_out,
+        "versions": {"torch": torch.__version__},
+        "adapters_sha256": {name: adapter_sha256(unfinished / name) for name in [*snapshots, "final"]},
+    }
+    (unfinished / "record.json").write_text(json.dumps(kept, indent=1) + "\n")
+    put_in_place(unfinished, output)
+    print(json.dumps(held_out, indent=1))
+
+
 def put_in_place(finished: Path, output: Path) -> None:
     """`finished` as `output`, whole: adapters of two trainings never lie side by side."""
     (finished / CHECKPOINT).unlink(missing_ok=True)
@@ -304,23 +324,12 @@ def main() -> None:
 
     held_out = evaluate(unfinished / "final", ImdbDataset(test_reviews, tokenizer))
     held_out.to_csv(unfinished / "held_out.csv", index=False)
-    record = {
+    about = {
         "encoder_sha256": assets.ENCODER_WEIGHTS.sha256,
         "reviews_sha256": assets.REVIEWS.sha256,
         "train_reviews": len(dataset),
-        "recipe": asdict(recipe),
-        "optimizer": "AdamW, linear warm-up and decay",
-        "steps": run.steps_done,
-        "snapshots": snapshots,
-        "learning_rate_sum": sum(run.learning_rates),
-        "loss": [round(loss, 4) for loss in run.losses],
-        "held_out": held_out_scores(held_out),
-        "versions": {"torch": torch.__version__},
-        "adapters_sha256": {name: adapter_sha256(unfinished / name) for name in [*snapshots, "final"]},
     }
-    (unfinished / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    put_in_place(unfinished, arguments.output)
-    print(json.dumps(record["held_out"], indent=1))
+    record(run, snapshots, about, held_out_scores(held_out), unfinished, arguments.output)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ one thread that nothing disturbs.
 
 import argparse
 import hashlib
-import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,13 +22,13 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.finetune import Finetuning, Recipe, put_in_place, train
+from experiments.finetune import Finetuning, Recipe, record, train
 from support import assets
 from support.ekfac import NextToken
 from support.ekfac.batches import IGNORED
 from support.imdb import load_imdb
 from support.language import WEIGHTS, load_language_model
-from support.model import adapter_sha256, merge_adapter
+from support.model import merge_adapter
 from support.retraining import Reviews
 from support.writing import (
     BLOCKS,
@@ -151,25 +150,15 @@ def main() -> None:
     held_out.to_csv(unfinished / "held_out.csv", index=False)
     examination.facts(models).to_csv(unfinished / "facts.csv", index=False)
     shutil.copy(FOLDER / "planted.json", unfinished)
-    record = {
+    about = {
         "model_sha256": WEIGHTS.sha256,
         "reviews_sha256": assets.REVIEWS.sha256,
         "reviews": chosen.reviews,
         "texts": len(texts),
         "blocks": BLOCKS,
-        "recipe": asdict(recipe),
-        "optimizer": "AdamW, linear warm-up and decay",
-        "steps": run.steps_done,
-        "snapshots": snapshots,
-        "learning_rate_sum": sum(run.learning_rates),
-        "loss": [round(loss, 4) for loss in run.losses],
-        "held_out": held_out.groupby("verdict").mean().round(4).to_dict("index"),
-        "versions": {"torch": torch.__version__},
-        "adapters_sha256": {name: adapter_sha256(unfinished / name) for name in names},
     }
-    (unfinished / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    put_in_place(unfinished, chosen.output)
-    print(json.dumps(record["held_out"], indent=1))
+    scores = held_out.groupby("verdict").mean().round(4).to_dict("index")
+    record(run, snapshots, about, scores, unfinished, chosen.output)
 
 
 if __name__ == "__main__":
