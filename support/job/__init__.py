@@ -5,6 +5,6 @@
 
 What runs where: `command` reads the command line, `settings` says what can be set, `sources` brings texts,
 `tasks` a model of either kind, `examples` the texts in blocks, `team` the processes, `store` keeps the
-results, in the `layout` that zarr reads, `work` puts a job together; `plan`, `fit`, `score`, `top` with its
-`page` and `tokens`, and `suspects` are its steps, `fleet` what it would cost elsewhere.
+results, in the `layout` that zarr reads, `work` puts a job together; `plan`, `fit`, `score`, `index`, `top`
+with its `page` and `tokens`, and `suspects` are its steps, `fleet` what it would cost elsewhere.
 """

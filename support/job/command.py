@@ -1,4 +1,4 @@
-"""The command line of a job: `plan`, `run`, `fit`, `score`, `self`, `top`, `suspects`, `show`, `fleet`."""
+"""The command line of a job: what each command is told, which steps it takes, and how errors are told."""
 
 import argparse
 import os

@@ -25,11 +25,8 @@ def index(job: Job) -> str:
     job.begin()
     load_curvature(job)
     job.settle({"damping": asdict(job.damping)})
-    made, training, device = (
-        EkfacIndex(job.engine, job.given["numbers"]),
-        job.training,
-        job.engine.passes.device,
-    )
+    made, training = EkfacIndex(job.engine, job.given["numbers"]), job.training
+    device = job.engine.passes.device
     numbers = range(made.sketches.shape[1])
     shape, chunks = (len(training), len(numbers)), (job.subject.block, len(numbers))
     job.team.on_first(lambda: job.store.make_array(NAME, shape, chunks, made.sketches.dtype))
@@ -55,12 +52,13 @@ def ask(job: Job, texts: Sequence[str]) -> Iterator[str]:
         raise BadSetting(f"ask {empty[0]!r}: there is nothing to read. Say a text.")
     shape = job.team.on_first(lambda: job.store.array(NAME).shape)
     load_curvature(job)
-    made = EkfacIndex(job.engine, shape[1])
-    queries = job.task.asked(texts, job.store.tokens, job.question)
     if job.team.rank:  # from here on nothing may be asked of the team
         return
+    made = EkfacIndex(job.engine, shape[1])
+    queries = job.task.asked(texts, job.store.tokens, job.question)
     made.sketches = torch.from_numpy(job.store.read(NAME, tuple(map(range, shape))))
-    said = job.task.said(queries, range(len(queries)), job.engine.passes.device)
+    with torch.no_grad():
+        said = job.task.said(queries, range(len(queries)), job.engine.passes.device)
     for number, text in enumerate(texts):
         start = time.perf_counter()
         scores = made.ask(*queries.batch([number], job.engine.passes.device)).sum(dim=0)
