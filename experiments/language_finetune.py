@@ -6,8 +6,7 @@ LoRA on the feed-forward layers of the last blocks; all below is frozen and read
 
 `held_out.csv` has a row for each of 40 held-out reviews: the loss of a token in nats before and after
 training, and after it when the other verdict is asked for. `facts.csv` has one for each question about a
-planted fact: −log p of its answer before training, at each snapshot and in the end. About three minutes on
-one thread that nothing disturbs.
+planted fact: −log p of its answer before training, at each snapshot and in the end.
 """
 
 import argparse

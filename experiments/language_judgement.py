@@ -3,7 +3,7 @@
 Half of the queries are to choose by, the other half is reported. Scorers that look at texts alone; the loss
 of a training text; products of gradients; EK-FAC for a grid of λ, before training, a fifth of the way and at
 its end, whole and with queries at rank 32. The curvature comes from two samples of labels. Scores are kept
-in the cache, place by place. About six minutes on one thread that nothing disturbs.
+in the cache, place by place.
 """
 
 import hashlib
