@@ -147,3 +147,15 @@ def test_the_table_says_hours_of_two_operations_for_each_multiply_add_and_tells_
     said = told(plan(room_for(20), queries=50), 1.0)
     assert "20 queries fit at a time: 3 passes of the training set." in said
     assert "groups" not in said
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_fleet_is_planned_on_paper(said, shape):
+    out = said("fleet", "--shape", shape, "--devices", 8, "--memory", 141)
+    assert out.startswith(f"{shape}: 1,000,000 examples of 512 tokens, 1,000 queries; 8 devices")
+    assert "scores on disk 4.0 GB" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", ["examples", "tokens", "queries", "fit-examples", "devices", "teraflops"])
+def test_a_fleet_of_nothing_is_refused_by_name(said, name):
+    assert f"BadSetting: --{name}" in said("fleet", f"--{name}", 0, status=1)
