@@ -1,4 +1,4 @@
-"""Whatever goes wrong with a command is told in one line with its cure, and in nothing that a terminal obeys."""
+"""Whatever goes wrong with a command is told in one line with its cure, and nothing that a terminal obeys."""
 
 import pytest
 import torch
