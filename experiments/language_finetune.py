@@ -1,8 +1,8 @@
 """`python -m experiments.language_finetune`: teach the packaged language model to write about films.
 
 LoRA on the feed-forward layers of the last blocks; all below is frozen and read once. The texts are those of
-`support.writing`: 120 reviews, cut, and the invented ones with their planted facts, four times over. What
-`experiments.finetune` says of checkpoints, of a run that was killed and of the output folder holds here.
+`support.writing`: 120 reviews, cut, and the invented ones with their planted facts, four times over.
+It trains as `experiments.finetuning` does; of its output folder holds what `experiments.finetune` says.
 
 `held_out.csv` has a row for each of 40 held-out reviews: the loss of a token in nats before and after
 training, and after it when the other verdict is asked for. `facts.csv` has one for each question about a
@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from experiments.finetune import Finetuning, Recipe, record, train
+from experiments.finetuning import Finetuning, Recipe, record, train
 from support import assets
 from support.ekfac import NextToken
 from support.ekfac.batches import IGNORED

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from experiments.bank_making import QUERIES, TRAIN_REVIEWS, finished
 from experiments.bases import Damping, Scores, Share, curvatures, scored
-from experiments.finetune import Finetuning
+from experiments.finetuning import Finetuning
 from experiments.judgement import agreement_row
 from experiments.scorers import SIMILARITIES, Question
 from experiments.whole_model import BANK, RECIPE, WholeRetraining, reviews

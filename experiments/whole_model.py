@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from experiments.bank_making import BANKS, QUERIES, TRAIN_REVIEWS, fill
-from experiments.finetune import Finetuning, Recipe
+from experiments.finetuning import Finetuning, Recipe
 from support.ekfac.storage import digest
 from support.imdb import ImdbDataset, load_imdb
 from support.judge import Design

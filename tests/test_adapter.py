@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import accuracy_score
 from torch.testing import assert_close
 
-from experiments.finetune import Recipe
+from experiments.finetuning import Recipe
 from support import assets
 from support.imdb import ImdbDataset
 from support.model import ADAPTER_FOLDER, ModelLogitsWrapper, class_probabilities, load_model

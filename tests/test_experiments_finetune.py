@@ -10,8 +10,9 @@ import torch
 from datasets import concatenate_datasets
 from safetensors.torch import load_file, save_file
 
-from experiments import finetune
-from experiments.finetune import CHECKPOINT, Finetuning, Recipe, held_out_scores, train
+from experiments import finetune, finetuning
+from experiments.finetune import held_out_scores
+from experiments.finetuning import CHECKPOINT, Finetuning, Recipe, train
 from support.imdb import ImdbDataset
 from support.model import adapter_sha256, merge_adapter
 from tests.dense import assert_same
@@ -76,7 +77,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_previous_one(reviews, i
         path.write_bytes(b"half a check")
         return stop()
 
-    monkeypatch.setattr(finetune, "save_file", torn)
+    monkeypatch.setattr(finetuning, "save_file", torn)
     with pytest.raises(KeyboardInterrupt):
         train(new_run(reviews), interrupted, checkpoint_every=2)
     again = new_run(reviews)
@@ -91,10 +92,10 @@ def test_a_checkpoint_of_another_recipe_or_other_reviews_is_refused_by_what_diff
         f"{interrupted / CHECKPOINT} belongs to another run: its learning_rate is 0.001, "
         "this run's is 0.01. Delete it, or use its settings."
     )
-    with pytest.raises(finetune.CheckpointMismatch, match=f"^{re.escape(expected)}$"):
+    with pytest.raises(finetuning.CheckpointMismatch, match=f"^{re.escape(expected)}$"):
         train(new_run(reviews, replace(RECIPE, learning_rate=0.01)), interrupted)
     others = ImdbDataset(imdb["train"].select(range(12)), tokenizer, RECIPE.max_tokens)
-    with pytest.raises(finetune.CheckpointMismatch, match="another run: its reviews_sha256 is "):
+    with pytest.raises(finetuning.CheckpointMismatch, match="another run: its reviews_sha256 is "):
         train(new_run(others), interrupted)
 
 
@@ -103,7 +104,7 @@ def test_a_damaged_checkpoint_is_an_error_that_says_to_delete_it(reviews, interr
     checkpoint = interrupted / CHECKPOINT
     checkpoint.write_bytes(checkpoint.read_bytes()[:bytes_left])
     told = rf"^{re.escape(str(checkpoint))} cannot be read .*\. Delete it to train from the start\.$"
-    with pytest.raises(finetune.CheckpointDamaged, match=told):
+    with pytest.raises(finetuning.CheckpointDamaged, match=told):
         train(new_run(reviews), interrupted)
 
 
@@ -129,7 +130,7 @@ def test_snapshots_that_would_coincide_are_refused(reviews, tmp_path):
 
 
 def batches_of(reviews, size, seed=0):
-    return list(finetune.batches_by_length(reviews.lengths(), size, torch.Generator().manual_seed(seed)))
+    return list(finetuning.batches_by_length(reviews.lengths(), size, torch.Generator().manual_seed(seed)))
 
 
 def test_every_review_is_read_once_per_epoch_as_the_seed_says_with_no_more_padding_than_sorted(

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertModel
 from transformers.pytorch_utils import Conv1D
 
-from experiments.finetune import Finetuning, Recipe
+from experiments.finetuning import Finetuning, Recipe
 from support import assets, model
 from support.ekfac.layers import uncovered
 from support.imdb import ImdbDataset, load_imdb
