@@ -12,18 +12,16 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from support.ekfac.batches import InOrder, Inputs, Labels, count_of, number_of_examples
 from support.ekfac.blocks import blocks_of, loader_blocks
 from support.ekfac.curvature import damped_inverse, rotated_in_parts
-from support.ekfac.errors import BadSetting, DamagedFile, EmptyLoader, NotFitted, WrongModel, refuse_unknown
+from support.ekfac.errors import BadSetting, EmptyLoader, NotFitted, refuse_unknown
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.influence import EkfacInfluence
 from support.ekfac.scores import NORMALISATIONS, divided_by_root, refuse_not_finite
-from support.ekfac.storage import digest, replacing
+from support.ekfac.storage import digest, read, write
 
 FORMAT, SKETCHES = "ekfac-index-1", "sketches"
 
@@ -155,27 +153,15 @@ class EkfacIndex:
 
     def save(self, path: str | Path) -> None:
         """Write the training examples' numbers to a safetensors file, whole or not at all."""
-        told = self._identity() | {"digest": digest({SKETCHES: self.sketches})}
-        with replacing(path) as fresh:
-            save_file({SKETCHES: self.sketches}, fresh, metadata=told)
+        write(path, {SKETCHES: self.sketches}, self._identity())
 
     @classmethod
     def load(cls, path: str | Path, engine: EkfacInfluence) -> "EkfacIndex":
         """The index that `save` wrote, of this fitted engine. Raises `DamagedFile` when it can't be read or
         was altered, and `WrongModel` when it is of another model, curvature or λ."""
-        name, cure = Path(path).name, "Build the index again."
-        try:
-            with safe_open(path, framework="pt") as file:
-                told, sketches = file.metadata() or {}, file.get_tensor(SKETCHES)
-        except (OSError, SafetensorError) as error:
-            raise DamagedFile(f"{name} can't be read ({error}). {cure}") from error
-        if told.pop("digest", None) != digest({SKETCHES: sketches}):
-            raise DamagedFile(f"{name} was altered after it was saved (its checksum differs). {cure}")
-        found = cls(engine, sketches.shape[1])
-        for key, value in found._identity().items():
-            if told.get(key) != value:
-                raise WrongModel(
-                    f"{name} was made with {key} {told.get(key)!r}, here it is {value!r}. {cure}"
-                )
-        found.sketches = sketches
+        cure = "Build the index again."
+        saved = read(path, FORMAT, cure)
+        found = cls(engine, saved.tensors[SKETCHES].shape[1])
+        saved.refuse_others(found._identity(), cure)
+        found.sketches = saved.tensors[SKETCHES]
         return found

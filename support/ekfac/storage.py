@@ -63,7 +63,11 @@ def save(
         tensors[f"{name}/eigenvalues"] = layer.eigenvalues.contiguous()
         for part in BASIS_PARTS:
             tensors[f"{name}/{part}"] = getattr(layer.basis, part).contiguous()
-    told = {"format": FORMAT, **identity, "examples": str(examples)}
+    write(path, tensors, {"format": FORMAT, **identity, "examples": str(examples)})
+
+
+def write(path: str | Path, tensors: dict[str, torch.Tensor], told: dict[str, str]) -> None:
+    """A safetensors file of these, whole or not at all, what is told of them, and a checksum over both."""
     with replacing(path) as fresh:
         save_file(tensors, fresh, metadata=told | {"digest": digest(tensors, told)})
 
@@ -98,17 +102,18 @@ class Saved:
         """How many examples are behind the curvature."""
         return int(self.metadata["examples"])
 
-    def curvature(self, expected: dict[str, str]) -> dict[str, LayerCurvature]:
-        """The curvature of every layer, from input to output.
-
-        Raises `WrongModel` when the identity of the engine that was saved is not the expected one.
-        """
+    def refuse_others(self, expected: dict[str, str], cure: str) -> None:
+        """Raise `WrongModel` when the identity that was saved is not the expected one."""
         for key, value in expected.items():
             if self.metadata.get(key) != value:
                 raise WrongModel(
                     f"{self.name} was fitted with {key} {self.metadata.get(key)!r}, but here it is "
-                    f"{value!r}. Fit this one."
+                    f"{value!r}. {cure}"
                 )
+
+    def curvature(self, expected: dict[str, str]) -> dict[str, LayerCurvature]:
+        """The curvature of every layer, from input to output. Raises as `refuse_others`."""
+        self.refuse_others(expected, "Fit this one.")
         return {
             name: LayerCurvature(
                 Eigenbasis(*(self.tensors[f"{name}/{part}"] for part in BASIS_PARTS)),
@@ -126,25 +131,21 @@ class Saved:
         return Block(list(range(len(outputs))), named.get("", named), None), outputs
 
 
-def read(path: str | Path) -> Saved:
-    """A file that `save` wrote. Raises `DamagedFile` when it is absent, truncated, altered or of
-    another format."""
+def read(path: str | Path, format: str | None = None, cure: str = "Fit again and save.") -> Saved:
+    """A file that `write` wrote, of a curvature if no `format` is named. Raises `DamagedFile` when it is
+    absent, truncated, altered or of another format."""
     name = Path(path).name
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DamagedFile(f"{name} can't be read ({error}). Fit again and save.") from error
-    if metadata.get("format") != FORMAT:
-        raise DamagedFile(
-            f"{name} has format {metadata.get('format')!r}, expected {FORMAT!r}. Fit again and save."
-        )
+        raise DamagedFile(f"{name} can't be read ({error}). {cure}") from error
+    if metadata.get("format") != (format := format or FORMAT):
+        raise DamagedFile(f"{name} has format {metadata.get('format')!r}, expected {format!r}. {cure}")
     told = {key: value for key, value in metadata.items() if key != "digest"}
     if metadata.get("digest") != digest(tensors, told):
-        raise DamagedFile(
-            f"{name} was altered after it was saved (its checksum differs). Fit again and save."
-        )
+        raise DamagedFile(f"{name} was altered after it was saved (its checksum differs). {cure}")
     return Saved(name, metadata, tensors)
 
 
