@@ -13,6 +13,7 @@ from torch import Tensor
 from support.ekfac import blocks, curvature, influence, matrix_products, passes, scores
 from support.ekfac.blocks import AtATime
 from support.ekfac.curvature import Eigenbasis
+from support.ekfac.fit import EkfacCurvature
 from support.ekfac.gradients import LayerGradients, layer_gradients
 from support.ekfac.layers import TrackedLayer
 
@@ -111,11 +112,15 @@ def all_kept() -> AbstractContextManager:
     return replaced((passes, "layer_gradients", with_every_position))
 
 
+def passed_twice() -> AbstractContextManager:
+    return replaced((EkfacCurvature, "room_to_keep", lambda engine: 0))
+
+
 @contextmanager
 def everything() -> Iterator[None]:
     """No shortcut at all: unsorted batches, padding included."""
     with ExitStack() as stack:
-        for undo in (with_torchs_products, unsorted, products_rotated, full_rank):
+        for undo in (with_torchs_products, unsorted, products_rotated, full_rank, passed_twice):
             stack.enter_context(undo())
         stack.enter_context(replaced((passes, "layer_gradients", with_padding)))
         yield
@@ -133,6 +138,7 @@ SHORTCUTS: dict[str, tuple[Callable[[], AbstractContextManager], tuple[str, ...]
     "gradients compared with factors, not carried through them": (factors_carried, (SCORE,)),
     "positions without gradient left out": (all_kept, (FIT, SCORE, SELF)),
     "one position per example done without its product": (full_rank, (FIT, SELF)),
+    "what a fit saw kept, and not asked of the model twice": (passed_twice, (FIT,)),
     "all of these": (everything, (FIT, SCORE, SELF)),
 }
 """What is saved → how to undo it, and the jobs it matters to."""

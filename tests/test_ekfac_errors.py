@@ -109,11 +109,11 @@ def test_every_call_before_fit_is_refused_and_saving_leaves_no_file(call, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_a_loader_that_is_empty_or_gives_its_batches_once_is_refused():
+def test_a_loader_that_is_empty_or_lacks_batches_for_a_second_pass_is_refused():
     with says(errors.EmptyLoader, "no batch"):
         EkfacInfluence(perceptron(4, 2)).fit([])
     with says(errors.EmptyLoader, "corrected eigenvalues", "on every pass"):
-        EkfacInfluence(perceptron(4, 2)).fit(batch for batch in [(X, Y)])
+        EkfacInfluence(perceptron(4, 2), memory_budget=1).fit(batch for batch in [(X, Y)])
 
 
 @EVERY_CALL

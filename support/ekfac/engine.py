@@ -56,12 +56,11 @@ class Engine:
         Kronfluence does. `query_rank` keeps the factors of queries at that rank, None whole. `likelihood` is
         the loss, `Categorical()` by default; `seed` decides which labels it draws when there are too many
         classes for the exact Fisher. `memory_budget` is the number of bytes that the factors of queries may
-        take while scoring, by default a quarter of the memory that is free, and the curvature in a fit, by
+        take while scoring, and what the first pass of a fit saw beside the curvature, kept for the second to
+        need no model: by default a quarter of the memory that is free. So may the curvature in a fit, by
         default three quarters. Where all layers of one query, or of a fit, take more, `score` and `fit` take
         the layers in groups, with passes over the data for each, and a fit puts its groups aside on the disk;
-        what is asked of one batch (`influences`, `self_influences`, …) takes all layers at once. What a
-        budget leaves beside the curvature keeps what the first pass of a fit saw, for the second to need no
-        model.
+        what is asked of one batch (`influences`, `self_influences`, …) takes all layers at once.
 
         With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are
         taken in bfloat16 and summed in float32, which is faster where the processor has instructions for it

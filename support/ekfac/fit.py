@@ -28,7 +28,7 @@ from support.ekfac.engine import PRECISIONS, Engine
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.likelihood import fisher_directions
-from support.ekfac.memory import SHARE_FOR_A_FIT, curvature_bytes
+from support.ekfac.memory import SHARE_FOR_A_FIT, curvature_bytes, room_for
 from support.ekfac.passes import Pass
 from support.ekfac.storage import put_aside
 from support.ekfac.verification import refuse_another_model, verify
@@ -116,10 +116,12 @@ class EigenvalueSums(Sums):
     def _add(self, one: Pass, name: str, gradients: LayerGradients) -> None:
         add_squares(self.tensors[name], gradients, self.bases[name])
 
-    def add_kept(self, kept: "Kept") -> int:
+    def add_kept(self, kept: "Kept", progress: bool = False) -> int:
         """Add the examples that were kept of a pass before; how many they are."""
-        for name, gradients in chain.from_iterable(one.items() for one in kept.passes):
-            add_squares(self.tensors[name], gradients, self.bases[name])
+        hidden = not (progress and kept.passes)
+        for one in tqdm(kept.passes, "corrected eigenvalues", unit="block", disable=hidden):
+            for name, gradients in one.items():
+                add_squares(self.tensors[name], gradients, self.bases[name])
         return kept.examples
 
 
@@ -128,7 +130,7 @@ class Kept:
     Fisher: as many examples as there is `room` for, in bytes."""
 
     def __init__(self, room: int | float):
-        self.room, self.examples = room, 0
+        self.room, self.examples, self.nbytes = room, 0, 0
         self.passes: list[dict[str, LayerGradients]] = []
         self._begun: list[dict[str, LayerGradients]] = []
         self._rows = 0
@@ -142,9 +144,9 @@ class Kept:
         found = dict(one.gradients())
         self._begun.append(found)
         self._rows = one.examples
-        self.room -= sum(gradients.nbytes for gradients in found.values())
-        if self.room <= 0:
-            self._begun = []  # not all directions of these examples have room
+        self.nbytes += sum(gradients.nbytes for gradients in found.values())
+        if self.nbytes >= self.room:
+            self._begun, self.room = [], 0  # not all directions of these examples have room
         return found.items()
 
     def close(self) -> None:
@@ -172,9 +174,9 @@ class EkfacCurvature(Engine):
     def fit(self, loader: Iterable) -> "EkfacCurvature":
         """Estimate the curvature on batches `(inputs, …)`; of labels only what they say is asked.
 
-        Goes over the loader twice with EK-FAC, once with K-FAC, and as often for each group of layers where
-        not all fit into memory; the order of the batches and their size
-        don't matter. Two examples are compared with autograd first. Raises
+        Goes over the loader twice with EK-FAC, once with K-FAC or where the memory budget keeps all that the
+        first pass saw, and as often for each group of layers where not all fit into memory; the order of the
+        batches and their size don't matter. Two examples are compared with autograd first. Raises
         `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported` and `OutputsNotSupported`;
         the engine is then as it was before.
         """
@@ -192,7 +194,7 @@ class EkfacCurvature(Engine):
 
     def _fitted(self, batches: Iterable[Batch], loader: Iterable) -> tuple[dict[str, LayerCurvature], int]:
         """The curvature of the layers and the number of examples; the first pass is over `batches`."""
-        covariances, kept = CovarianceSums(self), Kept(self._room_to_keep())
+        covariances, kept = CovarianceSums(self), Kept(self.room_to_keep() if self.update_diagonal else 0)
         blocks = self._in_blocks(batches, loader, "covariances")
         examples = _some(covariances.add(blocks, kept), "covariances")
         kept.close()
@@ -200,7 +202,7 @@ class EkfacCurvature(Engine):
         bases = {name: covariances.basis(name) for name in names}
         if self.update_diagonal:
             squares = EigenvalueSums(self, bases)
-            if squares.add_kept(kept) < examples:
+            if squares.add_kept(kept, self.progress) < examples:
                 blocks = self._in_blocks(self.asked(loader), loader, "corrected eigenvalues")
                 seen = _some(squares.add(kept.others(blocks)), "corrected eigenvalues")
                 examples = kept.examples + seen
@@ -209,11 +211,9 @@ class EkfacCurvature(Engine):
             eigenvalues = {name: kfac_eigenvalues(basis) for name, basis in bases.items()}
         return {name: LayerCurvature(basis, eigenvalues[name]) for name, basis in bases.items()}, examples
 
-    def _room_to_keep(self) -> int | float:
-        """Bytes of a budget, if one was given, that the curvature leaves for what the first pass saw."""
-        if self.memory_budget is None or not self.update_diagonal:
-            return 0
-        return self.memory_budget - curvature_bytes(self.layers)
+    def room_to_keep(self) -> int | float:
+        """Bytes of the memory budget that the curvature leaves for what the first pass of a fit saw."""
+        return room_for(self.layers, self.memory_budget) - curvature_bytes(self.layers)
 
     def asked(self, loader: Iterable) -> Iterator[Batch]:
         """Batches as a fit takes them: labels only where they say what is asked."""

@@ -21,7 +21,7 @@ from support.ekfac.batches import labelled
 from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.curvature import Eigenbasis, LayerCurvature, kfac_eigenvalues
 from support.ekfac.errors import EmptyLoader
-from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature
+from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature, Kept
 from support.ekfac.layers import TrackedLayer, widest_outputs
 from support.ekfac.low_rank import no_factors, tensors_of
 from support.ekfac.memory import (
@@ -47,9 +47,11 @@ class Plan:
     `score_seconds` is None without queries. The training examples pass by once for each of `score_groups`,
     of queries or layers, and at a fit for each of `fit_groups`, of layers; `self_seconds` counts the latter,
     too, and is too high by the forward passes that one group would save. `factor_bytes` is what
-    one query takes, `output_bytes` what the widest layer gives for a block, of a model that writes its
-    logits, which a pass holds three times over; `peak_bytes` is the most that this process has held so
-    far, the calibration with all that a job has in memory included. It is shown as a table.
+    one query takes; `kept_bytes` what a fit keeps of its first pass, to spare itself the second;
+    `output_bytes` what the widest layer gives for a block, of a model that writes its
+    logits, which a pass holds three times over. `peak_bytes` is the most that this process has held so
+    far, the calibration with all that a job has in memory included, and what is kept. It is shown as a
+    table.
     """
 
     examples: int
@@ -63,6 +65,7 @@ class Plan:
     curvature_bytes: int
     factor_bytes: int
     output_bytes: int
+    kept_bytes: int
     peak_bytes: int
 
     def __repr__(self) -> str:
@@ -75,6 +78,7 @@ class Plan:
             "curvature": self.curvature_bytes,
             "factors of a query": self.factor_bytes,
             "outputs of a block": self.output_bytes,
+            "kept between passes": self.kept_bytes,
             "peak of the process": self.peak_bytes,
         }
         lines += [f"{what:20} {size / 2**20:12.1f} MB" for what, size in sizes.items()]
@@ -104,25 +108,25 @@ def make_plan(
     by_length = sorted(range(len(sizes)), key=lambda number: sizes[number].length)
     chosen = by_length[0], by_length[len(by_length) // 2], by_length[-1]
     blocks = enumerate(loader_blocks(labelled(train), *engine.passes.together))
-    kept = [(block, sizes[number]) for number, block in blocks if number in chosen]
-    if not kept:
+    timed = [(block, sizes[number]) for number, block in blocks if number in chosen]
+    if not timed:
         raise EmptyLoader("The training loader gave its batches only once: give a DataLoader or a list.")
     queries = sum(size.examples for size in asked)
     fit_parts = score_parts = [engine]
     if query_group is None:
         fit_parts = engine.parts(curvature_bytes, SHARE_FOR_A_FIT)
         score_parts = engine.parts(partial(factor_bytes, rank=engine.query_rank))
-    fit, own, score, score_groups = _eigenproblem_seconds(engine.passes), 0.0, 0.0, 0
+    fit, own, score, score_groups, kept = _eigenproblem_seconds(engine.passes), 0.0, 0.0, 0, 0
     for part in fit_parts:
-        works = _fit_works(part)
-        own += _seconds(works.pop("self"), kept, sizes)
-        fit += sum(_seconds(work, kept, sizes) for work in works.values())
+        room = max(part.room_to_keep(), 0) if query_group is None else 0
+        seconds, own_seconds, found = _fit_costs(part, timed, sizes, room)
+        fit, own, kept = fit + seconds, own + own_seconds, max(kept, found)
     for part in score_parts if queries else []:
         fits = queries_at_a_time(part.layers, engine.memory_budget, engine.query_rank)
         group = min(queries, query_group or fits)
         works = _score_works(part, group)
-        score += queries / group * _seconds(works["score"], kept, sizes)
-        score += _seconds(works["factors"], kept, asked)
+        score += queries / group * _seconds(works["score"], timed, sizes)
+        score += _seconds(works["factors"], timed, asked)
         score_groups += math.ceil(queries / group)
     return Plan(
         examples=sum(size.examples for size in sizes),
@@ -136,7 +140,8 @@ def make_plan(
         curvature_bytes=curvature_bytes(engine.layers),
         factor_bytes=factor_bytes(engine.layers, engine.query_rank),
         output_bytes=max(_outputs(size, engine) for size in sizes) * engine.passes.dtype.itemsize,
-        peak_bytes=most_held(engine.passes.device),
+        kept_bytes=kept,
+        peak_bytes=most_held(engine.passes.device) + kept,
     )
 
 
@@ -146,6 +151,11 @@ class _Size(NamedTuple):
     examples: int
     length: int
     tokens: int
+
+    @property
+    def positions(self) -> int:
+        """Padding included."""
+        return self.examples * self.length
 
 
 def _size(block: Block, engine: EkfacCurvature) -> _Size:
@@ -171,17 +181,27 @@ def _trial(engine: EkfacCurvature) -> EkfacCurvature:
     return trial
 
 
-def _fit_works(engine: EkfacCurvature) -> dict[str, Work]:
-    """What a fit does with a block, and self-influences."""
+def _fit_costs(
+    engine: EkfacCurvature, timed: list[tuple[Block, _Size]], sizes: list[_Size], room: int | float
+) -> tuple[float, float, int]:
+    """Seconds of a fit and of self-influences; bytes that the fit keeps of its first pass, with so much
+    room."""
     trial, covariances = _trial(engine), CovarianceSums(engine)
-    works: dict[str, Work] = {
-        "covariances": lambda block: covariances.add([block]),
-        "self": lambda block: trial.self_influences(block.inputs, block.labels),
-    }
-    if engine.update_diagonal:
-        squares = EigenvalueSums(engine, {name: layer.basis for name, layer in trial.curvature.items()})
-        works["eigenvalues"] = lambda block: squares.add([block])
-    return works
+    fit = _seconds(lambda block: covariances.add([block]), timed, sizes)
+    own = _seconds(lambda block: trial.self_influences(block.inputs, block.labels), timed, sizes)
+    if not engine.update_diagonal:
+        return fit, own, 0
+    squares = EigenvalueSums(engine, {name: layer.basis for name, layer in trial.curvature.items()})
+    seen = {id(block): Kept(math.inf) for block, _ in timed}
+    for block, _ in timed:
+        covariances.add([block], seen[id(block)])
+        seen[id(block)].close()
+    per_position = sum(kept.nbytes for kept in seen.values()) / sum(size.positions for _, size in timed)
+    whole = math.ceil(per_position * sum(size.positions for size in sizes))
+    share = min(1.0, room / whole) if whole else 1.0
+    fit += (1 - share) * _seconds(lambda block: squares.add([block]), timed, sizes)
+    fit += share * _seconds(lambda block: squares.add_kept(seen[id(block)]), timed, sizes)
+    return fit, own, int(share * whole)
 
 
 def _score_works(engine: EkfacCurvature, queries: int) -> dict[str, Work]:
@@ -199,19 +219,19 @@ def _score_works(engine: EkfacCurvature, queries: int) -> dict[str, Work]:
     }
 
 
-def _seconds(work: Work, kept: list[tuple[Block, _Size]], sizes: list[_Size]) -> float:
-    """Of this work on blocks of these sizes, from that on the blocks that were kept."""
-    work(kept[0][0])  # the first time is slower
+def _seconds(work: Work, timed: list[tuple[Block, _Size]], sizes: list[_Size]) -> float:
+    """Of this work on blocks of these sizes, from that on some blocks."""
+    work(timed[0][0])  # the first time is slower
     found = {}
-    for block, size in kept:
+    for block, size in timed:
         start = time.perf_counter()
         work(block)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        found[size.length] = (time.perf_counter() - start) / (size.examples * size.length)
+        found[size.length] = (time.perf_counter() - start) / size.positions
     known = sorted(found.items())
     of_a_position = np.interp([size.length for size in sizes], *zip(*known, strict=True))
-    return float(of_a_position @ [size.examples * size.length for size in sizes])
+    return float(of_a_position @ [size.positions for size in sizes])
 
 
 def _identity(layer: TrackedLayer, precision: torch.dtype | None) -> Eigenbasis:
