@@ -73,6 +73,7 @@ def published(cell: Cell, records: list[dict]) -> dict:
         "parts": {name: [record.get("parts", {}).get(name) for record in ordered] for name in parts},
         "peak_mb": [record.get("peak_mb") for record in ordered],
         "loaded_mb": [record.get("loaded_mb") for record in ordered],
+        "multiply_adds": next((r["multiply_adds"] for r in ordered if r.get("multiply_adds")), None),
         "others_cores": [record.get("others_cores") for record in ordered],
         "errors": list(dict.fromkeys(r["error"] for r in ordered if "error" in r)),
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.plan import FIT, NEEDS_FIT, PYDVL, Cell, Plan, Setting
+from benchmarks.plan import FIT, GROWTH, NEEDS_FIT, PYDVL, Cell, Plan, Setting
 from benchmarks.quiet import watched
 
 ROOT = Path(__file__).parents[1]
@@ -145,6 +145,7 @@ def in_own_process(cell: Cell, repeat: int, workshop: Workshop) -> dict:
     scores = workshop.scores(cell, repeat)
     scores.parent.mkdir(parents=True, exist_ok=True)
     asked = {"cell": cell.as_json(), "inputs": str(inputs), "factors": str(factors), "scores": str(scores)}
+    asked["count"] = repeat == 0 and cell.engine != PYDVL and cell.job != GROWTH
     command = [python_of(cell.engine), "-m", "benchmarks.measure", json.dumps(asked)]
     try:
         return json.loads(output_of(command).splitlines()[-1])

@@ -34,7 +34,9 @@ Seconds: median (smallest–largest) over the repeats. Ratios are taken repeat b
 run in turn, and have their own median and spread. Every measurement is a process of its own. Loading
 model and reviews is not in the seconds; peak memory is that of the whole process, loading included.
 "Passes" are one forward and one backward pass with no weight gradients over the blocks that our engine
-makes of the reviews, sorted by length: the floor of everything here; a fit goes over the reviews twice.
+makes of the reviews, sorted by length: the floor of everything here; a fit goes over the reviews twice,
+ours over those whose activations and gradients have no room in a quarter of the free memory.
+Multiply-adds are counted in a run of their own, matrix products alone, without eigenproblems and attention.
 Ours and Kronfluence get the same batches of {batch_size} reviews, each padded to its longest (ours takes
 self-influence and the training side from all reviews at once), and have the same exact Fisher and mask;
 pyDVL gets its reviews padded to 512 tokens and in one batch, as its notebook does. λ =
@@ -105,7 +107,26 @@ def setting_table(setting: str, cells: list[dict]) -> list[str]:
         row = [name, seconds(bare), seconds(ours), seconds(theirs)]
         row += [ratio(theirs, ours), ratio(ours, floor), memory(bare or ours), memory(theirs)]
         rows.append(row)
-    return [f"## {setting}", "", *table(heads, rows)]
+    return [f"## {setting}", "", *table(heads, rows), *counted(cells)]
+
+
+def counted(cells: list[dict]) -> list[str]:
+    """Multiply-adds of each job and engine, and how many a second, to carry a ratio to another machine."""
+    rows = []
+    for name in dict.fromkeys(map(job_name, cells)):
+        row = [name]
+        for engine in (BARE, OURS, KRONFLUENCE):
+            cell = next((c for c in cells if job_name(c) == name and c["engine"] == engine), None)
+            count, time = (cell.get("multiply_adds"), spread(cell["seconds"])) if cell else (None, None)
+            row += (
+                [three_digits(n / 1e9) for n in (count, count / time.median)] if count and time else ["", ""]
+            )
+        rows.append(row)
+    if not any(cell for row in rows for cell in row[1:]):
+        return []
+    heads = ["10⁹ multiply-adds, and 10⁹ a second"]
+    heads += [head for engine in (BARE, OURS, KRONFLUENCE) for head in (NAMES[engine], "a second")]
+    return ["", *table(heads, rows)]
 
 
 def notebook(cells: list[dict]) -> list[str]:

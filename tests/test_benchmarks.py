@@ -4,12 +4,15 @@ import json
 import sys
 
 import pytest
+import torch
 
 from benchmarks import plan, running
+from benchmarks.measure import multiply_adds
 from benchmarks.plan import Cell, Plan, Setting
 from benchmarks.results import Spread, collect, exponent, ratios, spread
 from benchmarks.running import MeasurementFailed, Version, Workshop, key, output_of, recorded, run
-from benchmarks.table import MISSING, shown, side_by_side
+from benchmarks.table import MISSING, counted, shown, side_by_side
+from support.ekfac.matrix_products import matrix_product
 
 SETTING = Setting("some reviews")
 OURS = Cell("fit", SETTING, "ours", reviews=50)
@@ -154,6 +157,21 @@ def test_a_failure_is_told_recorded_and_tried_again(workshop, take, taken, capsy
     (record,) = run(one, workshop, take)
     assert record["seconds"] == 1.0
     assert list(recorded(workshop.log).values()) == [record]
+
+
+@pytest.mark.parametrize("size", [3, 300])  # by torch's own library, and by oneDNN where that is quicker
+def test_the_multiply_adds_of_a_product_are_the_product_of_its_sizes(size):
+    left, right = torch.randn(size, 2 * size), torch.randn(2 * size, 4 * size)
+    assert multiply_adds(lambda clock: matrix_product(left, right)) == 8 * size**3
+
+
+def test_multiply_adds_stand_beside_how_many_there_were_a_second():
+    found = records({OURS: SECONDS[OURS]})
+    assert counted(published(found)["cells"]) == []
+    *_, row = counted(published([found[0] | {"multiply_adds": 40e9}, *found[1:]])["cells"])
+    assert [text.strip() for text in row.strip("|").split("|")] == [
+        "whole fit, 50 reviews", "", "", "40.0", "8.00", "", "",
+    ]  # fmt: skip
 
 
 def test_a_process_that_fails_tells_its_command_and_its_last_words():

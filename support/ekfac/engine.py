@@ -64,7 +64,8 @@ class Engine:
 
         With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are
         taken in bfloat16 and summed in float32, which is faster where the processor has instructions for it
-        and good to about two digits; covariances, eigenvalues and scores stay as they are.
+        and good to about two digits, and eigenproblems in float32; covariances, eigenvalues and scores stay
+        as they are.
 
         Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
         gradients are not all plain linear layers, and `BadSetting`.

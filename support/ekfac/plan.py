@@ -245,7 +245,8 @@ def _eigenproblem_seconds(passes: Passes) -> float:
     widths = [width for layer in passes.layers.values() for width in (layer.d_out, layer.d_in)]
     size = min(LARGEST_EIGENPROBLEM, max(widths))
     generator = torch.Generator().manual_seed(0)
-    matrix = torch.rand(size, size, dtype=torch.float64, generator=generator).to(passes.device)
+    dtype = torch.float64 if passes.precision is None else passes.dtype
+    matrix = torch.rand(size, size, dtype=dtype, generator=generator).to(passes.device)
     start = time.perf_counter()
     torch.linalg.eigh(matrix @ matrix.T)[0].sum().item()
     return (time.perf_counter() - start) * sum((width / size) ** 3 for width in widths)
