@@ -5,6 +5,8 @@ may let padding or its neighbours in a batch into the outputs of an example. Eit
 number wrong, and nothing else would say so.
 """
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -123,20 +125,25 @@ def _pair(batches: list[Batch], passes: Passes) -> Block:
 
 
 def _by_autograd(passes: Passes, block: Block, row: int) -> dict[str, Float[Tensor, "d_out d_in"]]:
+    parameters = [
+        parameter
+        for layer in passes.layers.values()
+        for parameter in (layer.module.weight, *([layer.module.bias] if layer.has_bias else []))
+    ]
     with torch.enable_grad():
         outputs = passes.outputs(block.inputs)
         scalar = (outputs * _of(row, outputs.detach(), passes.token_mask(block.inputs))).sum()
-        return {name: _gradient(layer, scalar).to(layer.dtype) for name, layer in passes.layers.items()}
+        found = iter(torch.autograd.grad(scalar, parameters, allow_unused=True, materialize_grads=True))
+    return {name: _as_one(layer, found) for name, layer in passes.layers.items()}
 
 
-def _gradient(layer: TrackedLayer, scalar: Tensor) -> Float[Tensor, "d_out d_in"]:
-    parameters = [layer.module.weight, *([layer.module.bias] if layer.has_bias else [])]
-    weight, *bias = torch.autograd.grad(
-        scalar, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+def _as_one(layer: TrackedLayer, found: Iterator[Tensor]) -> Float[Tensor, "d_out d_in"]:
+    """The next gradients, of a layer's weight and, if it has one, its bias, as one matrix."""
+    weight = next(found)
     if type(layer.module).__name__ == "Conv1D":
         weight = weight.T
-    return torch.cat([weight, *(one.unsqueeze(1) for one in bias)], dim=1)
+    bias = [next(found).unsqueeze(1)] if layer.has_bias else []
+    return torch.cat([weight, *bias], dim=1).to(layer.dtype)
 
 
 def _alone(passes: Passes, block: Block, row: int) -> Float[Tensor, " classes"]:
