@@ -33,6 +33,26 @@ def alone():
         yield lambda: Team(dist.HashStore())
 
 
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Folders of a tiny model and of reviews for it."""
+    from tests.tiny_job import make_model, make_reviews
+
+    folder = tmp_path_factory.mktemp("inputs")
+    return make_model(folder / "model"), make_reviews(folder / "reviews")
+
+
+@pytest.fixture(scope="module")
+def finished(inputs, tmp_path_factory):
+    """A store after `run`, with its curvature from five of the training examples."""
+    from support.job.command import main
+    from tests.tiny_job import options
+
+    store = tmp_path_factory.mktemp("finished") / "store"
+    assert main(["run", *options(*inputs, store), "--fit-rows", "5"]) == 0
+    return store
+
+
 @pytest.fixture
 def said(capsys):
     """What a job's command says when it ends well, or why it does not."""

@@ -13,22 +13,7 @@ from transformers import DistilBertForSequenceClassification
 from support.job.command import main, parser
 from support.job.store import Store
 from support.model import LABELS, load_tokenizer
-from tests.tiny_job import QUERIES, TRAINING, attributes, make_model, make_reviews, options
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    return make_model(folder / "model"), make_reviews(folder / "reviews")
-
-
-@pytest.fixture(scope="module")
-def finished(inputs, tmp_path_factory):
-    """A store after `run`, with its curvature from five of the training examples."""
-    store = tmp_path_factory.mktemp("finished") / "store"
-    assert main(["run", *options(*inputs, store), "--fit-rows", "5"]) == 0
-    return store
-
+from tests.tiny_job import QUERIES, TRAINING, attributes, make_model, options
 
 # From the first run to the page
 

@@ -7,21 +7,7 @@ from transformers import FNetConfig, FNetForSequenceClassification
 from support.ekfac.errors import LayerNotSupported, OutputsNotSupported
 from support.job.command import main
 from support.model import LABELS, load_tokenizer
-from tests.tiny_job import make_model, make_reviews, options
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    return make_model(folder / "model"), make_reviews(folder / "reviews")
-
-
-@pytest.fixture(scope="module")
-def finished(inputs, tmp_path_factory):
-    """A store after `run`, with its curvature from five of the training examples."""
-    store = tmp_path_factory.mktemp("finished") / "store"
-    assert main(["run", *options(*inputs, store), "--fit-rows", "5"]) == 0
-    return store
+from tests.tiny_job import options
 
 
 def test_more_processes_than_gpus_are_told_in_one_line(monkeypatch, said, tmp_path):

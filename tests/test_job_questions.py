@@ -13,13 +13,7 @@ from support.job.command import main
 from support.job.store import Store
 from support.model import load_tokenizer
 from tests.page import Page
-from tests.tiny_job import QUERIES, TRAINING, make_model, make_reviews, options
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    return make_model(folder / "model"), make_reviews(folder / "reviews")
+from tests.tiny_job import QUERIES, TRAINING, options
 
 
 @pytest.fixture(scope="module")
