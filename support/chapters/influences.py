@@ -72,9 +72,9 @@ def influences_side_by_side(
     tests, trains = influences[0].shape
     width = min(7.6, 1.2 + 0.5 * trains * len(influences))
     panels = figures.new_axes(width, 1.9 + 0.36 * tests, len(influences))
-    limit, whole = np.abs(influences).max(), lambda value: str(round(value))
+    limit, short = np.abs(influences).max(), lambda value: f"{value:.{int(abs(value) < 10)}f}"
     for panel, values, labels, title in zip(panels, influences, train_labels, titles, strict=True):
-        figures.draw_heatmap(panel, values, limit, [test_labels, labels], whole, cbar=False)
+        figures.draw_heatmap(panel, values, limit, [test_labels, labels], short, cbar=False)
         panel.set_xticklabels([name.replace(" ", "\n") for name in figures.names_of(labels)])
         panel.tick_params(labelsize=8)
         plt.setp(panel.texts, fontsize=7.5)
