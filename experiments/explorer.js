@@ -86,7 +86,7 @@ function choose(training, test) {
   const values = Object.keys(data.scores).map((kind) => {
     const found = score(training, test, kind);
     const place = data.scores[kind][test].filter((one) => Math.abs(one) >= Math.abs(found)).length;
-    const told = [number(found), effect(found), `${place} of ${rows.length} by size`];
+    const told = [number(found), effect(found), `rank ${place}`];
     return made("tr", {}, made("th", { scope: "row", textContent: kind }), ...told.map((textContent) => made("td", { textContent })));
   });
   pair.replaceChildren(

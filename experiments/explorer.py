@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader
 from torch import Tensor
 
 from support import EkfacInfluence, ImdbDataset
+from support.cache import fit_or_load
 from support.chapters.story import Story, begin, early_engine
 from support.model import LABELS, ModelLogitsWrapper, class_probabilities
 from support.text import paragraphs
@@ -29,7 +30,8 @@ def scores_of(story: Story) -> dict[str, Tensor]:
     """Every kind of score the page offers, (test, train)."""
     loaders = story.test_loader, story.train_loader
     early = early_engine(story)
-    customary = EkfacInfluence(story.model, hessian_regularization=1e-5, progress=True).fit(loaders[1])
+    customary = EkfacInfluence(story.model, hessian_regularization=1e-5, progress=True)
+    customary = fit_or_load(customary, story.train_loader)
     return {
         "influence": early.score(*loaders),
         "relative influence": early.score(*loaders, normalisation="relative"),
@@ -56,6 +58,7 @@ def page(scores: Mapping[str, Tensor], train: list[dict], test: list[dict]) -> s
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     script, *_ = environment.loader.get_source(environment, "explorer.js")
     kept = {
         name: [[float(f"{score:.{DIGITS}g}") for score in row] for row in found.tolist()]
