@@ -62,7 +62,7 @@ def test_a_test_review_s_number_sorts_by_its_scores(explorer):
 
 
 def test_labels_and_words_filter(explorer):
-    explorer.get_by_label("label", exact=True).select_option("positive")
+    explorer.locator("select[name=label]").select_option("positive")
     assert {name.split()[1] for name in order(explorer)} == {"(pos)"}
     explorer.get_by_label("Search in training reviews").fill("movie")
     rows = [int(name.split()[0]) for name in order(explorer)]
@@ -75,7 +75,7 @@ def test_other_scores_tell_other_numbers(explorer):
         return cell(explorer, 5, 4).get_attribute("aria-label")
 
     before = told()
-    explorer.get_by_label("scores").select_option("relative influence")
+    explorer.locator("select[name=scores]").select_option("relative influence")
     assert told() != before
 
 

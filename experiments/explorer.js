@@ -127,6 +127,7 @@ body.addEventListener("keydown", (event) => {
 });
 tools.addEventListener("input", show);
 tools.addEventListener("submit", (event) => event.preventDefault());
+document.querySelector(".unscripted").hidden = true;
 tools.hidden = false;
 document.querySelector(".both").hidden = false;
 choose(chosen.training, chosen.test);
