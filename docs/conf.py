@@ -26,6 +26,8 @@ html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
+# Pages of their own, beside the chapters that link them: there JupyterLab finds them, too.
+html_extra_path = ["../notebooks/explorer.html", "../notebooks/top.html"]
 exclude_patterns = ["_static/mathjax/README.md"]
 
 # Pages come from stored outputs: no model, no network, no kernel.

@@ -7,8 +7,9 @@ name, and without single ones. All go on where they were when killed. Adapters h
 `python -m experiments.whole_model` and its judge `python -m experiments.whole_judgement`, those of a model
 that writes `python -m experiments.language_bank` and `python -m experiments.language_judgement`, the tail's
 banks before the engine on the model `python -m experiments.tail_on_model`, λ by its scale
-`python -m experiments.damping`, what an index keeps `python -m experiments.index`, notebooks
-`python -m experiments.collection`, and Kronfluence's scores `python -m benchmarks.fidelity`.
+`python -m experiments.damping`, what an index keeps `python -m experiments.index`, the page to
+explore influences `python -m experiments.explorer`, notebooks `python -m experiments.collection`, and
+Kronfluence's scores `python -m benchmarks.fidelity`.
 """
 
 import argparse

@@ -217,6 +217,8 @@ def run(
 ) -> None:
     """Execute the notebooks one after the other, and say how long each took."""
     shutil.copytree(MATHJAX, output / "mathjax", dirs_exist_ok=True)
+    for page in notebooks[0].parent.glob("*.html"):  # those that chapters link
+        shutil.copy(page, output)
     seconds = {}
     for number, path in enumerate(notebooks, start=1):
         start = time.monotonic()

@@ -274,3 +274,13 @@ def test_the_index_links_every_notebook_in_reading_order_and_nothing_that_is_not
     assert linked == chapters, f"{INDEX} links {linked}, the reading order is {chapters}"
     misnamed = [name for name in chapters if not re.match(r"(\d\d|appendix)_[a-z_]+\.ipynb$", name)]
     assert not misnamed, f"{misnamed} must be called 01_… or appendix_…"
+
+
+def test_the_page_beside_08_is_of_the_job_that_08_shows():
+    shown = text_of(Chapter(FOLDER / "08_scale.ipynb").outputs).partition("Over all queries:")[2]
+    told = re.findall(r"\\n +\d+ +(\d+) [\d.]+% ", shown)[:10]
+    page = (FOLDER / "top.html").read_text(encoding="utf-8")
+    listed = re.findall(r'id="all-plain-row-(\d+)"', page)
+    assert len(told) == 10
+    assert listed[:10] == told
+    assert not re.search(r"/(root|home|tmp|Users)/", re.sub(r"<(blockquote|span).*?</\1>", "", page))

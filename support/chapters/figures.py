@@ -40,18 +40,14 @@ def readable(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
-def readable_in_thousands(value: float) -> str:
-    """The same where room is short: 20k for 20,100."""
-    return f"{value / 1000:,.0f}k" if abs(value) >= 10_000 else readable(value)
-
-
 def influence_heatmap(
     influences: np.ndarray, test_labels: Iterable, train_labels: Iterable, title: str, marked: tuple[int, int]
 ) -> None:
     """Influence of each training review (column) on each test review (row); `marked` is framed."""
     tests, trains = influences.shape
     axes = new_axes(min(9.0, 2.2 + 0.8 * trains), min(7.0, 1.3 + 0.5 * tests))
-    limit, colour_bar = np.abs(influences).max(), {"label": MEANING, "format": "{x:,.6g}"}
+    limit = np.abs(influences).max()
+    colour_bar = {"label": f"nats per unit of weight: {MEANING}", "format": "{x:,.6g}"}
     draw_heatmap(axes, influences, limit, [test_labels, train_labels], readable, cbar_kws=colour_bar)
     axes.add_patch(plt.Rectangle(marked[::-1], 1, 1, fill=False, edgecolor="black", lw=2))
     axes.set(title=title, xlabel="training review", ylabel="test review")

@@ -26,11 +26,11 @@ def words_in_common(one: str, other: str) -> list[str]:
 def influences_by_labels(
     influences: np.ndarray, test_labels: Iterable, train_labels: Iterable, title: str
 ) -> None:
-    """All influences, sorted by label: each pair of labels is a block. Colours end at the 99th percentile."""
+    """All influences, sorted by label: each pair of labels is a block. Colours end at the largest."""
     rows, columns = (np.argsort(labels, kind="stable") for labels in (test_labels, train_labels))
-    colours = colours_up_to(np.quantile(np.abs(influences), 0.99))
+    colours = colours_up_to(np.abs(influences).max())
     axes = new_axes(6.5, 5)
-    colour_bar = {"label": f"share of the row's largest: {MEANING}", "extend": "both"}
+    colour_bar = {"label": f"share of the row's largest: {MEANING}"}
     sns.heatmap(influences[rows][:, columns], ax=axes, cbar_kws=colour_bar, **colours)
     sides = [(test_labels, axes.axhline, axes.set_yticks), (train_labels, axes.axvline, axes.set_xticks)]
     for labels, line, ticks in sides:
@@ -67,11 +67,12 @@ def steep_and_flat(curvatures: Sequence[float], regularizations: Sequence[float]
 def influences_side_by_side(
     influences: list[np.ndarray], test_labels: Iterable, train_labels: list[Iterable], titles: list[str]
 ) -> None:
-    """Influences of the same reviews, taken in several ways, a panel for each, on one colour scale."""
+    """Influences of the same reviews, taken in several ways, as percentages of their row's largest: a panel
+    for each, on one colour scale."""
     tests, trains = influences[0].shape
     width = min(7.6, 1.2 + 0.5 * trains * len(influences))
     panels = figures.new_axes(width, 1.9 + 0.36 * tests, len(influences))
-    limit, short = np.abs(influences).max(), figures.readable_in_thousands
+    limit, short = np.abs(influences).max(), lambda value: f"{value:.{int(abs(value) < 10)}f}"
     for panel, values, labels, title in zip(panels, influences, train_labels, titles, strict=True):
         figures.draw_heatmap(panel, values, limit, [test_labels, labels], short, cbar=False)
         panel.set_xticklabels([name.replace(" ", "\n") for name in figures.names_of(labels)])
@@ -82,8 +83,7 @@ def influences_side_by_side(
         panel.set_yticks([])
     panels[0].set_ylabel("test review")
     place = {"ax": list(panels), "location": "bottom", "aspect": 40, "shrink": 0.6}
-    ends = {"ticks": [-limit, 0.0, limit], "format": lambda end, _: short(end)}
-    colours = panels[0].collections[0]
-    colour_bar = panels[0].figure.colorbar(colours, label=figures.MEANING, **ends, **place)
+    ends = {"ticks": [-limit, 0.0, limit], "label": f"% of the row's largest: {figures.MEANING}"}
+    colour_bar = panels[0].figure.colorbar(panels[0].collections[0], **ends, **place)
     colour_bar.outline.set_visible(False)
     plt.show()

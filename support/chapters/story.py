@@ -1,4 +1,4 @@
-"""What the chapters from 04 on share: the reviews, the model at its end and on its way, and how it is asked.
+"""What the chapters from 04 on share: the reviews, the finished model and its early snapshot, and the engine.
 
 The one setting in which a story about single pairs is told. A retrained whole model agrees best with it
 among all that `hessian_regularization` takes (`experiments/whole_model.csv`, on the queries to choose by).
@@ -23,8 +23,8 @@ REGULARIZATION = "auto"
 
 @dataclass(frozen=True)
 class Story:
-    """Reviews and model. `model` is the trained one, whose predictions are to be explained; `early_model`
-    the same model a fifth of the way through its training, which is asked for influences."""
+    """Reviews and model. `model` is the finished one, whose predictions are to be explained; `early_model`
+    the same model a fifth of the way through its training, at which influences are taken."""
 
     imdb: Mapping[str, Dataset]
     tokenizer: PreTrainedTokenizerBase
@@ -45,12 +45,12 @@ class Story:
 
 
 def begin(source: str, seed: int, num_train: int, num_test: int) -> Story:
-    """Seeded samples of both splits, and the model with the layers of `TRACKED_LAYERS` open, ready to be
-    asked. The hub has no snapshots: a line says that its model is asked at its end. Raises as the loaders."""
+    """Seeded samples of both splits, and the model with the layers of `TRACKED_LAYERS` open, ready for the
+    engine. The hub has no snapshots: a line says that its finished model is taken. Raises as the loaders."""
     imdb, tokenizer = load_imdb(source), load_tokenizer(source)
     packaged = assets.is_packaged(source)
     if not packaged:
-        print("The hub's model has no snapshots: it is asked at the end of its training.")
+        print("The hub's model has no snapshots: the finished model stands in for the early one.")
     models = []
     for snapshot in ("final", SNAPSHOT if packaged else "final"):
         model = load_model(source, snapshot=snapshot)
@@ -63,7 +63,7 @@ def begin(source: str, seed: int, num_train: int, num_test: int) -> Story:
     return Story(imdb, tokenizer, *models, *samples)
 
 
-def ask_early(story: Story) -> EkfacInfluence:
+def early_engine(story: Story) -> EkfacInfluence:
     """The engine in the recommended setting, fitted on the training reviews, or taken from the cache."""
     engine = EkfacInfluence(story.early_model, hessian_regularization=REGULARIZATION, progress=True)
     return fit_or_load(engine, story.train_loader)
