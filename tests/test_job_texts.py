@@ -194,6 +194,12 @@ def test_columns_that_are_missing_or_one_are_refused_with_what_would_do(tmp_path
     [
         (["good", None, "bad"], NUMBERS, r"^Row 1 of .* has no text but None\. .*or see --text-column\.$"),
         (TEXTS, ["positive", "so-so", "negative"], r"^Row 1 .* label 'so-so', .* negative, positive\."),
+        (
+            [None, "good", None],
+            ["so-so", "so-so", "negative"],
+            r"^Row 0 of .* has, like 1 more, no text but None\. .*\n"
+            r"Row 0 of .* has, like 1 more, the label 'so-so', .* with --labels how",
+        ),
         *((TEXTS, [0, label, 1], f"^Row 1 of .* has the label {label}, ") for label in (2, -1, None)),
         (TEXTS, [0.0, 0.5, 1.0], "^Row 1 of .* has the label 0.5, "),
     ],
