@@ -147,16 +147,25 @@ def _numbers(texts: Dataset, class_names: Mapping[str, int], name: str) -> list[
         known = numbers_by_spelling(class_names, texts.features["label"])
     except ValueError as error:
         raise DatasetNotUsable(f"{name!r} {error}") from error
-    numbers: list[int] = []
-    for batch in texts.iter(batch_size=1000):
-        for text, label in zip(batch["text"], batch["label"], strict=True):
-            row = f"Row {len(numbers)} of {name!r}"
-            if not isinstance(text, str):
-                raise DatasetNotUsable(f"{row} has no text but {text!r}. Leave it out, or see --text-column.")
-            if spelling(label) not in known:
-                raise DatasetNotUsable(
-                    f"{row} has the label {label!r}, but the model's classes are {', '.join(class_names)}. "
-                    f"Use those names, or their numbers, 0 to {len(class_names) - 1}."
-                )
-            numbers.append(known[spelling(label)])
+    numbers = [known.get(spelling(label)) for label in texts["label"]]
+    silent = [row for row, text in enumerate(texts["text"]) if not isinstance(text, str)]
+    unknown = [row for row, number in enumerate(numbers) if number is None]
+    wrong = []
+    if silent:
+        text = texts[silent[0]]["text"]
+        wrong.append(f"{_rows(silent, name)} no text but {text!r}. Leave it out, or see --text-column.")
+    if unknown:
+        label = texts[unknown[0]]["label"]
+        wrong.append(
+            f"{_rows(unknown, name)} the label {label!r}, but the model's classes are "
+            f"{', '.join(class_names)}. Use those names, or their numbers, 0 to {len(class_names) - 1}, or "
+            "say with --labels how the labels call them, in the model's order."
+        )
+    refuse_all(map(DatasetNotUsable, wrong))
     return numbers
+
+
+def _rows(rows: Sequence[int], name: str) -> str:
+    """The first of these rows, and how many there are besides."""
+    first = f"Row {rows[0]} of {name!r} has"
+    return f"{first}, like {len(rows) - 1:,} more," if len(rows) > 1 else first

@@ -2,7 +2,6 @@
 
 import glob
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from support.job.settings import PACKAGED
 READERS = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 FORMS = {
     "csv": "A csv file is UTF-8, names its columns in the first line, has a line for each text, commas "
-    "between the fields and double quotes around a text with commas",
+    "or ; or tabs between the fields and double quotes around a text with these",
     "parquet": "A parquet file ends with what describes it, so half a file is none: write or copy it again",
     "json": "A json file is UTF-8 and holds an object for each text, one a line, all with the same fields",
     None: f"Name a file ({', '.join(READERS)}), a folder with files called train.csv or the like, all of one "
@@ -40,7 +39,6 @@ def with_columns(found: Dataset, columns: Mapping[str, str], name: str, cure: st
     """These columns alone, under the names that a task knows them by. Raises `DatasetNotUsable`."""
     there = ", ".join(found.column_names)
     if missing := ", ".join(repr(one) for one in columns.values() if one not in found.column_names):
-        cure = FORMS["csv"] if re.search(r"[;\t|]", there) else cure
         raise DatasetNotUsable(f"{name!r} has no column {missing}. There are: {there}. {cure}.")
     if "__index_level_0__" in there and found.info.builder_name == "csv":
         raise DatasetNotUsable(f"{name!r} has more fields than names of columns. {FORMS['csv']}.")
@@ -59,6 +57,13 @@ def refuse_single_split(name: str) -> None:
         )
 
 
+def _separator(file: Path) -> str:
+    """What stands between the fields of a csv file: spreadsheets of many countries write no commas."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        names = lines.readline()
+    return max(",;\t", key=names.count)
+
+
 def _read(name: str, split: str) -> Dataset | dict:
     path = Path(name)
     if name == PACKAGED:
@@ -75,7 +80,7 @@ def _read(name: str, split: str) -> Dataset | dict:
         cache = f"{datasets.config.HF_DATASETS_CACHE}/by-contents/{hashlib.sha256(contents).hexdigest()}"
         how = {"cache_dir": cache} if all_files else {}
         if {*files.values()} == {"csv"}:  # nothing but an empty field is a missing one: NA may be a class
-            how |= {"keep_default_na": False, "na_values": [""]}
+            how |= {"keep_default_na": False, "na_values": [""], "sep": _separator(next(iter(files)))}
         if not path.is_file():
             found = load_dataset(name, **how)
             copies = [Path(file["filename"]) for one in found.values() for file in one.cache_files]
