@@ -141,8 +141,8 @@ class EkfacIndex:
 
     def errors(self, x: Inputs, y: Labels, rows: Int[Tensor, " some"], some: Batch) -> Float[Tensor, " test"]:
         """How far plain answers are off: the root mean square of their differences from the influences of
-        these training examples, which `some` holds and `rows` names. A hundred that were drawn at random tell
-        it of all to about a tenth. Raises as `ask`, and as `influences` does."""
+        these training examples, which `some` holds and `rows` names. A hundred drawn at random tell that of
+        all, if a little too small. Raises as `ask` and `influences` do."""
         off = self.engine.influences(x, y, *some[:2]) - self.ask(x, y)[:, rows]
         return off.square().mean(dim=1).sqrt()
 
