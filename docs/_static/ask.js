@@ -75,6 +75,7 @@
   });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("input", answer);
+  document.getElementById("without-scripts").hidden = true;
   form.hidden = false;
   document.getElementById("answer").hidden = false;
   answer();
