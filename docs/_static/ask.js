@@ -33,6 +33,7 @@
   function element(name, text, parent) {
     const made = document.createElement(name);
     made.textContent = text;
+    if (name !== "option") made.setAttribute("role", name === "tr" ? "row" : "cell"); // phones show no table
     parent.append(made);
     return made;
   }
@@ -60,8 +61,8 @@
     for (const number of holding.slice(0, SHOWN)) {
       const line = element("tr", "", body);
       element("td", places.get(number), line);
-      element("td", found[number] > 0 ? "for" : "against", line).className = found[number] > 0 ? "for" : "against";
-      element("td", found[number].toPrecision(3), line);
+      element("td", found[number] > 0 ? "for" : "against", line);
+      element("td", found[number].toPrecision(3).replace("-", "−"), line);
       element("td", reviews[number].label, line);
       element("td", reviews[number].text, line);
     }
