@@ -64,7 +64,11 @@ def on_paper(seconds_a_token: float, mean_tokens: float, reviews: int) -> list[s
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.index", description=__doc__)
     parser.add_argument("--reviews", type=int, default=300, help="training reviews that are measured")
-    reviews = parser.parse_args().reviews
+    parser.add_argument("--quick", action="store_true", help="20 of them, to build/bench/quick")
+    chosen = parser.parse_args()
+    reviews = 20 if chosen.quick else chosen.reviews
+    output = ROOT / "build" / "bench" / "quick" if chosen.quick else ROOT / "benchmarks"
+    output.mkdir(parents=True, exist_ok=True)
     story = begin("packaged", 0, reviews, 1)
     engine = EkfacInfluence(story.early_model, hessian_regularization=1e-2)
     engine.fit([story.train.batch(list(range(first, first + BATCH))) for first in range(0, FITTED, BATCH)])
@@ -93,7 +97,7 @@ def main() -> None:
         f"On paper, at {mean:.0f} tokens a review, the mean of {SAMPLED:,}:",
         "\n".join(table(["reviews", "index", "to make it"], paper)),
     ]
-    (ROOT / "benchmarks" / "index.md").write_text("\n\n".join(lines) + "\n")
+    (output / "index.md").write_text("\n\n".join(lines) + "\n")
     print(*lines, sep="\n\n")
 
 
