@@ -60,6 +60,7 @@ bench: $(PEERS) $(PYDVL) ## measure engine and peers side by side into benchmark
 	$(BIN)/python -m benchmarks $(if $(filter 1,$(QUICK)),--quick)
 	$(BIN)/python -m benchmarks.savings $(if $(filter 1,$(QUICK)),--quick)
 	$(BIN)/python -m benchmarks.job $(if $(filter 1,$(QUICK)),--quick)
+	$(BIN)/python -m benchmarks.index $(if $(filter 1,$(QUICK)),--quick)
 
 lint: $(READY) ## code and notebooks: ruff, spelling, links, no traces of a run in the metadata
 	$(BIN)/ruff check .

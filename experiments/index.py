@@ -1,10 +1,10 @@
 """`python -m experiments.index`: how much of the agreement with retraining an index keeps, `index.csv`.
 
 EK-FAC at 20 % of the steps with the recommended λ, on the nine banks of the tail and on that of whole models,
-from so many numbers of each training review: the entries that `EkfacIndex` keeps, and on the tails the same
-with K-FAC's eigenvalues, and random projections of gradients, on both sides of every layer, whose products
-with projected factors estimate the influences without bias. Some ten minutes on one thread for the tails, and
-as many for the whole models.
+from so many numbers of two bytes of each training review: the entries that `EkfacIndex` keeps, and on the
+tails the same with K-FAC's eigenvalues, and random projections of gradients, on both sides of every layer,
+whose products with projected factors estimate the influences without bias. Some ten minutes on one thread for
+the tails, and as many for the whole models.
 """
 
 from collections.abc import Iterator
@@ -94,9 +94,9 @@ def rows(
             engine.update_diagonal = False
             engine.fit(train)
         for numbers in NUMBERS:
-            index = EkfacIndex(engine, numbers).build(train)
+            index = EkfacIndex(engine, numbers)
             sizes = {"numbers": numbers, "bytes": BYTES * numbers, "share": index.share}
-            scores = torch.cat([index.ask(*batch) for batch in asked])
+            scores = index.sketched(asked).float() @ index.sketched(train).half().float().T
             yield agreement_row(bank, scores, **told | {"sketch": sketch} | sizes)
 
 

@@ -82,7 +82,7 @@ OPTIONS = (
     ("query-block", "plan run score", int, None, "queries at a time (as many as fit)"),
     ("tell-seconds", "run fit score self index", float, 60.0, "between two lines of a log (60)"),
     ("save-seconds", "run fit", float, 60.0, "between two savings of the fit on its way (60)"),
-    ("numbers", "index", int, 2048, "numbers of two bytes that are kept of each example (2048)"),
+    ("numbers", "index", int, 2048, "numbers of a byte that are kept of each example (2048)"),
     ("exact", "ask", int, 100, "how many of the first are computed exactly (100)"),
     ("count", "ask top", int, 10, "how many (10)"),
     ("count", "suspects", int, 100, "how many (100)"),

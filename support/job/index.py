@@ -3,12 +3,13 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 
-from support.ekfac.index import EkfacIndex
+from support.ekfac.index import EkfacIndex, in_bytes
 from support.ekfac.scores import refuse_not_finite
 from support.job.errors import BadSetting
 from support.job.examples import Examples
@@ -17,29 +18,31 @@ from support.job.store import in_blocks
 from support.job.top import described, readable
 from support.job.work import Job
 
-NAME = "sketches"
+NAME, SCALES = "sketches", "sketch_scales"
 
 
 def index(job: Job) -> str:
-    """The vectors of all training examples, into `sketches`. Raises as `score` does."""
+    """The vectors of all training examples, into `sketches` and `sketch_scales`. Raises as `score` does."""
     job.begin()
     load_curvature(job)
     job.settle({"damping": asdict(job.damping)})
     made, training = EkfacIndex(job.engine, job.given["numbers"]), job.training
     device = job.engine.passes.device
-    numbers = range(made.sketches.shape[1])
-    shape, chunks = (len(training), len(numbers)), (job.subject.block, len(numbers))
-    job.team.on_first(lambda: job.store.make_array(NAME, shape, chunks, made.sketches.dtype))
+    numbers, block = range(made.sketches.shape[1]), job.subject.block
+    for name, kept, sizes in ((SCALES, made.scales, ()), (NAME, made.sketches, (len(numbers),))):
+        make = partial(job.store.make_array, name, (len(training), *sizes), (block, *sizes), kept.dtype)
+        job.team.on_first(make)
     blocks = in_blocks(len(training), job.subject.block)
     missing = job.team.on_first(lambda: [one for one in blocks if not job.store.has(NAME, (one, numbers))])
     with counted(job, "index", [missing]) as count:
         for block in job.team.shared("index", missing):
             found = training.added_up(made.sketched([training.batch(block, device)]).T, block).T
-            found = refuse_not_finite(found.to(made.sketches.dtype), job.engine.hessian_regularization)
+            found, scales = in_bytes(refuse_not_finite(found, job.engine.hessian_regularization))
+            job.store.write(SCALES, (block,), scales.numpy(force=True))
             job.store.write(NAME, (block, numbers), found.numpy(force=True))
             count(len(block))
         job.team.wait()
-    size = len(numbers) * made.sketches.element_size()
+    size = len(numbers) + made.scales.element_size()
     told = f"Indexed {len(training):,} training examples, {size:,} bytes each, for: ask"
     return f"{told}. By Λ they keep {made.share:.1%} of the mean squared influence."
 
@@ -57,6 +60,7 @@ def ask(job: Job, texts: Sequence[str]) -> Iterator[str]:
     made = EkfacIndex(job.engine, shape[1])
     queries = job.task.asked(texts, job.store.tokens, job.question)
     made.sketches = torch.from_numpy(job.store.read(NAME, tuple(map(range, shape))))
+    made.scales = torch.from_numpy(job.store.read(SCALES, (range(shape[0]),)))
     with torch.no_grad():
         said = job.task.said(queries, range(len(queries)), job.engine.passes.device)
     for number, text in enumerate(texts):

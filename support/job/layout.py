@@ -28,11 +28,12 @@ ARRAYS = {
     "layer_scores": (("layer", "query", "training"), SCORED, "Only a first score --by-layer keeps them"),
     "self_influences": (("training",), OWN, "Run: self"),
     "sketches": (("training", "number"), OWN, "Run: index"),
+    "sketch_scales": (("training",), OWN, "Run: index"),
     "training_rows": (("training",), ("training",), "Run: fit"),
     "query_rows": (("query",), ("queries",), "Run: score"),
 }
 """Dimensions, the facts that the numbers follow from, who makes them."""
-MISSING = {"float16": np.nan, "float32": np.nan, "float64": np.nan, "int64": -1}
+MISSING = {"int8": -128, "float32": np.nan, "float64": np.nan, "int64": -1}
 """What no value is: zarr writes no chunk that holds nothing else."""
 Sizes = tuple[int, ...]
 
