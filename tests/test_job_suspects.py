@@ -109,10 +109,10 @@ def test_a_column_that_is_ours_already_is_not_kept_twice(inputs, said, tmp_path)
     assert "BadSetting: --keep label: the tables have a column of this name already. Leave it out" in told
 
 
-def test_queries_that_were_chosen_for_being_wrong_say_nothing_of_how_often_the_model_is_right(
+def test_queries_that_the_model_was_least_sure_of_say_nothing_of_how_often_the_model_is_right(
     inputs, said, tmp_path
 ):
-    chosen = [*options(*inputs, tmp_path), "--query-rows", "wrong:2"]
+    chosen = [*options(*inputs, tmp_path), "--query-rows", "uncertain:2"]
     said("run", *chosen)
     told = said("suspects", "--store", tmp_path)
     assert "by rank_loss, rank_self_influence, rank_harm. About" in told

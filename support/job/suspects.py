@@ -36,9 +36,8 @@ def suspects(job: Job) -> str | None:
         raise BadSetting("suspects: a model that writes has no labels that could be wrong. See --task.")
     job.begin()
     training = job.training
-    fair = (
-        job.question.query_rows.partition(":")[0] not in DOUBTS
-    )  # chosen for being wrong, they tell nothing
+    # Queries that were chosen for the model's doubts don't say how often it is right.
+    fair = job.question.query_rows.partition(":")[0] not in DOUBTS
     asked_before = job.team.on_first(lambda: "queries" in job.store.facts())
     queries = job.queries if fair and asked_before else None
     if job.team.rank:  # from here on nothing may be asked of the team
