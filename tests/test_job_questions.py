@@ -185,7 +185,8 @@ def test_the_model_chooses_what_it_gets_wrong_and_what_it_is_least_sure_of(input
     expected = {"wrong": wrong, "worst": most, "unsure": sure.argsort()[:3].sort().values}
     for name, rows in expected.items():
         assert Store(store, name).array("query_rows")[:].tolist() == rows.tolist()
-    told = said(*given, "more", "--query-rows", "wrong:13", status=1)
+    assert f"on {len(wrong)} queries" in said(*given, "most", "--query-rows", "wrong:13")
+    told = said(*given, "more", "--query-rows", "wrong:none", status=1)
     assert f"the model gets {len(wrong)} of {TRAINING} rows wrong. Say how many, like wrong:" in told
     assert "Say how many, like uncertain:13." in said(*given, "more", "--query-rows", "uncertain", status=1)
     assert "more" not in Store(store).questions()

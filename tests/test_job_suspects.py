@@ -109,6 +109,22 @@ def test_a_column_that_is_ours_already_is_not_kept_twice(inputs, said, tmp_path)
     assert "BadSetting: --keep label: the tables have a column of this name already. Leave it out" in told
 
 
+def test_queries_that_the_model_was_least_sure_of_say_nothing_of_how_often_the_model_is_right(
+    inputs, said, tmp_path
+):
+    chosen = [*options(*inputs, tmp_path), "--query-rows", "uncertain:2"]
+    said("run", *chosen)
+    told = said("suspects", "--store", tmp_path)
+    assert "by rank_loss, rank_self_influence, rank_harm. About" in told
+    assert "labels of" not in told
+
+
+def test_without_a_store_and_a_word_of_what_is_meant_nothing_is_begun(said, tmp_path):
+    told = said("suspects", "--store", tmp_path / "mistyped", status=1)
+    assert f"There is no store at {tmp_path / 'mistyped'}. Begin one with: fit" in told
+    assert not (tmp_path / "mistyped").exists()
+
+
 def test_a_model_that_writes_has_no_labels_to_suspect(said, tmp_path):
     model, texts = tiny_language.make_model(tmp_path / "model"), tiny_language.make_texts(tmp_path / "texts")
     given = ("--store", tmp_path / "store", "--model", model, "--dataset", texts)

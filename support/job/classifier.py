@@ -99,7 +99,9 @@ class Classifier(Task):
         kind, colon, count = rows.partition(":")
         asked = own < sure if kind == "wrong" else torch.full_like(sure, True, dtype=torch.bool)
         there = int(asked.sum())
-        wanted = there if kind == "wrong" and not colon else int(count) if count.isdecimal() else 0
+        wanted = int(count) if count.isdecimal() else 0
+        if kind == "wrong":
+            wanted = min(wanted, there) if colon else there
         if not 1 <= wanted <= there:
             told = f"the model gets {there:,} of {len(texts):,} rows wrong. " if kind == "wrong" else ""
             cure = f"Say how many, like {kind}:{min(20, there)}." if there else "Ask for uncertain:20."

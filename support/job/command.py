@@ -157,7 +157,7 @@ def parser() -> ArgumentParser:
         ("index", _steps(index), "a short vector of each training example, for ask", (Subject, Damping)),
         ("ask", _ask, "who is behind the model's answer to a text, at once", ()),
         ("top", _top, "the strongest training examples, to read", ()),
-        ("suspects", _steps(suspects), "training examples whose labels look wrong, as csv", (Subject,)),
+        ("suspects", _suspects, "training examples whose labels look wrong, as csv", (Subject,)),
         ("show", _show, "what a store knows, and how far it is", ()),
         ("fleet", _fleet, "what a job would cost on machines that you don't have", ()),
     ):
@@ -233,6 +233,12 @@ def _top(chosen: Namespace, team: Team) -> Iterator[str]:
     output = output or job.store.folder / (f"questions/{chosen.question}" if chosen.question else "")
     found.write(output, page(lists, keep, facts))
     yield f"{found}\n\nTo read: {output / 'top.html'}; as data: {output / 'top.parquet'}"
+
+
+def _suspects(chosen: Namespace, team: Team) -> Iterator[str | None]:
+    if not chosen.model and not chosen.dataset:  # a store's name mistyped is no wish for the packaged ones
+        team.on_first(Store(chosen.store).facts)
+    yield from _steps(suspects)(chosen, team)
 
 
 def _ask(chosen: Namespace, team: Team) -> Iterator[str]:

@@ -78,7 +78,7 @@ class Question:
     queries: str = setting("", "data set of the queries; that of the training examples if empty")
     query_split: str = setting("test", "split that holds them")
     query_rows: str = setting(
-        "10", f"which of them are asked about: {ROWS}; of a classifier also wrong:20, those it is most "
+        "10", f"which of them are asked about: {ROWS}; of a classifier also wrong:20, at most 20 it is most "
         "wrong about, wrong, all of these, and uncertain:20, those it is least sure of"
     )  # fmt: skip
     new_tokens: int = setting(32, "how many the model writes at most after a query that is a prompt alone")

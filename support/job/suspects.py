@@ -9,6 +9,7 @@ import pandas as pd
 from support.ekfac.storage import replacing
 from support.job.classifier import Classifier
 from support.job.errors import BadSetting, StepMissing
+from support.job.models import DOUBTS
 from support.job.store import Store, disk_full_is_told
 from support.job.top import columns_of, kept, own_columns, said_of
 from support.job.work import Job
@@ -35,7 +36,10 @@ def suspects(job: Job) -> str | None:
         raise BadSetting("suspects: a model that writes has no labels that could be wrong. See --task.")
     job.begin()
     training = job.training
-    queries = job.queries if job.team.on_first(lambda: "queries" in job.store.facts()) else None
+    # Queries that were chosen for the model's doubts don't say how often it is right.
+    fair = job.question.query_rows.partition(":")[0] not in DOUBTS
+    asked_before = job.team.on_first(lambda: "queries" in job.store.facts())
+    queries = job.queries if fair and asked_before else None
     if job.team.rank:  # from here on nothing may be asked of the team
         return None
     said = said_of(job, training, np.arange(len(training)))
