@@ -101,8 +101,10 @@ def test_every_scorer_has_a_row_and_scores_are_computed_once(model, monkeypatch,
     margins = torch.randn(8, 2, 6, generator=drawn)
     bank = Bank(torch.rand(8, 6, generator=drawn) < 0.5, margins)
     found = language_judgement.table(bank, run, read)
-    places, settings = len(language_judgement.PLACES), 2 * (len(language_judgement.DAMPINGS) + 1) + 1
-    assert len(found) == 3 + places * settings + 1 + 1
+    judged = language_judgement
+    numbers, dampings = len(judged.NUMBERS), len(judged.DAMPINGS)
+    settings = 3 * (3 * dampings + 1 + 2 * numbers) + 1
+    assert len(found) == 3 + (len(judged.PLACES) + 1) * settings + 1 + 1
     assert found["report"].between(-1, 1).all()
-    monkeypatch.setattr(language_judgement, "influences_at", stopped)
+    monkeypatch.setattr(language_judgement, "said_at", stopped)
     pd.testing.assert_frame_equal(language_judgement.table(bank, run, read), found)
