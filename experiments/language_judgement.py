@@ -1,4 +1,5 @@
-"""`python -m experiments.language_judgement`: scorers before the bank of a model that writes, `language.csv`.
+"""`python -m experiments.language_judgement`: scorers before the bank of a model that writes, `language.csv`,
+and before the facts that were planted in the taught one, `language_facts.csv`.
 
 Half of the queries are to choose by, the other half is reported. Scorers that look at texts alone; the loss
 of a training text; products of gradients; EK-FAC, K-FAC, EK-FAC in bases weighted by the other side, and the
@@ -8,10 +9,11 @@ kept in the cache, place by place and solver by solver.
 """
 
 import hashlib
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property, partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -22,19 +24,40 @@ from tqdm.auto import tqdm
 from experiments.bank_making import digest, finished
 from experiments.bases import Damping, Scores, Share, curvatures, scored
 from experiments.judgement import agreement_row
-from experiments.language_bank import BANK, WriterRetraining, log_odds, retraining, reviews_and_queries
+from experiments.language_bank import (
+    BANK,
+    BLOCKS,
+    WriterRetraining,
+    log_odds,
+    retraining,
+    reviews_and_queries,
+)
 from experiments.scorers import Normalised, Question, bm25, representation_cosine, tf_idf
 from experiments.whole_judgement import no_curvature
 from support.cache import cache_folder
-from support.ekfac import EkfacInfluence, ExactInfluence, NextToken
+from support.ekfac import EkfacInfluence, ExactInfluence, NextToken, storage
 from support.ekfac.curvature import LayerCurvature, kfac_eigenvalues
 from support.ekfac.exact import InnerProducts, exact_influences
 from support.ekfac.storage import replacing
-from support.judge import Bank, noise_ceiling
-from support.language import load_language_model
-from support.retraining import Checkpoint, Reviews, losses
+from support.imdb import load_imdb
+from support.judge import Agreement, Bank, noise_ceiling
+from support.language import FEED_FORWARD, load_language_model
+from support.model import require_gradients_only
+from support.retraining import Reviews, losses
+from support.writing import (
+    Text,
+    WriterTail,
+    load_writer,
+    questions,
+    read_for_the_writer,
+    sequence,
+    training_texts,
+)
 
-TABLE = Path(__file__).parent / "language.csv"
+FOLDER = Path(__file__).parent
+TABLE, FACTS_TABLE = FOLDER / "language.csv", FOLDER / "language_facts.csv"
+SNAPSHOTS = (("20-percent", 0), ("50-percent", 0), ("final", 0), ("final", 1), ("final", 2))
+"""Of the taught model, and seeds of the Fisher's draws."""
 PLACES = (0.0, 0.2, 1.0)
 NUMBERS: tuple[Damping, ...] = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
 DAMPINGS: tuple[Damping, ...] = (*NUMBERS, *(Share(factor, "mean") for factor in (0.1, 1.0, 10.0)))
@@ -42,9 +65,10 @@ RANK, RANK_DAMPING, SAMPLES = 32, 0.1, 2
 
 
 def similarities(train: Reviews, queries: Reviews) -> Iterator[tuple[str, Tensor]]:
-    """What looks at texts, or at what the blocks below make of them: the mean over tokens."""
-    sides = (Reviews(side.vectors.mean(dim=1), side.labels, side.texts) for side in (train, queries))
-    question = Question([], *sides)
+    """What looks at texts, or at what the blocks below make of them: the mean over real tokens."""
+    means = (one.vectors.sum(dim=1) / one.vectors.any(dim=2).sum(dim=1)[:, None] for one in (train, queries))
+    sides = ((mean, one.labels, one.texts) for mean, one in zip(means, (train, queries), strict=True))
+    question = Question([], *(Reviews(*side) for side in sides))
     for scorer in (tf_idf, bm25, representation_cosine):
         yield scorer.__name__, scorer(question)
 
@@ -53,18 +77,20 @@ class Place:
     """The model on its way through a training on all reviews, and what is asked of it there: gradients of
     both sides are taken at this place."""
 
-    def __init__(self, checkpoint: Checkpoint, train: Reviews, queries: Reviews):
-        self.model, self.train, self.queries = checkpoint.model(), train, queries
+    def __init__(self, model: nn.Module, train: Reviews, queries: Reviews, seed: int = 0):
+        self.model, self.train, self.queries, self.seed = model, train, queries, seed
 
     def loaders(self, at_once: int = 16) -> tuple[list, list]:
         """Training reviews and queries in batches."""
         sides = self.train, self.queries
-        return tuple([*zip(one.vectors.split(at_once), one.labels.split(at_once), strict=True)] for one in sides)
+        return tuple(
+            [*zip(one.vectors.split(at_once), one.labels.split(at_once), strict=True)] for one in sides
+        )
 
     @cached_property
     def engine(self) -> EkfacInfluence:
         """Fitted on the training reviews."""
-        engine = EkfacInfluence(self.model, likelihood=NextToken(SAMPLES), progress=True)
+        engine = EkfacInfluence(self.model, likelihood=NextToken(SAMPLES), seed=self.seed, progress=True)
         return engine.fit(self.loaders()[0])
 
     def by(self, curvature: dict[str, LayerCurvature], dampings: tuple = DAMPINGS) -> dict[Damping, Scores]:
@@ -133,24 +159,26 @@ def said_at(place: Place, solver: str) -> dict[str, Tensor]:
     return found
 
 
+def kept(told: Sequence[object], place: Callable[[], Place], solver: str) -> dict[str, Tensor]:
+    """`said_at` of a place, which `told` and the settings decide: computed once, then read from the cache."""
+    key = " ".join(map(str, [*told, solver, *DAMPINGS, RANK_DAMPING, SAMPLES]))
+    file = cache_folder() / f"language-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
+    if not file.exists():
+        with replacing(file) as fresh:
+            save_file(said_at(place(), solver), fresh)
+    return load_file(file)
+
+
 def kept_influences(run: WriterRetraining, queries: Reviews) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
-    """Solver, share of the steps and `said_at` there, of a training on all reviews: computed once, then read
-    from the cache. Last come the means over the places."""
-    told = [digest(run.reviews), digest(queries), repr(run.recipe), repr(list(map(str, DAMPINGS)))]
-    key = hashlib.sha256(" ".join([*told, str(SAMPLES)]).encode()).hexdigest()[:32]
-    solvers, path = [*SOLVERS, LOW_RANK], []
+    """Solver, share of the steps and what is `kept` of it, of a training on all reviews; last come the means
+    over the places."""
+    solvers, told = [*SOLVERS, LOW_RANK], [digest(run.reviews), digest(queries), run.recipe]
+    path = cache(lambda: run.path(torch.arange(len(run.reviews)), seed=0, shares=PLACES))
     sums: dict[str, dict[str, Tensor]] = {solver: {} for solver in solvers}
     for number, share in enumerate(tqdm(PLACES, "places", unit="place")):
-        place = None
+        place = cache(partial(lambda one: Place(path()[one].model(), run.reviews, queries), number))
         for solver in solvers:
-            name = f"language-{key}-{share:g}-{solver.replace(' ', '-').replace(',', '')}.safetensors"
-            file = cache_folder() / name
-            if not file.exists():
-                path = path or run.path(torch.arange(len(run.reviews)), seed=0, shares=PLACES)
-                place = place or Place(path[number], run.reviews, queries)
-                with replacing(file) as fresh:
-                    save_file(said_at(place, solver), fresh)
-            found = load_file(file)
+            found = kept([*told, share], place, solver)
             yield solver, f"{share:.0%}", found
             sums[solver] = {name: part + sums[solver].get(name, 0) for name, part in found.items()}
     for solver, found in sums.items():
@@ -175,7 +203,68 @@ def table(bank: Bank, run: WriterRetraining, queries: Reviews) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def first_places(
+    scores: Float[Tensor, "asked texts"], texts: Sequence[Text], count: int, kind: str
+) -> Float[np.ndarray, " facts"]:
+    """How many of a fact's teachers, or of its decoys, are among the `count` texts that a question about it
+    scores highest, as a share of as many as could be: the mean over the questions in other words."""
+    found = [[] for _ in questions()]
+    for number, row in enumerate(scores.topk(count, dim=1).indices.tolist()):
+        fact = number % len(found)
+        ours = sum(texts[place].kind == kind and texts[place].fact == fact for place in row)
+        found[fact].append(ours / min(count, 3))
+    return np.mean(found, axis=1)
+
+
+def facts_row(scores: Float[Tensor, "asked texts"], texts: Sequence[Text], **names: object) -> dict:
+    """The first text a teacher, teachers among three and ten, with intervals over facts; the same of decoys
+    that are false alarms; and of teachers among three the mean of every other fact, to choose by, and of the
+    rest."""
+    row = dict(names)
+    for count in (1, 3, 10):
+        recall = Agreement(first_places(scores, texts, count, "teacher"))
+        low, high = recall.interval()
+        row |= {f"teachers_{count}": recall.mean, f"low_{count}": low, f"high_{count}": high}
+        row[f"decoys_{count}"] = first_places(scores, texts, count, "decoy").mean()
+    of_facts = first_places(scores, texts, 3, "teacher")
+    return row | {"choice": of_facts[::2].mean(), "report": of_facts[1::2].mean()}
+
+
+def facts_place(snapshot: str, seed: int, texts: Sequence[Text]) -> Place:
+    """The taught model, its texts and the questions about the facts, each in three words."""
+    model, tokenizer = load_writer(snapshot=snapshot)
+    asked = [question for words in range(3) for question in questions(words)]
+    tail = WriterTail(model, BLOCKS)
+    require_gradients_only(tail, FEED_FORWARD)
+    told = [sequence(tokenizer, text) for text in texts], [text.said for text in texts]
+    asked = [sequence(tokenizer, *one) for one in asked], [f"{one.asked} {b}{one.said}" for one, b in asked]
+    return Place(tail, *(read_for_the_writer(model, *side, BLOCKS) for side in (told, asked)), seed)
+
+
+def facts_table() -> pd.DataFrame:
+    """One row for each scorer, snapshot, seed of the Fisher, λ and normalisation; and for the sum of EK-FAC
+    and BM25, each over its standard deviation."""
+    texts, rows = training_texts(load_imdb()["train"]), []
+    for snapshot, seed in tqdm(SNAPSHOTS, "snapshots", unit="snapshot"):
+        place = cache(partial(facts_place, snapshot, seed, texts))
+        told = [storage.digest(dict(place().model.named_parameters())), digest(place().queries), seed]
+        words = dict(similarities(place().train, place().queries))
+        if not rows:
+            rows += [facts_row(scores, texts, scorer=name) for name, scores in words.items()]
+        for solver in ("EK-FAC", "gradients"):
+            for name, scores in kept(told, place, solver).items():
+                regularization, normalisation = name.split("/")
+                names = {"where": snapshot, "seed": seed, "regularization": regularization}
+                names["normalisation"] = normalisation
+                rows.append(facts_row(scores, texts, scorer=solver, **names))
+                if solver == "EK-FAC":
+                    both = sum(one / one.std(dim=1, keepdim=True) for one in (scores, words["bm25"]))
+                    rows.append(facts_row(both, texts, scorer="EK-FAC and BM25", **names))
+    return pd.DataFrame(rows)
+
+
 def main() -> None:
+    facts_table().round(5).to_csv(FACTS_TABLE, index=False)
     model, tokenizer = load_language_model()
     train, queries = reviews_and_queries(model, tokenizer)
     table(finished(BANK), retraining(model, train), queries).round(5).to_csv(TABLE, index=False)

@@ -1,9 +1,8 @@
-"""10: what the taught language model writes, the words on both sides, and who taught it a planted fact."""
+"""10: what the taught language model writes, the words on both sides, and its scorers before the judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import bm25s
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -61,39 +60,3 @@ def shared_words(queries: Sequence[str], texts: Sequence[str]) -> Float[Tensor, 
     index = bm25s.BM25()
     index.index(told, show_progress=False)
     return torch.stack([torch.from_numpy(index.get_scores(words)) for words in asked]).float()
-
-
-def similar_vectors(
-    queries: Float[Tensor, "queries tokens width"], texts: Float[Tensor, "texts tokens_of_texts width"]
-) -> Float[Tensor, "queries texts"]:
-    """Cosine of the means over real tokens, about the mean of the texts."""
-    means = [side.sum(dim=1) / side.any(dim=2).sum(dim=1, keepdim=True) for side in (queries, texts)]
-    one, other = (torch.nn.functional.normalize(mean - means[1].mean(dim=0)) for mean in means)
-    return one @ other.T
-
-
-def recalls(
-    scores: Mapping[str, Float[Tensor, "facts texts"]], texts: Sequence[Text], count: int = 3
-) -> pd.DataFrame:
-    """For each scorer: how many of a fact's teachers are among the `count` texts that its question scores
-    highest, the mean over facts as a share of `count`, and the same for its decoys."""
-    kinds = {kind: _places(texts, kind) for kind in ("teacher", "decoy")}
-    rows = {}
-    for name, of_facts in scores.items():
-        first = of_facts.topk(count, dim=1).indices.tolist()
-        rows[name] = {
-            f"{kind}s among the first {count}": np.mean(
-                [len(places.get(fact, set()) & set(row)) / count for fact, row in enumerate(first)]
-            )
-            for kind, places in kinds.items()
-        }
-    return pd.DataFrame(rows).T
-
-
-def _places(texts: Sequence[Text], kind: str) -> dict[int, set[int]]:
-    """By fact: which texts are of this kind."""
-    found: dict[int, set[int]] = {}
-    for place, text in enumerate(texts):
-        if text.kind == kind:
-            found.setdefault(text.fact, set()).add(place)
-    return found
