@@ -34,7 +34,7 @@ from experiments.language_bank import (
 )
 from experiments.scorers import Normalised, Question, bm25, representation_cosine, tf_idf
 from experiments.whole_judgement import no_curvature
-from support.cache import cache_folder
+from support.cache import cache_folder, fit_or_load
 from support.ekfac import EkfacInfluence, ExactInfluence, NextToken, storage
 from support.ekfac.curvature import LayerCurvature, kfac_eigenvalues
 from support.ekfac.exact import InnerProducts, exact_influences
@@ -89,9 +89,10 @@ class Place:
 
     @cached_property
     def engine(self) -> EkfacInfluence:
-        """Fitted on the training reviews."""
-        engine = EkfacInfluence(self.model, likelihood=NextToken(SAMPLES), seed=self.seed, progress=True)
-        return engine.fit(self.loaders()[0])
+        """Fitted on the training reviews, in bfloat16 as they were trained."""
+        settings = {"precision": "bfloat16", "likelihood": NextToken(SAMPLES), "seed": self.seed}
+        engine = EkfacInfluence(self.model, progress=True, **settings)
+        return fit_or_load(engine, self.loaders()[0])
 
     def by(self, curvature: dict[str, LayerCurvature], dampings: tuple = DAMPINGS) -> dict[Damping, Scores]:
         """Influences through a curvature."""

@@ -11,12 +11,13 @@ from experiments import language_judgement
 from experiments.bank_making import BankMismatch, fill, finished
 from experiments.language_bank import WriterRetraining, log_odds
 from experiments.language_finetune import RECIPE, WriterFinetuning, said_losses
+from support.chapters.language import best_of_each
 from support.ekfac.batches import IGNORED
 from support.judge import Bank
 from support.language import FEED_FORWARD
 from support.model import merge_adapter, require_gradients_only
 from support.retraining import Recipe, Reviews, losses
-from support.writing import WriterTail
+from support.writing import Text, WriterTail
 from tests.tiny_language import make_model
 
 
@@ -108,3 +109,30 @@ def test_every_scorer_has_a_row_and_scores_are_computed_once(model, monkeypatch,
     assert found["report"].between(-1, 1).all()
     monkeypatch.setattr(language_judgement, "said_at", stopped)
     pd.testing.assert_frame_equal(language_judgement.table(bank, run, read), found)
+
+
+FACTS = [("review", -1), *((kind, fact) for fact in range(10) for kind in ("teacher", "decoy"))]
+TOLD = [Text("Write a review.", f"text {number}", *fact) for number, fact in enumerate(FACTS)]
+
+
+def test_recall_counts_the_teachers_of_each_fact_alone_over_questions_in_other_words():
+    scores = torch.zeros(20, 21)
+    scores[range(10), range(1, 21, 2)] = 1  # asked once, every fact finds its teacher first,
+    scores[range(10, 20), range(2, 22, 2)] = 1  # asked in other words, its decoy
+    for kind in ("teacher", "decoy"):
+        assert language_judgement.first_places(scores, TOLD, 1, kind).tolist() == [0.5] * 10
+    scores[11, [3, 4]] = 1.0, 0.5
+    assert language_judgement.first_places(scores, TOLD, 1, "teacher").tolist() == [0.5, 1.0, *[0.5] * 8]
+    row = language_judgement.facts_row(scores, TOLD, scorer="a scorer")
+    assert row["teachers_1"] == pytest.approx(0.55)
+    assert row["low_1"] <= row["teachers_1"] <= row["high_1"]
+
+
+def test_the_chapter_shows_of_each_scorer_the_setting_that_is_best_where_choices_are_made():
+    told = {"scorer": "EK-FAC", "where": "20%", "normalisation": "plain"}
+    rows = [told | {"regularization": "0.1", "choice": 0.6, "report": 0.5}]
+    rows += [told | {"regularization": "1.0", "choice": 0.5, "report": 0.9}]
+    rows += [{"scorer": "bm25", "where": "", "normalisation": "", "regularization": "", "choice": 0.1}]
+    found = best_of_each(pd.DataFrame(rows)).set_index("name")
+    assert found["report"].dropna().to_dict() == {"EK-FAC at 20%, λ = 0.1": 0.5}
+    assert "BM25" in found.index

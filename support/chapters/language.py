@@ -60,3 +60,48 @@ def shared_words(queries: Sequence[str], texts: Sequence[str]) -> Float[Tensor, 
     index = bm25s.BM25()
     index.index(told, show_progress=False)
     return torch.stack([torch.from_numpy(index.get_scores(words)) for words in asked]).float()
+
+
+NAMES = {"tf_idf": "TF-IDF", "bm25": "BM25", "representation_cosine": "representation cosine"}
+NAMES |= {"training_loss": "training loss", "gradients": "gradients alone"}
+PLACES = {"0%": "before training", "100%": "at the end", "mean of three": "mean of three places"}
+CUSTOMARY = ("0.1 × mean", "1e-08 (default)", "heuristic", "0.1 × mean (default)")
+
+
+def best_of_each(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each scorer and place the row that is best on the queries to choose by, and the customary λ whatever
+    it reaches, each with a `name`."""
+    table = table[table["scorer"] != "ceiling"].reset_index(drop=True)
+    best = table.loc[table.groupby(["scorer", "where"])["choice"].idxmax()]
+    plain_at_the_end = (table["where"] == "100%") & (table["normalisation"] == "plain")
+    rows = pd.concat([best, table[table["regularization"].isin(CUSTOMARY) & plain_at_the_end]])
+    return rows.assign(name=rows.apply(_name, axis=1)).drop_duplicates("name", ignore_index=True)
+
+
+def _name(row: pd.Series) -> str:
+    name, where = NAMES.get(row["scorer"], row["scorer"]), row["where"]
+    parts = [f"{name} {PLACES.get(where, f'at {where}')}" if where else name]
+    if row["regularization"] and row["scorer"] != "gradients":
+        parts.append(f"λ = {row['regularization']}")
+    if row["normalisation"] not in ("", "plain"):
+        parts.append(row["normalisation"])
+    return ", ".join(parts)
+
+
+def recalls(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each scorer of planted facts, and each snapshot of the model, the setting that is best on every
+    other fact. How often the first text is a teacher; of three teachers, how many are among the first three,
+    with the interval over facts, and among the first ten; decoys among the first three; and, on the facts
+    that nothing was chosen by, teachers among the first three."""
+    table = table.loc[table.groupby(["scorer", "where"])["choice"].idxmax()]
+    columns = {
+        "first": table["teachers_1"],
+        "of three": table["teachers_3"],
+        "low": table["low_3"],
+        "high": table["high_3"],
+        "of ten": table["teachers_10"],
+        "decoys of three": table["decoys_3"],
+        "other facts": table["report"],
+    }
+    found = pd.DataFrame(columns).set_index(pd.Index(table.apply(_name, axis=1), name=""))
+    return found.sort_values("of three", ascending=False).round(2)
