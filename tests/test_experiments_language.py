@@ -13,7 +13,7 @@ from experiments.language_bank import WriterRetraining, log_odds
 from experiments.language_finetune import RECIPE, WriterFinetuning, said_losses
 from support.chapters.language import best_of_each
 from support.ekfac.batches import IGNORED
-from support.judge import Bank
+from support.judge import Bank, noise_ceiling
 from support.language import FEED_FORWARD
 from support.model import merge_adapter, require_gradients_only
 from support.retraining import Recipe, Reviews, losses
@@ -86,6 +86,7 @@ def test_a_bank_goes_on_where_it_was_killed_seed_after_seed_and_no_other_is_mixe
         fill(path, {"about": 1}, member, empty.clone(), trained)
     assert asked[:4] == [([0], 1), ([1], 1), ([0, 1], 1), ([0], 2)]
     assert finished(path).margins.shape == (3, 1, 4)  # the second seed has not seen every subset
+    assert torch.equal(finished(path, seeds=2).membership, member[:1])
     fill(path, {"about": 1}, member, empty.clone(), trained)
     assert asked[5:] == [([1], 2), ([0, 1], 2)]
     assert torch.equal(finished(path).margins[:, :, 0], torch.tensor([[1.0, 2.0]] * 3))
@@ -101,14 +102,15 @@ def test_every_scorer_has_a_row_and_scores_are_computed_once(model, monkeypatch,
     drawn = torch.Generator().manual_seed(0)
     margins = torch.randn(8, 2, 6, generator=drawn)
     bank = Bank(torch.rand(8, 6, generator=drawn) < 0.5, margins)
-    found = language_judgement.table(bank, run, read)
+    found = language_judgement.table(bank, bank, run, read)
     judged = language_judgement
     numbers, dampings = len(judged.NUMBERS), len(judged.DAMPINGS)
-    settings = 3 * (3 * dampings + 1 + 2 * numbers) + 1
-    assert len(found) == 3 + (len(judged.PLACES) + 1) * settings + 1 + 1
+    everywhere = (len(judged.PLACES) + 1) * 3 * (dampings + 1)
+    early = 3 * (2 * dampings + 2 * numbers) + 1
+    assert len(found) == 3 + everywhere + early + 1 + 1
     assert found["report"].between(-1, 1).all()
     monkeypatch.setattr(language_judgement, "said_at", stopped)
-    pd.testing.assert_frame_equal(language_judgement.table(bank, run, read), found)
+    pd.testing.assert_frame_equal(language_judgement.table(bank, bank, run, read), found)
 
 
 FACTS = [("review", -1), *((kind, fact) for fact in range(10) for kind in ("teacher", "decoy"))]
@@ -136,3 +138,12 @@ def test_the_chapter_shows_of_each_scorer_the_setting_that_is_best_where_choices
     found = best_of_each(pd.DataFrame(rows)).set_index("name")
     assert found["report"].dropna().to_dict() == {"EK-FAC at 20%, λ = 0.1": 0.5}
     assert "BM25" in found.index
+
+
+def test_the_ceiling_is_the_noise_ceiling_and_lower_when_only_one_seed_was_trained():
+    drawn = torch.Generator().manual_seed(0)
+    margins = torch.randn(30, 1, 5, generator=drawn) + 0.5 * torch.randn(30, 2, 5, generator=drawn)
+    both = Bank(torch.ones(30, 4, dtype=torch.bool), margins)
+    once = Bank(both.membership, margins[:, :1])
+    assert language_judgement.ceiling(both, both) == pytest.approx(noise_ceiling(both))
+    assert language_judgement.ceiling(once, both) < noise_ceiling(both)
