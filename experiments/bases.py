@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from support.ekfac import EkfacInfluence
-from support.ekfac.batches import as_found, unlabelled
+from support.ekfac.batches import unlabelled
 from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.curvature import (
     Eigenbasis,
@@ -105,8 +105,7 @@ def _of_trace_one(sums: dict[str, Pair]) -> dict[str, Pair]:
 
 
 def _blocks(engine: EkfacInfluence, loader: list, what: str, progress: bool) -> Iterator[Block]:
-    asked = as_found(loader) if engine.likelihood.fits_on_labels else unlabelled(loader)
-    blocks = loader_blocks(asked, *engine.passes.together)
+    blocks = loader_blocks(unlabelled(loader), *engine.passes.together)
     return iter(tqdm(blocks, what, unit="block", disable=not progress))
 
 

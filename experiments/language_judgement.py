@@ -2,10 +2,9 @@
 and before the facts that were planted in the taught one, `language_facts.csv`.
 
 Half of the queries are to choose by, the other half is reported. Scorers that look at texts alone; the loss
-of a training text; products of gradients; EK-FAC, K-FAC, EK-FAC in bases weighted by the other side, and the
-exact solve, for a grid of λ, before training, a fifth of the way, at its end, and the mean of the three;
-EK-FAC with queries at rank 32. The curvature comes from two samples of labels, the same for all. Scores are
-kept in the cache, place by place and solver by solver.
+of a training text; products of gradients; EK-FAC for a grid of λ, before training, a fifth of the way, at its
+end, and the three added up; with queries at rank 32. The curvature comes from two samples of labels, products
+are taken in bfloat16. Scores are kept in the cache, place by place.
 """
 
 import hashlib
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from experiments.bank_making import digest, finished
-from experiments.bases import Damping, Scores, Share, curvatures, scored
+from experiments.bases import Damping, Scores, Share, scored
 from experiments.judgement import agreement_row
 from experiments.language_bank import (
     BANK,
@@ -33,11 +32,8 @@ from experiments.language_bank import (
     reviews_and_queries,
 )
 from experiments.scorers import Normalised, Question, bm25, representation_cosine, tf_idf
-from experiments.whole_judgement import no_curvature
 from support.cache import cache_folder, fit_or_load
-from support.ekfac import EkfacInfluence, ExactInfluence, NextToken, storage
-from support.ekfac.curvature import LayerCurvature, kfac_eigenvalues
-from support.ekfac.exact import InnerProducts, exact_influences
+from support.ekfac import EkfacInfluence, NextToken, storage
 from support.ekfac.storage import replacing
 from support.imdb import load_imdb
 from support.judge import Agreement, Bank, reliability
@@ -59,8 +55,10 @@ TABLE, FACTS_TABLE = FOLDER / "language.csv", FOLDER / "language_facts.csv"
 SNAPSHOTS = (("20-percent", 0), ("50-percent", 0), ("final", 0), ("final", 1), ("final", 2))
 """Of the taught model, and seeds of the Fisher's draws."""
 PLACES = (0.0, 0.2, 1.0)
-NUMBERS: tuple[Damping, ...] = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)
-DAMPINGS: tuple[Damping, ...] = (*NUMBERS, *(Share(factor, "mean") for factor in (0.1, 1.0, 10.0)))
+GRADIENTS = 1e9
+"""A λ beside which no curvature is left: influences are products of gradients, over a constant."""
+SHARES = tuple(Share(factor, "mean") for factor in (0.1, 1.0, 10.0))
+DAMPINGS: tuple[Damping, ...] = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0, *SHARES, GRADIENTS)
 RANK, RANK_DAMPING, SAMPLES = 32, 0.1, 2
 
 
@@ -94,33 +92,10 @@ class Place:
         engine = EkfacInfluence(self.model, progress=True, **settings)
         return fit_or_load(engine, self.loaders()[0])
 
-    def by(self, curvature: dict[str, LayerCurvature], dampings: tuple = DAMPINGS) -> dict[Damping, Scores]:
-        """Influences through a curvature."""
+    def influences(self) -> dict[Damping, Scores]:
+        """EK-FAC for every λ."""
         train, queries = self.loaders()
-        return scored(self.engine, curvature, queries, train, dampings, progress=True)
-
-    @cached_property
-    def systems(self) -> list[InnerProducts]:
-        """Of the exact solve, layer by layer. As many texts at once as make their products cheap."""
-        exact = ExactInfluence(self.model, joint=False, progress=True, likelihood=NextToken(SAMPLES))
-        train, queries = self.loaders(at_once=80)
-        return exact.inner_products(train, queries, train)
-
-    def exact(self, joint: bool) -> dict[Damping, Scores]:
-        """Influences by the exact solve, all layers as one or each by itself."""
-        systems = [sum(self.systems[1:], self.systems[0])] if joint else self.systems
-        found = {}
-        for value in NUMBERS:
-            parts = [exact_influences(system, value) for system in systems]
-            found[value] = Scores(*(torch.stack(side).float() for side in zip(*parts, strict=True)))
-        return found
-
-    def weighted(self) -> dict[str, LayerCurvature]:
-        return curvatures(self.engine, self.loaders()[0], ("weighted",), progress=True)["weighted"]
-
-    def kfac(self) -> dict[str, LayerCurvature]:
-        fitted = self.engine.curvature.items()
-        return {name: LayerCurvature(one.basis, kfac_eigenvalues(one.basis)) for name, one in fitted}
+        return scored(self.engine, self.engine.curvature, queries, train, DAMPINGS, progress=True)
 
     def at_low_rank(self) -> Float[Tensor, "queries train"]:
         """EK-FAC, the queries at a rank."""
@@ -129,20 +104,9 @@ class Place:
         return self.engine.score(queries, train)
 
 
-SOLVERS = {
-    "EK-FAC": lambda place: place.by(place.engine.curvature),
-    "gradients": lambda place: place.by(no_curvature(place.engine), (1.0,)),
-    "K-FAC": lambda place: place.by(place.kfac()),
-    "EK-FAC, weighted bases": lambda place: place.by(place.weighted()),
-    "exact, per layer": lambda place: place.exact(joint=False),
-    "exact, joint": lambda place: place.exact(joint=True),
-}
-"""What is asked at a place: influences for every λ."""
-
 LOW_RANK = f"EK-FAC, rank {RANK}"
-ASKED = dict.fromkeys(("EK-FAC", "gradients"), PLACES)
-ASKED |= {solver: (0.2,) for solver in [*SOLVERS, LOW_RANK] if solver not in ASKED}
-"""Where on the way each solver is asked."""
+ASKED = {"EK-FAC": PLACES, LOW_RANK: (0.2,)}
+"""Where on the way each is asked."""
 
 
 @torch.no_grad()
@@ -157,10 +121,18 @@ def said_at(place: Place, solver: str) -> dict[str, Tensor]:
     if solver == LOW_RANK:
         return {f"{RANK_DAMPING}/plain": place.at_low_rank()}
     sizes, found = residual_sizes(place.model, place.train), {}
-    for value, scores in SOLVERS[solver](place).items():
+    for value, scores in place.influences().items():
         summed = Normalised(scores.influences.sum(dim=0), scores.self_influences.sum(dim=0), sizes)
         found |= {f"{value}/{name}": part.contiguous() for name, part in summed.all().items()}
     return found
+
+
+def settings(solver: str, name: str) -> dict[str, str]:
+    """Scorer, λ and normalisation of scores of that name."""
+    regularization, normalisation = name.split("/")
+    if regularization == str(GRADIENTS):
+        solver, regularization = "gradients", ""
+    return {"scorer": solver, "regularization": regularization, "normalisation": normalisation}
 
 
 def kept(told: Sequence[object], place: Callable[[], Place], solver: str) -> dict[str, Tensor]:
@@ -203,9 +175,7 @@ def table(bank: Bank, twice: Bank, run: WriterRetraining, queries: Reviews) -> p
     rows = [agreement_row(bank, scores, scorer=name) for name, scores in similarities(train, queries)]
     for solver, where, found in kept_influences(run, queries):
         for name, scores in found.items():
-            regularization, normalisation = name.split("/")
-            told = {"scorer": solver, "where": where, "regularization": regularization}
-            rows.append(agreement_row(bank, scores, **told, normalisation=normalisation))
+            rows.append(agreement_row(bank, scores, **settings(solver, name), where=where))
     loss = losses(log_odds(run.run_on_all(seed=0), train)).expand(len(queries), -1)
     rows.append(agreement_row(bank, loss, scorer="training_loss", where="100%"))
     limit = ceiling(bank, twice)
@@ -261,15 +231,12 @@ def facts_table() -> pd.DataFrame:
         words = dict(similarities(place().train, place().queries))
         if not rows:
             rows += [facts_row(scores, texts, scorer=name) for name, scores in words.items()]
-        for solver in ("EK-FAC", "gradients"):
-            for name, scores in kept(told, place, solver).items():
-                regularization, normalisation = name.split("/")
-                names = {"where": snapshot, "seed": seed, "regularization": regularization}
-                names["normalisation"] = normalisation
-                rows.append(facts_row(scores, texts, scorer=solver, **names))
-                if solver == "EK-FAC":
-                    both = sum(one / one.std(dim=1, keepdim=True) for one in (scores, words["bm25"]))
-                    rows.append(facts_row(both, texts, scorer="EK-FAC and BM25", **names))
+        for name, scores in kept(told, place, "EK-FAC").items():
+            names = settings("EK-FAC", name) | {"where": snapshot, "seed": seed}
+            rows.append(facts_row(scores, texts, **names))
+            if names["scorer"] == "EK-FAC":
+                both = sum(one / one.std(dim=1, keepdim=True) for one in (scores, words["bm25"]))
+                rows.append(facts_row(both, texts, **names | {"scorer": "EK-FAC and BM25"}))
     return pd.DataFrame(rows)
 
 

@@ -103,11 +103,8 @@ def test_every_scorer_has_a_row_and_scores_are_computed_once(model, monkeypatch,
     margins = torch.randn(8, 2, 6, generator=drawn)
     bank = Bank(torch.rand(8, 6, generator=drawn) < 0.5, margins)
     found = language_judgement.table(bank, bank, run, read)
-    judged = language_judgement
-    numbers, dampings = len(judged.NUMBERS), len(judged.DAMPINGS)
-    everywhere = (len(judged.PLACES) + 1) * 3 * (dampings + 1)
-    early = 3 * (2 * dampings + 2 * numbers) + 1
-    assert len(found) == 3 + everywhere + early + 1 + 1
+    places, settings = len(language_judgement.PLACES) + 1, 3 * len(language_judgement.DAMPINGS)
+    assert len(found) == 3 + places * settings + 1 + 1 + 1
     assert found["report"].between(-1, 1).all()
     monkeypatch.setattr(language_judgement, "said_at", stopped)
     pd.testing.assert_frame_equal(language_judgement.table(bank, bank, run, read), found)
