@@ -2,9 +2,9 @@
 and before the facts that were planted in the taught one, `language_facts.csv`.
 
 Half of the queries are to choose by, the other half is reported. Scorers that look at texts alone; the loss
-of a training text; products of gradients; EK-FAC for a grid of λ, before training, a fifth of the way, at its
-end, and the three added up; with queries at rank 32. The curvature comes from two samples of labels, products
-are taken in bfloat16. Scores are kept in the cache, place by place.
+of a training text; products of gradients; EK-FAC for a grid of λ, a fifth of the way through training, at its
+end, and the two added up. The curvature comes from two samples of labels; of the bank's model products are
+taken in bfloat16, as in its training. Scores are kept in the cache, place by place.
 """
 
 import hashlib
@@ -52,14 +52,14 @@ from support.writing import (
 
 FOLDER = Path(__file__).parent
 TABLE, FACTS_TABLE = FOLDER / "language.csv", FOLDER / "language_facts.csv"
-SNAPSHOTS = (("20-percent", 0), ("50-percent", 0), ("final", 0), ("final", 1), ("final", 2))
+SNAPSHOTS = (("final", 0),)
 """Of the taught model, and seeds of the Fisher's draws."""
-PLACES = (0.0, 0.2, 1.0)
-GRADIENTS = 1e9
-"""A λ beside which no curvature is left: influences are products of gradients, over a constant."""
+PLACES = (0.2, 1.0)
+GRADIENTS, NO_CURVATURE = "gradients", 1e9
+"""With a λ beside which no curvature is left influences are products of gradients, over a constant."""
 SHARES = tuple(Share(factor, "mean") for factor in (0.1, 1.0, 10.0))
-DAMPINGS: tuple[Damping, ...] = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0, *SHARES, GRADIENTS)
-RANK, RANK_DAMPING, SAMPLES = 32, 0.1, 2
+DAMPINGS: tuple[Damping, ...] = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0, *SHARES, NO_CURVATURE)
+SAMPLES = 2
 
 
 def similarities(train: Reviews, queries: Reviews) -> Iterator[tuple[str, Tensor]]:
@@ -75,8 +75,9 @@ class Place:
     """The model on its way through a training on all reviews, and what is asked of it there: gradients of
     both sides are taken at this place."""
 
-    def __init__(self, model: nn.Module, train: Reviews, queries: Reviews, seed: int = 0):
-        self.model, self.train, self.queries, self.seed = model, train, queries, seed
+    def __init__(self, model: nn.Module, train: Reviews, queries: Reviews, **settings: object):
+        self.model, self.train, self.queries = model, train, queries
+        self.settings = {"likelihood": NextToken(SAMPLES), "progress": True} | settings
 
     def loaders(self, at_once: int = 16) -> tuple[list, list]:
         """Training reviews and queries in batches."""
@@ -87,26 +88,13 @@ class Place:
 
     @cached_property
     def engine(self) -> EkfacInfluence:
-        """Fitted on the training reviews, in bfloat16 as they were trained."""
-        settings = {"precision": "bfloat16", "likelihood": NextToken(SAMPLES), "seed": self.seed}
-        engine = EkfacInfluence(self.model, progress=True, **settings)
-        return fit_or_load(engine, self.loaders()[0])
+        """Fitted on the training texts."""
+        return fit_or_load(EkfacInfluence(self.model, **self.settings), self.loaders()[0])
 
     def influences(self) -> dict[Damping, Scores]:
         """EK-FAC for every λ."""
         train, queries = self.loaders()
         return scored(self.engine, self.engine.curvature, queries, train, DAMPINGS, progress=True)
-
-    def at_low_rank(self) -> Float[Tensor, "queries train"]:
-        """EK-FAC, the queries at a rank."""
-        self.engine.query_rank, self.engine.hessian_regularization = RANK, RANK_DAMPING
-        train, queries = self.loaders()
-        return self.engine.score(queries, train)
-
-
-LOW_RANK = f"EK-FAC, rank {RANK}"
-ASKED = {"EK-FAC": PLACES, LOW_RANK: (0.2,)}
-"""Where on the way each is asked."""
 
 
 @torch.no_grad()
@@ -116,10 +104,8 @@ def residual_sizes(model: nn.Module, reviews: Reviews) -> Float[Tensor, " review
     return torch.cat([NextToken().loss_direction(model(x), y).flatten(1).norm(dim=1) for x, y in parts])
 
 
-def said_at(place: Place, solver: str) -> dict[str, Tensor]:
+def said_at(place: Place) -> dict[str, Tensor]:
     """By "λ/normalisation": scores at one place."""
-    if solver == LOW_RANK:
-        return {f"{RANK_DAMPING}/plain": place.at_low_rank()}
     sizes, found = residual_sizes(place.model, place.train), {}
     for value, scores in place.influences().items():
         summed = Normalised(scores.influences.sum(dim=0), scores.self_influences.sum(dim=0), sizes)
@@ -127,39 +113,38 @@ def said_at(place: Place, solver: str) -> dict[str, Tensor]:
     return found
 
 
-def settings(solver: str, name: str) -> dict[str, str]:
+def settings(name: str) -> dict[str, str]:
     """Scorer, λ and normalisation of scores of that name."""
     regularization, normalisation = name.split("/")
-    if regularization == str(GRADIENTS):
-        solver, regularization = "gradients", ""
-    return {"scorer": solver, "regularization": regularization, "normalisation": normalisation}
+    told = {"scorer": "EK-FAC", "regularization": regularization, "normalisation": normalisation}
+    return told | ({"scorer": GRADIENTS, "regularization": ""} if regularization == str(NO_CURVATURE) else {})
 
 
-def kept(told: Sequence[object], place: Callable[[], Place], solver: str) -> dict[str, Tensor]:
+def kept(told: Sequence[object], place: Callable[[], Place]) -> dict[str, Tensor]:
     """`said_at` of a place, which `told` and the settings decide: computed once, then read from the cache."""
-    key = " ".join(map(str, [*told, solver, *DAMPINGS, RANK_DAMPING, SAMPLES]))
+    key = " ".join(map(str, [*told, *DAMPINGS, SAMPLES]))
     file = cache_folder() / f"language-{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
     if not file.exists():
         with replacing(file) as fresh:
-            save_file(said_at(place(), solver), fresh)
+            save_file(said_at(place()), fresh)
     return load_file(file)
 
 
-def kept_influences(run: WriterRetraining, queries: Reviews) -> Iterator[tuple[str, str, dict[str, Tensor]]]:
-    """Solver, share of the steps and what is `kept` of it, of a training on all reviews; last come the means
-    over the places."""
+def kept_influences(run: WriterRetraining, queries: Reviews) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Where on the way of a training on all reviews, and what is `kept` of there; last come the sums over the
+    places."""
     told = [digest(run.reviews), digest(queries), run.recipe]
     path = cache(lambda: run.path(torch.arange(len(run.reviews)), seed=0, shares=PLACES))
-    found: dict[str, list[dict[str, Tensor]]] = {solver: [] for solver in ASKED}
+    found = []
     for number, share in enumerate(tqdm(PLACES, "places", unit="place")):
-        place = cache(partial(lambda one: Place(path()[one].model(), run.reviews, queries), number))
-        for solver, places in ASKED.items():
-            if share in places:
-                found[solver].append(kept([*told, share], place, solver))
-                yield solver, f"{share:.0%}", found[solver][-1]
-    for solver, parts in found.items():
-        if len(parts) == len(PLACES):
-            yield solver, "mean of three", {name: sum(one[name] for one in parts) for name in parts[0]}
+        found.append(
+            kept(
+                [*told, share],
+                lambda at=number: Place(path()[at].model(), run.reviews, queries, precision="bfloat16"),
+            )
+        )
+        yield f"{share:.0%}", found[-1]
+    yield "both", {name: sum(one[name] for one in found) for name in found[0]}
 
 
 def ceiling(bank: Bank, twice: Bank) -> float:
@@ -173,13 +158,13 @@ def table(bank: Bank, twice: Bank, run: WriterRetraining, queries: Reviews) -> p
     """One row for each scorer, place, λ and normalisation, and one for what noise leaves to be reached."""
     train = run.reviews
     rows = [agreement_row(bank, scores, scorer=name) for name, scores in similarities(train, queries)]
-    for solver, where, found in kept_influences(run, queries):
+    for where, found in kept_influences(run, queries):
         for name, scores in found.items():
-            rows.append(agreement_row(bank, scores, **settings(solver, name), where=where))
+            rows.append(agreement_row(bank, scores, **settings(name), where=where))
     loss = losses(log_odds(run.run_on_all(seed=0), train)).expand(len(queries), -1)
     rows.append(agreement_row(bank, loss, scorer="training_loss", where="100%"))
     limit = ceiling(bank, twice)
-    rows.append({"scorer": "ceiling", "choice": limit, "report": limit})
+    rows.append({"scorer": "ceiling"} | dict.fromkeys(("choice", "report", "low", "high"), limit))
     return pd.DataFrame(rows)
 
 
@@ -218,7 +203,7 @@ def facts_place(snapshot: str, seed: int, texts: Sequence[Text]) -> Place:
     require_gradients_only(tail, FEED_FORWARD)
     told = [sequence(tokenizer, text) for text in texts], [text.said for text in texts]
     asked = [sequence(tokenizer, *one) for one in asked], [f"{one.asked} {b}{one.said}" for one, b in asked]
-    return Place(tail, *(read_for_the_writer(model, *side, BLOCKS) for side in (told, asked)), seed)
+    return Place(tail, *(read_for_the_writer(model, *side, BLOCKS) for side in (told, asked)), seed=seed)
 
 
 def facts_table() -> pd.DataFrame:
@@ -231,8 +216,8 @@ def facts_table() -> pd.DataFrame:
         words = dict(similarities(place().train, place().queries))
         if not rows:
             rows += [facts_row(scores, texts, scorer=name) for name, scores in words.items()]
-        for name, scores in kept(told, place, "EK-FAC").items():
-            names = settings("EK-FAC", name) | {"where": snapshot, "seed": seed}
+        for name, scores in kept(told, place).items():
+            names = settings(name) | {"where": snapshot, "seed": seed}
             rows.append(facts_row(scores, texts, **names))
             if names["scorer"] == "EK-FAC":
                 both = sum(one / one.std(dim=1, keepdim=True) for one in (scores, words["bm25"]))

@@ -104,7 +104,7 @@ def test_every_scorer_has_a_row_and_scores_are_computed_once(model, monkeypatch,
     bank = Bank(torch.rand(8, 6, generator=drawn) < 0.5, margins)
     found = language_judgement.table(bank, bank, run, read)
     places, settings = len(language_judgement.PLACES) + 1, 3 * len(language_judgement.DAMPINGS)
-    assert len(found) == 3 + places * settings + 1 + 1 + 1
+    assert len(found) == 3 + places * settings + 1 + 1
     assert found["report"].between(-1, 1).all()
     monkeypatch.setattr(language_judgement, "said_at", stopped)
     pd.testing.assert_frame_equal(language_judgement.table(bank, bank, run, read), found)

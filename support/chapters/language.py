@@ -64,7 +64,7 @@ def shared_words(queries: Sequence[str], texts: Sequence[str]) -> Float[Tensor, 
 
 NAMES = {"tf_idf": "TF-IDF", "bm25": "BM25", "representation_cosine": "representation cosine"}
 NAMES |= {"training_loss": "training loss", "gradients": "gradients alone"}
-PLACES = {"0%": "before training", "100%": "at the end", "mean of three": "mean of three places"}
+PLACES = {"100%": "at the end", "final": "at the end", "both": "at both places"}
 CUSTOMARY = ("0.1 × mean", "1e-08 (default)", "heuristic", "0.1 × mean (default)")
 
 
