@@ -56,7 +56,7 @@ SNAPSHOTS = (("final", 0),)
 """Of the taught model, and seeds of the Fisher's draws."""
 PLACES = (0.2, 1.0)
 GRADIENTS, NO_CURVATURE = "gradients", 1e9
-"""With a λ beside which no curvature is left influences are products of gradients, over a constant."""
+"""With a λ beside which no curvature is left influences are products of gradients, over λ."""
 SHARES = tuple(Share(factor, "mean") for factor in (0.1, 1.0, 10.0))
 DAMPINGS: tuple[Damping, ...] = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0, *SHARES, NO_CURVATURE)
 SAMPLES = 2
@@ -108,7 +108,9 @@ def said_at(place: Place) -> dict[str, Tensor]:
     """By "λ/normalisation": scores at one place."""
     sizes, found = residual_sizes(place.model, place.train), {}
     for value, scores in place.influences().items():
-        summed = Normalised(scores.influences.sum(dim=0), scores.self_influences.sum(dim=0), sizes)
+        unit = NO_CURVATURE if value == NO_CURVATURE else 1.0
+        parts = (unit * part.sum(dim=0) for part in (scores.influences, scores.self_influences))
+        summed = Normalised(*parts, sizes)
         found |= {f"{value}/{name}": part.contiguous() for name, part in summed.all().items()}
     return found
 

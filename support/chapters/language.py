@@ -65,7 +65,8 @@ def shared_words(queries: Sequence[str], texts: Sequence[str]) -> Float[Tensor, 
 NAMES = {"tf_idf": "TF-IDF", "bm25": "BM25", "representation_cosine": "representation cosine"}
 NAMES |= {"training_loss": "training loss", "gradients": "gradients alone"}
 PLACES = {"100%": "at the end", "final": "at the end", "both": "at both places"}
-CUSTOMARY = ("0.1 × mean", "1e-08 (default)", "heuristic", "0.1 × mean (default)")
+JUDGED, CUSTOMARY = "0.1", "0.1 × mean"
+"""The λ of the chapter, which its judge prefers, and what most take."""
 
 
 def best_of_each(table: pd.DataFrame) -> pd.DataFrame:
@@ -74,7 +75,7 @@ def best_of_each(table: pd.DataFrame) -> pd.DataFrame:
     table = table[table["scorer"] != "ceiling"].reset_index(drop=True)
     best = table.loc[table.groupby(["scorer", "where"])["choice"].idxmax()]
     plain_at_the_end = (table["where"] == "100%") & (table["normalisation"] == "plain")
-    rows = pd.concat([best, table[table["regularization"].isin(CUSTOMARY) & plain_at_the_end]])
+    rows = pd.concat([best, table[(table["regularization"] == CUSTOMARY) & plain_at_the_end]])
     return rows.assign(name=rows.apply(_name, axis=1)).drop_duplicates("name", ignore_index=True)
 
 
@@ -90,10 +91,13 @@ def _name(row: pd.Series) -> str:
 
 def recalls(table: pd.DataFrame) -> pd.DataFrame:
     """Of each scorer of planted facts, and each snapshot of the model, the setting that is best on every
-    other fact. How often the first text is a teacher; of three teachers, how many are among the first three,
-    with the interval over facts, and among the first ten; decoys among the first three; and, on the facts
-    that nothing was chosen by, teachers among the first three."""
-    table = table.loc[table.groupby(["scorer", "where"])["choice"].idxmax()]
+    other fact; and EK-FAC with the λ of the chapter. How often the first text is a teacher; of three
+    teachers, how many are among the first three, with the interval over facts, and among the first ten;
+    decoys among the first three; and, on the facts that nothing was chosen by, teachers among the first
+    three."""
+    best = table.loc[table.groupby(["scorer", "where"])["choice"].idxmax()]
+    ours = table.query(f"scorer == 'EK-FAC' and regularization == '{JUDGED}' and normalisation == 'plain'")
+    table = pd.concat([ours, best]).drop_duplicates()
     columns = {
         "first": table["teachers_1"],
         "of three": table["teachers_3"],
