@@ -137,14 +137,13 @@ def kept_influences(run: WriterRetraining, queries: Reviews) -> Iterator[tuple[s
     places."""
     told = [digest(run.reviews), digest(queries), run.recipe]
     path = cache(lambda: run.path(torch.arange(len(run.reviews)), seed=0, shares=PLACES))
+
+    def place(number: int) -> Place:
+        return Place(path()[number].model(), run.reviews, queries, precision="bfloat16")
+
     found = []
     for number, share in enumerate(tqdm(PLACES, "places", unit="place")):
-        found.append(
-            kept(
-                [*told, share],
-                lambda at=number: Place(path()[at].model(), run.reviews, queries, precision="bfloat16"),
-            )
-        )
+        found.append(kept([*told, share], partial(place, number)))
         yield f"{share:.0%}", found[-1]
     yield "both", {name: sum(one[name] for one in found) for name in found[0]}
 
