@@ -120,7 +120,7 @@ def test_recall_counts_the_teachers_of_each_fact_alone_over_questions_in_other_w
     scores[range(10, 20), range(2, 22, 2)] = 1  # asked in other words, its decoy
     for kind in ("teacher", "decoy"):
         assert language_judgement.first_places(scores, TOLD, 1, kind).tolist() == [0.5] * 10
-    scores[11, [3, 4]] = 1.0, 0.5
+    scores[11, [3, 4]] = torch.tensor([1.0, 0.5])
     assert language_judgement.first_places(scores, TOLD, 1, "teacher").tolist() == [0.5, 1.0, *[0.5] * 8]
     row = language_judgement.facts_row(scores, TOLD, scorer="a scorer")
     assert row["teachers_1"] == pytest.approx(0.55)
