@@ -5,8 +5,7 @@ of each token, on random halves of 160 reviews, and of every query the loss is k
 to training reviews in the file and so are often about the same film. All are cut at 48 tokens, and read
 without a prompt. Products are taken in bfloat16.
 
-About 26 s a training on one thread that nothing disturbs. A run that was killed goes on where it was; the
-committed bank has one seed of all sixty halves, and the second of thirty.
+About 26 s a training on one thread that nothing disturbs. A run that was killed goes on where it was.
 """
 
 from dataclasses import asdict
