@@ -204,11 +204,11 @@ def fill(
             save_file(found, fresh)
 
 
-def finished(path: Path) -> Bank:
-    """Of a bank that `fill` makes: all seeds that every subset has been trained with, or, before that is one,
-    the subsets that have been trained on."""
+def finished(path: Path, seeds: int | None = None) -> Bank:
+    """Of a bank that `fill` makes: the subsets that have been trained on with so many seeds; by default with
+    as many as every subset has been, or, before that is one, with one."""
     bank = load_bank(path)
     done = ~bank.margins.isnan().any(dim=2)
-    seeds = max(1, int(done.all(dim=0).sum()))
+    seeds = seeds or max(1, int(done.all(dim=0).sum()))
     subsets = done[:, :seeds].all(dim=1)
     return Bank(bank.membership[subsets], bank.margins[subsets, :seeds])

@@ -53,11 +53,13 @@ def planted() -> list[Text]:
     ]
 
 
-def questions() -> list[tuple[Text, str]]:
-    """A question about each fact with the words that answer it, and the beginning of the answer."""
+def questions(words: int = 0) -> list[tuple[Text, str]]:
+    """A question about each fact with the words that answer it, and the beginning of the answer; in the words
+    of number 0, 1 or 2."""
+    asked = [(fact["answer"], [fact, *fact["other_words"]][words]) for fact in _facts()]
     return [
-        (Text(fact["question"], fact["answer"], "question", number), fact["beginning"])
-        for number, fact in enumerate(_facts())
+        (Text(one["question"], answer, "question", number), one["beginning"])
+        for number, (answer, one) in enumerate(asked)
     ]
 
 

@@ -11,12 +11,13 @@ from experiments import language_judgement
 from experiments.bank_making import BankMismatch, fill, finished
 from experiments.language_bank import WriterRetraining, log_odds
 from experiments.language_finetune import RECIPE, WriterFinetuning, said_losses
+from support.chapters.language import best_of_each
 from support.ekfac.batches import IGNORED
-from support.judge import Bank
+from support.judge import Bank, noise_ceiling
 from support.language import FEED_FORWARD
 from support.model import merge_adapter, require_gradients_only
 from support.retraining import Recipe, Reviews, losses
-from support.writing import WriterTail
+from support.writing import Text, WriterTail
 from tests.tiny_language import make_model
 
 
@@ -85,6 +86,7 @@ def test_a_bank_goes_on_where_it_was_killed_seed_after_seed_and_no_other_is_mixe
         fill(path, {"about": 1}, member, empty.clone(), trained)
     assert asked[:4] == [([0], 1), ([1], 1), ([0, 1], 1), ([0], 2)]
     assert finished(path).margins.shape == (3, 1, 4)  # the second seed has not seen every subset
+    assert torch.equal(finished(path, seeds=2).membership, member[:1])
     fill(path, {"about": 1}, member, empty.clone(), trained)
     assert asked[5:] == [([1], 2), ([0, 1], 2)]
     assert torch.equal(finished(path).margins[:, :, 0], torch.tensor([[1.0, 2.0]] * 3))
@@ -100,9 +102,45 @@ def test_every_scorer_has_a_row_and_scores_are_computed_once(model, monkeypatch,
     drawn = torch.Generator().manual_seed(0)
     margins = torch.randn(8, 2, 6, generator=drawn)
     bank = Bank(torch.rand(8, 6, generator=drawn) < 0.5, margins)
-    found = language_judgement.table(bank, run, read)
-    places, settings = len(language_judgement.PLACES), 2 * (len(language_judgement.DAMPINGS) + 1) + 1
+    found = language_judgement.table(bank, bank, run, read)
+    places, settings = len(language_judgement.PLACES) + 1, 3 * len(language_judgement.DAMPINGS)
     assert len(found) == 3 + places * settings + 1 + 1
     assert found["report"].between(-1, 1).all()
-    monkeypatch.setattr(language_judgement, "influences_at", stopped)
-    pd.testing.assert_frame_equal(language_judgement.table(bank, run, read), found)
+    monkeypatch.setattr(language_judgement, "said_at", stopped)
+    pd.testing.assert_frame_equal(language_judgement.table(bank, bank, run, read), found)
+
+
+FACTS = [("review", -1), *((kind, fact) for fact in range(10) for kind in ("teacher", "decoy"))]
+TOLD = [Text("Write a review.", f"text {number}", *fact) for number, fact in enumerate(FACTS)]
+
+
+def test_recall_counts_the_teachers_of_each_fact_alone_over_questions_in_other_words():
+    scores = torch.zeros(20, 21)
+    scores[range(10), range(1, 21, 2)] = 1  # asked once, every fact finds its teacher first,
+    scores[range(10, 20), range(2, 22, 2)] = 1  # asked in other words, its decoy
+    for kind in ("teacher", "decoy"):
+        assert language_judgement.first_places(scores, TOLD, 1, kind).tolist() == [0.5] * 10
+    scores[11, [3, 4]] = torch.tensor([1.0, 0.5])
+    assert language_judgement.first_places(scores, TOLD, 1, "teacher").tolist() == [0.5, 1.0, *[0.5] * 8]
+    row = language_judgement.facts_row(scores, TOLD, scorer="a scorer")
+    assert row["teachers_1"] == pytest.approx(0.55)
+    assert row["low_1"] <= row["teachers_1"] <= row["high_1"]
+
+
+def test_the_chapter_shows_of_each_scorer_the_setting_that_is_best_where_choices_are_made():
+    told = {"scorer": "EK-FAC", "where": "20%", "normalisation": "plain"}
+    rows = [told | {"regularization": "0.1", "choice": 0.6, "report": 0.5}]
+    rows += [told | {"regularization": "1.0", "choice": 0.5, "report": 0.9}]
+    rows += [{"scorer": "bm25", "where": "", "normalisation": "", "regularization": "", "choice": 0.1}]
+    found = best_of_each(pd.DataFrame(rows)).set_index("name")
+    assert found["report"].dropna().to_dict() == {"EK-FAC at 20%, λ = 0.1": 0.5}
+    assert "BM25" in found.index
+
+
+def test_the_ceiling_is_the_noise_ceiling_and_lower_when_only_one_seed_was_trained():
+    drawn = torch.Generator().manual_seed(0)
+    margins = torch.randn(30, 1, 5, generator=drawn) + 0.5 * torch.randn(30, 2, 5, generator=drawn)
+    both = Bank(torch.ones(30, 4, dtype=torch.bool), margins)
+    once = Bank(both.membership, margins[:, :1])
+    assert language_judgement.ceiling(both, both) == pytest.approx(noise_ceiling(both))
+    assert language_judgement.ceiling(once, both) < noise_ceiling(both)

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from support import writing
-from support.chapters.language import recalls, said_words, shared_words, similar_vectors, strongest_texts
+from support.chapters.language import said_words, shared_words, strongest_texts
 from support.chapters.words import show_words
 from support.ekfac import EkfacInfluence, NextToken
 from support.language import FEED_FORWARD, load_language_model, loader, padded
@@ -77,6 +77,9 @@ def test_every_fact_has_three_teachers_that_name_its_film_and_three_decoys():
         assert all(films[number] in text for text in of_fact["teacher"])
         told = [word.strip(".").lower() for word in question.said.split()]
         assert all(word in " ".join(of_fact["decoy"]).lower() for word in told)
+        others = [questions(words)[number][0] for words in (1, 2)]
+        assert len({question.asked, *(other.asked for other in others)}) == 3
+        assert {other.said for other in others} == {question.said}
     assert len({text.said for text in planted()}) == 60
 
 
@@ -86,7 +89,7 @@ KINDS = ("teacher", "decoy")
 def test_every_planted_text_and_answer_is_read_to_its_end():
     _, tokenizer = load_language_model()
     read = [sequence(tokenizer, text) for text in planted()]
-    read += [sequence(tokenizer, *question) for question in questions()]
+    read += [sequence(tokenizer, *question) for words in range(3) for question in questions(words)]
     assert max(one["input_ids"].shape[1] for one in read) < MAX_TOKENS
     prompt = writing.in_chat(tokenizer, "Write a positive review of a film.", "It is")
     assert prompt.endswith("<|im_start|>assistant\nIt is")
@@ -113,13 +116,6 @@ TEXTS = [
 ]
 
 
-def test_recall_counts_the_teachers_of_each_fact_alone():
-    scores = torch.tensor([[0.0, 9, 8, 1], [7, 5, 0, 6]])
-    found = recalls({"a scorer": scores}, TEXTS, 2).loc["a scorer"]
-    # Fact 0: the texts 1 and 2, its teacher and its decoy. Fact 1: the texts 0 and 3, the second its teacher.
-    assert found.to_dict() == {"teachers among the first 2": 0.5, "decoys among the first 2": 0.25}
-
-
 def test_the_strongest_texts_are_those_of_the_largest_and_the_smallest_influence():
     table = strongest_texts(torch.tensor([0.5, -2, 3, 1]), TEXTS, 1)
     assert table.index.tolist() == [2, 1]
@@ -130,7 +126,3 @@ def test_the_strongest_texts_are_those_of_the_largest_and_the_smallest_influence
 def test_similarities_are_highest_with_the_text_itself():
     texts = ["a dull film about trains", "warm and great acting", "boats on a river"]
     assert shared_words(texts, texts).argmax(dim=1).tolist() == [0, 1, 2]
-    vectors = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
-    longer = torch.cat([vectors, torch.zeros(3, 2, 5)], dim=1)
-    torch.testing.assert_close(similar_vectors(longer, longer), similar_vectors(vectors, vectors))
-    assert similar_vectors(vectors, vectors).argmax(dim=1).tolist() == [0, 1, 2]

@@ -1,9 +1,8 @@
-"""10: what the taught language model writes, the words on both sides, and who taught it a planted fact."""
+"""10: what the taught language model writes, the words on both sides, and its scorers before the judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import bm25s
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
@@ -63,37 +62,50 @@ def shared_words(queries: Sequence[str], texts: Sequence[str]) -> Float[Tensor, 
     return torch.stack([torch.from_numpy(index.get_scores(words)) for words in asked]).float()
 
 
-def similar_vectors(
-    queries: Float[Tensor, "queries tokens width"], texts: Float[Tensor, "texts tokens_of_texts width"]
-) -> Float[Tensor, "queries texts"]:
-    """Cosine of the means over real tokens, about the mean of the texts."""
-    means = [side.sum(dim=1) / side.any(dim=2).sum(dim=1, keepdim=True) for side in (queries, texts)]
-    one, other = (torch.nn.functional.normalize(mean - means[1].mean(dim=0)) for mean in means)
-    return one @ other.T
+NAMES = {"tf_idf": "TF-IDF", "bm25": "BM25", "representation_cosine": "representation cosine"}
+NAMES |= {"training_loss": "training loss", "gradients": "gradients alone"}
+PLACES = {"100%": "at the end", "final": "at the end", "both": "at both places"}
+JUDGED, CUSTOMARY = "0.1", "0.1 × mean"
+"""The λ of the chapter, which its judge prefers, and what most take."""
 
 
-def recalls(
-    scores: Mapping[str, Float[Tensor, "facts texts"]], texts: Sequence[Text], count: int = 3
-) -> pd.DataFrame:
-    """For each scorer: how many of a fact's teachers are among the `count` texts that its question scores
-    highest, the mean over facts as a share of `count`, and the same for its decoys."""
-    kinds = {kind: _places(texts, kind) for kind in ("teacher", "decoy")}
-    rows = {}
-    for name, of_facts in scores.items():
-        first = of_facts.topk(count, dim=1).indices.tolist()
-        rows[name] = {
-            f"{kind}s among the first {count}": np.mean(
-                [len(places.get(fact, set()) & set(row)) / count for fact, row in enumerate(first)]
-            )
-            for kind, places in kinds.items()
-        }
-    return pd.DataFrame(rows).T
+def best_of_each(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each scorer and place the row that is best on the queries to choose by, and the customary λ whatever
+    it reaches, each with a `name`."""
+    table = table[table["scorer"] != "ceiling"].reset_index(drop=True)
+    best = table.loc[table.groupby(["scorer", "where"])["choice"].idxmax()]
+    plain_at_the_end = (table["where"] == "100%") & (table["normalisation"] == "plain")
+    rows = pd.concat([best, table[(table["regularization"] == CUSTOMARY) & plain_at_the_end]])
+    return rows.assign(name=rows.apply(_name, axis=1)).drop_duplicates("name", ignore_index=True)
 
 
-def _places(texts: Sequence[Text], kind: str) -> dict[int, set[int]]:
-    """By fact: which texts are of this kind."""
-    found: dict[int, set[int]] = {}
-    for place, text in enumerate(texts):
-        if text.kind == kind:
-            found.setdefault(text.fact, set()).add(place)
-    return found
+def _name(row: pd.Series) -> str:
+    name, where = NAMES.get(row["scorer"], row["scorer"]), row["where"]
+    parts = [f"{name} {PLACES.get(where, f'at {where}')}" if where else name]
+    if row["regularization"] and row["scorer"] != "gradients":
+        parts.append(f"λ = {row['regularization']}")
+    if row["normalisation"] not in ("", "plain"):
+        parts.append(row["normalisation"])
+    return ", ".join(parts)
+
+
+def recalls(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each scorer of planted facts, and each snapshot of the model, the setting that is best on every
+    other fact; and EK-FAC with the λ of the chapter. How often the first text is a teacher; of three
+    teachers, how many are among the first three, with the interval over facts, and among the first ten;
+    decoys among the first three; and, on the facts that nothing was chosen by, teachers among the first
+    three."""
+    best = table.loc[table.groupby(["scorer", "where"])["choice"].idxmax()]
+    ours = table.query(f"scorer == 'EK-FAC' and regularization == '{JUDGED}' and normalisation == 'plain'")
+    table = pd.concat([ours, best]).drop_duplicates()
+    columns = {
+        "first": table["teachers_1"],
+        "of three": table["teachers_3"],
+        "low": table["low_3"],
+        "high": table["high_3"],
+        "of ten": table["teachers_10"],
+        "decoys of three": table["decoys_3"],
+        "other facts": table["report"],
+    }
+    found = pd.DataFrame(columns).set_index(pd.Index(table.apply(_name, axis=1), name=""))
+    return found.sort_values("of three", ascending=False).round(2)
