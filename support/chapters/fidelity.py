@@ -79,8 +79,9 @@ def scores_with_intervals(table: pd.DataFrame, ceiling: float, emphasised: Seque
     axes.set_yticks(range(len(table)), table["name"])
     axes.axvline(0, color=NEUTRAL, linewidth=0.6)
     axes.grid(axis="x", alpha=0.3)
-    # Room for the number beside a score of zero.
-    show(axes, xlabel="linear datamodeling score", title=title, xlim=(-0.12, 1.0))
+    # Room for the number beside the lowest interval.
+    left = min(-0.12, table["low"].min() - 0.1)
+    show(axes, xlabel="linear datamodeling score", title=title, xlim=(left, 1.0))
 
 
 def score_and_stability(
