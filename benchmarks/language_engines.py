@@ -122,6 +122,12 @@ class Sequences(Dataset):
 
 
 def kronfluence(work: Work) -> Jobs:
+    fit, score = kronfluence_parts(work)
+    return {FIT: fit, LOW: partial(score, RANK), WHOLE: partial(score, None)}
+
+
+def kronfluence_parts(work: Work) -> tuple[Callable[[], None], Callable[..., Tensor]]:
+    """Its fit, and its scores at a rank and a damping, None for its heuristic."""
     from kronfluence import Analyzer, Task, prepare_model
     from kronfluence.arguments import FactorArguments, ScoreArguments
     from kronfluence.utils.dataset import DataLoaderKwargs
@@ -169,7 +175,7 @@ def kronfluence(work: Work) -> Jobs:
         analyzer.perform_eigendecomposition(**factors)
         analyzer.fit_lambda_matrices(**data, **factors)
 
-    def score(rank: int | None) -> Tensor:
+    def score(rank: int | None, damping: float | None = DAMPING) -> Tensor:
         analyzer.compute_pairwise_scores(
             f"scores-{rank}",
             "ekfac",
@@ -177,16 +183,23 @@ def kronfluence(work: Work) -> Jobs:
             train_dataset=train,
             per_device_query_batch_size=len(queries),
             per_device_train_batch_size=BATCH_SIZE,
-            score_args=ScoreArguments(damping_factor=DAMPING, query_gradient_low_rank=rank),
+            score_args=ScoreArguments(damping_factor=damping, query_gradient_low_rank=rank),
             overwrite_output_dir=True,
         )
         return analyzer.load_pairwise_scores(f"scores-{rank}")["all_modules"]
 
-    return {FIT: fit, LOW: lambda: score(RANK), WHOLE: lambda: score(None)}
+    return fit, score
 
 
 def bergson(work: Work) -> Jobs:
-    """Its own command's two halves, each of which loads the model from a folder anew; no low rank."""
+    """No low rank."""
+    fit, score = bergson_parts(work)
+    return {FIT: fit, WHOLE: partial(score, "absolute_damped_inverse", DAMPING)}
+
+
+def bergson_parts(work: Work) -> tuple[Callable[[], None], Callable[[str, float], Tensor]]:
+    """Its own command's two halves, each of which loads the model from a folder anew: the fit, and scores by
+    a way of damping, as it calls them, and how much."""
     from bergson.config.config import (
         DataConfig,
         HessianConfig,
@@ -218,18 +231,22 @@ def bergson(work: Work) -> Jobs:
         filter_modules=",".join(sorted(linear - tracked)),
     )
     curvature = HessianConfig(method="kfac", ev_correction=True)
-    inversion = InversionConfig("absolute_damped_inverse", DAMPING)
     queries = QuerySetConfig(dataset=str(folder / "queries.json"))
+    hessian = folder / "hessian"
 
     def fit() -> None:
-        approximate_hessians(index(str(folder / "run/hessian/kfac")), curvature)
+        approximate_hessians(index(str(hessian / "kfac")), curvature)
 
-    def score() -> Tensor:
-        pipeline = HessianPipelineConfig(query=queries, inversion_cfg=inversion, resume=True)
-        hessian_pipeline(index(str(folder / "run")), curvature, ScoreConfig(), PreprocessConfig(), pipeline)
-        return torch.as_tensor(load_scores(folder / "run/scores")[:]).float().T
+    def score(inversion: str, damping: float) -> Tensor:
+        run = folder / f"{inversion}-{damping:g}"
+        run.mkdir()
+        (run / "hessian").symlink_to(hessian)
+        inverse = InversionConfig(inversion, damping)
+        pipeline = HessianPipelineConfig(query=queries, inversion_cfg=inverse, resume=True)
+        hessian_pipeline(index(str(run)), curvature, ScoreConfig(), PreprocessConfig(), pipeline)
+        return torch.as_tensor(load_scores(run / "scores")[:]).float().T
 
-    return {FIT: fit, WHOLE: score}
+    return fit, score
 
 
 ENGINES = {"ours": ours, "kronfluence": kronfluence, "bergson": bergson}
