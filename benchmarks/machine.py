@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from support.ekfac.matrix_products import onednn_is_quicker
+
 PYDVL_REQUIREMENTS = Path(__file__).parent / "requirements-pydvl.txt"
 
 
@@ -17,6 +19,7 @@ def described() -> dict[str, str]:
     pins = re.findall(r"^(pyDVL|torch|transformers|numpy)==(\S+)", PYDVL_REQUIREMENTS.read_text(), re.M)
     return {
         "processor": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "products by": "oneDNN" if onednn_is_quicker() else "MKL",
         "cores": f"{usable_cores()} (torch uses {torch.get_num_threads()} threads)",
         "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.0f} GB",
         "system": f"{platform.system()} {platform.machine()}",

@@ -129,7 +129,7 @@ def everything() -> Iterator[None]:
 FIT, SCORE, SELF = "fit", "score", "self-influence"
 
 SHORTCUTS: dict[str, tuple[Callable[[], AbstractContextManager], tuple[str, ...]]] = {
-    "large products by oneDNN, rows without gradient left out backwards": (
+    "large products by the quicker library, rows without gradient left out backwards": (
         with_torchs_products,
         (FIT, SCORE, SELF),
     ),

@@ -12,6 +12,7 @@ from benchmarks.plan import Cell, Plan, Setting
 from benchmarks.results import Spread, collect, exponent, ratios, spread
 from benchmarks.running import MeasurementFailed, Version, Workshop, key, output_of, recorded, run
 from benchmarks.table import MISSING, counted, shown, side_by_side
+from support.ekfac import matrix_products
 from support.ekfac.matrix_products import matrix_product
 
 SETTING = Setting("some reviews")
@@ -159,8 +160,10 @@ def test_a_failure_is_told_recorded_and_tried_again(workshop, take, taken, capsy
     assert list(recorded(workshop.log).values()) == [record]
 
 
-@pytest.mark.parametrize("size", [3, 300])  # by torch's own library, and by oneDNN where that is quicker
-def test_the_multiply_adds_of_a_product_are_the_product_of_its_sizes(size):
+@pytest.mark.parametrize("by_onednn", [True, False])
+def test_the_multiply_adds_of_a_product_are_the_product_of_its_sizes(by_onednn, monkeypatch):
+    monkeypatch.setattr(matrix_products, "onednn_is_quicker", lambda: by_onednn)
+    size = 300
     left, right = torch.randn(size, 2 * size), torch.randn(2 * size, 4 * size)
     assert multiply_adds(lambda clock: matrix_product(left, right)) == 8 * size**3
 

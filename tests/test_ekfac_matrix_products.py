@@ -1,5 +1,7 @@
 """The quick ways of taking matrix products give what the plain ones give."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -20,13 +22,16 @@ def scores(model):
 @pytest.fixture
 def anywhere(monkeypatch):
     """The path of the quick way with plain products, so that it is tested on every machine."""
-    monkeypatch.setattr(matrix_products, "is_worth_it", lambda left, right: True)
+    monkeypatch.setattr(matrix_products, "is_large", lambda left, right: True)
+    monkeypatch.setattr(matrix_products, "onednn_is_quicker", lambda: True)
     monkeypatch.setattr(matrix_products, "_by_onednn", torch.matmul)
 
 
+@pytest.mark.parametrize("by_onednn", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True), (True, True)])
-def test_a_large_product_is_a_product(dtype, transposed):
+def test_a_large_product_is_a_product(dtype, transposed, by_onednn, monkeypatch):
+    monkeypatch.setattr(matrix_products, "onednn_is_quicker", lambda: by_onednn)
     generator = torch.Generator().manual_seed(0)
     left = torch.randn(310, 250, generator=generator).to(dtype)
     right = torch.randn(250, 290, generator=generator).to(dtype)
@@ -37,6 +42,22 @@ def test_a_large_product_is_a_product(dtype, transposed):
         right = right.T.contiguous().T
     expected = left.double() @ right.double()
     torch.testing.assert_close(matrix_product(left, right).double(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("seconds", "taken"), [(0.5, True), (0.9, False), (1.5, False)])
+def test_onednn_is_taken_where_it_is_much_quicker(seconds, taken, monkeypatch):
+    now = [0.0]
+
+    def lasting(spent):
+        def product(left, right):
+            now[0] += spent
+
+        return product
+
+    monkeypatch.setattr(matrix_products, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(matrix_products, "_by_onednn", lasting(seconds))
+    monkeypatch.setattr(torch, "matmul", lasting(1.0))
+    assert matrix_products.onednn_is_quicker.__wrapped__() is taken
 
 
 @pytest.mark.parametrize("bias", [True, False])

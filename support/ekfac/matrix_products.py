@@ -1,12 +1,14 @@
 """How matrix products are taken: the engine's own, and the model's while the engine looks on.
 
-On the CPU torch hands products in float32 to MKL, which leaves half of an AMD processor's AVX-512 unused.
-oneDNN, which comes with torch as well, uses it; there it is twice as fast, and elsewhere no slower.
+On the CPU torch hands products in float32 to MKL. oneDNN, which comes with torch as well, is twice as fast
+on some processors and slower on others of the same name, so both are timed once, when it first matters.
 """
 
+import math
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 LARGE = 2**24
 """Multiply-adds from which on a product is worth the copies that oneDNN wants."""
+
+TIMED, ROUNDS, MUCH = (1024, 384, 1536), 8, 1.3
+"""Rows, columns and rows of the two sides of the product that is timed; how often; by what to be quicker."""
 
 Arithmetic = Callable[[], AbstractContextManager]
 """A context for each forward pass; backward passes follow it."""
@@ -25,23 +30,35 @@ def matrix_product(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> F
 
     Quickest when the rows of `left` and the columns of `right` each stand together in memory.
     """
-    return _by_onednn(left, right) if is_worth_it(left, right) else left @ right
+    return _by_onednn(left, right) if is_large(left, right) and onednn_is_quicker() else left @ right
 
 
 def _by_onednn(left: Tensor, right: Tensor) -> Tensor:
     return nn.functional.linear(left.to_mkldnn(), right.T.to_mkldnn()).to_dense()
 
 
-def is_worth_it(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> bool:
-    """Whether `matrix_product` goes another way than torch."""
+def is_large(left: Float[Tensor, "n k"], right: Float[Tensor, "k m"]) -> bool:
+    """Whether it may matter by which library a product is taken: on a CPU, in float32, from `LARGE` on."""
     adds = left.shape[0] * left.shape[1] * right.shape[1]
-    if adds < LARGE or left.dtype != torch.float32 or right.dtype != torch.float32:
+    return adds >= LARGE and left.device.type == "cpu" and left.dtype == right.dtype == torch.float32
+
+
+@cache
+def onednn_is_quicker() -> bool:
+    """Whether oneDNN, copies included, takes products of a usual size in much less time than MKL does.
+
+    Timed once in a process. A small gain is none: on a busy machine it might be found in one process and
+    not in the next, and their results would differ in the last digits.
+    """
+    if not torch.backends.mkldnn.is_available():
         return False
-    return (
-        left.device.type == "cpu"
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and torch.backends.mkldnn.is_available()
-    )
+    left, right = torch.ones(TIMED[0], TIMED[1]), torch.ones(TIMED[2], TIMED[1]).T
+    seconds = {torch.matmul: math.inf, _by_onednn: math.inf}
+    for product in ROUNDS * (*seconds,):
+        start = time.perf_counter()
+        product(left, right)
+        seconds[product] = min(seconds[product], time.perf_counter() - start)
+    return MUCH * seconds[_by_onednn] < seconds[torch.matmul]
 
 
 def nonzero_rows(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
@@ -76,7 +93,7 @@ class FrozenLinears(TorchFunctionMode):
 
     def _linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         frozen = isinstance(weight, nn.Parameter) and not weight.requires_grad
-        if not frozen or inputs.ndim < 2 or not is_worth_it(inputs.flatten(0, -2), weight.T):
+        if not frozen or inputs.ndim < 2 or not is_large(inputs.flatten(0, -2), weight.T):
             return nn.functional.linear(inputs, weight, bias)
         return _FrozenLinear.apply(inputs, weight, bias, self)
 

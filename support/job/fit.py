@@ -2,7 +2,8 @@
 
 The examples are cut into blocks, the blocks dealt into shards, one for each process that begins the fit. A
 shard's sums are written to disk now and then, with the number of blocks in them; a run that goes on takes up
-each where it was. With as many processes as before, the result is the same to the bit, else to rounding.
+each where it was. With as many processes as before, whose products one library takes (`matrix_products`), the
+result is the same to the bit, else to rounding.
 """
 
 import shutil
