@@ -91,7 +91,7 @@ def main() -> None:
     lines = [
         "# An index, made and asked",
         f"Written by `python -m benchmarks.index` on {date.today().isoformat()}; not by hand. {told}",
-        f"{machine.processor()}, torch on {torch.get_num_threads()} threads. The packaged model, all its "
+        f"{machine.processor()}, threads of torch: {torch.get_num_threads()}. The packaged model, all its "
         "feed-forward layers and the head, reviews at full length. The index asked has random numbers.",
         "\n".join(table(["", "seconds"], rows)),
         f"On paper, at {mean:.0f} tokens a review, the mean of {SAMPLED:,}:",

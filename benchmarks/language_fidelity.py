@@ -1,9 +1,9 @@
 """`python -m benchmarks.language_fidelity`: Kronfluence and Bergson before the bank of a model that writes.
 
-Each is fitted on the bank's training reviews, at the places of a training that our scores are taken at, and
-asked by its default damping, by the custom of a tenth of the mean, and over a few λ. Writes
-`experiments/language_peers.csv`, a peer and a place at a time. Kronfluence draws one label a target, as it
-does by default; Bergson (without dependencies, which bring another torch) is asked about the same texts.
+Each is fitted on the bank's training reviews at one place of a training on all of them, and scores with its
+default damping, with a tenth of the mean of the eigenvalues, and with the λ that is best for ours. Writes
+`experiments/language_peers.csv`, a peer and a place at a time. Kronfluence draws its labels as ours
+does, with one sample; Bergson, installed without the dependencies that bring another torch, draws its own.
 """
 
 import argparse
@@ -60,7 +60,9 @@ def scores(peer: str, work: BankWork) -> Iterator[tuple[str, Tensor]]:
 def main() -> None:
     parser = argparse.ArgumentParser("python -m benchmarks.language_fidelity", description=__doc__)
     parser.add_argument("--peer", choices=("Kronfluence", "Bergson"), required=True)
-    parser.add_argument("--share", type=float, default=1.0, help="of the training, where it is asked (1)")
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the training, where scores are taken (1)"
+    )
     chosen = parser.parse_args()
     where = {"scorer": chosen.peer, "where": f"{chosen.share:.0%}"}
     known = pd.read_csv(TABLE) if TABLE.exists() else pd.DataFrame()

@@ -76,8 +76,10 @@ def folded(sums: Tensor, size: int) -> Tensor:
     return sums.view(len(sums), -1, size).sum(dim=1)
 
 
-def projected(projections: Projections, train: Batches, asked: Batches, counts: tuple[int, int]):
-    """Both sides' sums and narrow products."""
+def projected(
+    projections: Projections, train: Batches, asked: Batches, counts: tuple[int, int]
+) -> tuple[tuple[Tensor, Tensor], tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """The sums of questions and training examples, and the narrow products of both."""
     (train_sums, train_narrow), (asked_sums, asked_narrow) = (
         projections.of(side, count) for side, count in zip((train, asked), counts, strict=True)
     )

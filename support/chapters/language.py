@@ -90,10 +90,10 @@ def _name(row: pd.Series) -> str:
 
 
 def recalls(table: pd.DataFrame) -> pd.DataFrame:
-    """Of each scorer of planted facts, and each snapshot of the model, the setting that is best on every
-    other fact; and EK-FAC with the λ of the chapter. How often the first text is a teacher; of three
+    """Of each scorer of planted facts, and each snapshot of the model, the setting that is best on half
+    of the facts; and EK-FAC with the λ of the chapter. How often the first text is a teacher; of three
     teachers, how many are among the first three, with the interval over facts, and among the first ten;
-    decoys among the first three; and, on the facts that nothing was chosen by, teachers among the first
+    decoys among the first three; and, on the other half, teachers among the first
     three."""
     best = table.loc[table.groupby(["scorer", "where"])["choice"].idxmax()]
     ours = table.query(f"scorer == 'EK-FAC' and regularization == '{JUDGED}' and normalisation == 'plain'")
