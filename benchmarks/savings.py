@@ -1,5 +1,5 @@
 """`python -m benchmarks.savings`: what each shortcut of the engine saves, what the settings that trade
-exactness for time gain and cost, and how well `plan` foretells. Takes about a quarter of an hour.
+exactness for time gain and cost, and how well `plan` foretells. Takes about half an hour.
 
 All in one process, on the packaged model and real reviews; what is compared runs in turn. Writes
 `savings.json` and `savings.md`. With `--quick` toy sizes, once, to build/bench.
@@ -28,7 +28,7 @@ from benchmarks.table import table
 from benchmarks.undone import FIT, SCORE, SELF, SHORTCUTS
 from support.ekfac import EkfacInfluence
 
-ROUNDS = 1
+ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def markdown(found: dict) -> str:
         table(["machine", ""], [[k, v] for k, v in found["machine"].items()]),
         [
             f"{reviews} real reviews, {queries} queries. Seconds with the shortcut and without it, one "
-            "after the other, once. Nothing else changes, and neither do the results: a test holds "
-            "them to each other."
+            f"after the other, median of {ROUNDS}. Nothing else changes, and neither do the results: a "
+            "test holds them to each other."
         ],
         shortcut_table(found["shortcuts"]),
         ["## Exactness for time"],

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from support.ekfac import blocks, curvature, influence, matrix_products, passes, scores
+from support.ekfac import blocks, curvature, fit, influence, matrix_products, passes, scores
 from support.ekfac.blocks import AtATime
 from support.ekfac.curvature import Eigenbasis
 from support.ekfac.fit import EkfacCurvature
@@ -112,6 +112,16 @@ def all_kept() -> AbstractContextManager:
     return replaced((passes, "layer_gradients", with_every_position))
 
 
+def whole_gram(total: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> None:
+    """total += Σ x xᵀ over the rows, above and below the diagonal."""
+    columns = rows.T.contiguous()
+    total.add_(matrix_products.matrix_product(columns, columns.T))
+
+
+def both_sides_multiplied() -> AbstractContextManager:
+    return replaced((fit, "add_gram", whole_gram))
+
+
 def passed_twice() -> AbstractContextManager:
     return replaced((EkfacCurvature, "room_to_keep", lambda engine: 0))
 
@@ -120,7 +130,15 @@ def passed_twice() -> AbstractContextManager:
 def everything() -> Iterator[None]:
     """No shortcut at all: unsorted batches, padding included."""
     with ExitStack() as stack:
-        for undo in (with_torchs_products, unsorted, products_rotated, full_rank, passed_twice):
+        undos = (
+            with_torchs_products,
+            unsorted,
+            products_rotated,
+            full_rank,
+            both_sides_multiplied,
+            passed_twice,
+        )
+        for undo in undos:
             stack.enter_context(undo())
         stack.enter_context(replaced((passes, "layer_gradients", with_padding)))
         yield
@@ -138,6 +156,7 @@ SHORTCUTS: dict[str, tuple[Callable[[], AbstractContextManager], tuple[str, ...]
     "gradients compared with factors, not carried through them": (factors_carried, (SCORE,)),
     "positions without gradient left out": (all_kept, (FIT, SCORE, SELF)),
     "one position per example done without its product": (full_rank, (FIT, SELF)),
+    "covariances multiplied above the diagonal alone": (both_sides_multiplied, (FIT,)),
     "what a fit saw kept, and not asked of the model twice": (passed_twice, (FIT,)),
     "all of these": (everything, (FIT, SCORE, SELF)),
 }

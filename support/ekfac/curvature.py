@@ -18,11 +18,19 @@ from support.ekfac.errors import BadSetting
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.matrix_products import matrix_product
 
+GRAM_PARTS = 4
+
 
 def add_gram(total: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> None:
-    """total += Σ x xᵀ over the rows."""
+    """total += Σ x xᵀ over the rows. It is symmetric: in so many parts, blocks below the diagonal are those
+    above it, and ten products of sixteen are left."""
     columns = rows.T.contiguous()
-    total.add_(matrix_product(columns, columns.T))
+    size = -(-len(columns) // GRAM_PARTS)
+    for first in range(0, len(columns), size):
+        end = first + size
+        product = matrix_product(columns[first:end], columns[first:].T)
+        total[first:end, first:] += product
+        total[end:, first:end] += product[:, size:].T
 
 
 @dataclass
