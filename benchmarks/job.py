@@ -206,7 +206,7 @@ def whole_job(sizes: Sizes, folder: Path) -> dict:
             ),
             {
                 "": "memory of a process, MB",
-                "planned": planned_megabytes(plan),
+                "planned": planned(plan, "memory of a process"),
                 "measured": max(fit.megabytes, score.megabytes),
             },
         ],
@@ -218,20 +218,12 @@ def steps(stages: dict[str, float]) -> dict[str, float]:
     return {"fit": fit, "score": stages["score"]}
 
 
-def planned(plan: str, step: str) -> float:
-    """Seconds that a plan names for a step."""
-    found = re.search(rf"^{step} .* ([\d.]+) (s|min|h)$", plan, re.MULTILINE)
+def planned(plan: str, what: str) -> float:
+    """Seconds that a plan names for a step, or the millions of bytes that it names for something else."""
+    found = re.search(rf"^{what} .* ([\d.,]+) (s|min|h|MB)$", plan, re.MULTILINE)
     if found is None:
-        raise RuntimeError(f"The plan names no {step}:\n{plan}")
-    return float(found[1]) * {"s": 1, "min": 60, "h": 3600}[found[2]]
-
-
-def planned_megabytes(plan: str) -> float:
-    """Millions of bytes that a plan names for a process; it counts in 2²⁰."""
-    found = re.search(r"^memory of a process +([\d,]+) MB$", plan, re.MULTILINE)
-    if found is None:
-        raise RuntimeError(f"The plan names no memory:\n{plan}")
-    return float(found[1].replace(",", "")) * 2**20 / 1e6
+        raise RuntimeError(f"The plan names no {what}:\n{plan}")
+    return float(found[1].replace(",", "")) * {"s": 1, "min": 60, "h": 3600, "MB": 1}[found[2]]
 
 
 def markdown(found: dict) -> str:
@@ -279,9 +271,7 @@ def _table(rows: list[dict]) -> list[str]:
 def _readable(value: object) -> str:
     if not isinstance(value, float):
         return str(value)
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if value >= 0.01 or value == 0 else f"{value:.1e}"
+    return f"{value:{',.0f' if value >= 100 else '.3g' if value >= 0.01 or value == 0 else '.1e'}}"
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ class Plan:
             "kept between passes": self.kept_bytes,
             "peak of the process": self.peak_bytes,
         }
-        lines += [f"{what:20} {size / 2**20:12.1f} MB" for what, size in sizes.items()]
+        lines += [f"{what:20} {size / 1e6:12.1f} MB" for what, size in sizes.items()]
         for what, groups in {
             "fit takes layers": self.fit_groups,
             "scores are taken": self.score_groups,

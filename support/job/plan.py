@@ -55,7 +55,7 @@ def planned(job: Job) -> str:
 
 
 def _size(bytes_: int) -> str:
-    return f"{bytes_ / 2**20:,.0f} MB" if bytes_ >= 10 * 2**20 else f"{bytes_ / 2**10:,.0f} kB"
+    return f"{bytes_ / 1e6:,.0f} MB" if bytes_ >= 10e6 else f"{bytes_ / 1e3:,.0f} kB"
 
 
 def _time(seconds: float) -> str:
