@@ -121,7 +121,7 @@ BOTH = [list(map(float, both)) for both in zip(YES, MORE, strict=True)]
 CLASSES = [[-100] + [len(word) % 3 for word in text.split()[1:]] for text in TEXTS]
 OF_TOKENS = with_tokens(columns()).add_column("labels", CLASSES)
 TWO = {"num_labels": 2, "problem_type": "multi_label_classification"}
-USUAL = "influence = TextInfluence(model, tokenizer).fit(data)"
+USUAL = "influence = TextInfluence(model, tokenizer).fit(train)"
 
 
 def several(**settings):
@@ -144,7 +144,7 @@ CASES = {
 
 @pytest.mark.parametrize(("code", "model", "rows", "numbers"), CASES.values(), ids=CASES)
 def test_the_loss_that_is_asked_is_the_one_trained_with_summed_not_averaged(code, model, rows, numbers):
-    names = {"TextInfluence": TextInfluence, "model": model(), "tokenizer": TOKENIZER, "data": rows}
+    names = {"TextInfluence": TextInfluence, "model": model(), "tokenizer": TOKENIZER, "train": rows}
     exec(code, names)
     influence = names["influence"]
     assert (influence.influences(rows).diagonal() > 0).all()
@@ -161,7 +161,7 @@ def test_of_an_adapter_its_matrices_and_the_head_beside_them_are_asked(tmp_path,
     with_adapter(tiny(), config).save_pretrained(tmp_path / "my-adapter")
     monkeypatch.chdir(tmp_path)
     names = {"TextInfluence": TextInfluence, "PeftModel": PeftModel, "tokenizer": TOKENIZER}
-    names |= {"model": tiny(), "data": ROWS}
+    names |= {"model": tiny(), "train": ROWS}
     exec(page("An adapter"), names)
     influence = names["influence"]
     assert len(influence.layers) == 2 * 2 * 2 + 2
