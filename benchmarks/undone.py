@@ -122,6 +122,13 @@ def both_sides_multiplied() -> AbstractContextManager:
     return replaced((fit, "add_gram", whole_gram))
 
 
+def one_eigenproblem_at_a_time() -> AbstractContextManager:
+    def bases(sums: fit.CovarianceSums, names: list[str]) -> Iterator[tuple[str, Eigenbasis]]:
+        return ((name, sums.basis(name)) for name in names)
+
+    return replaced((fit.CovarianceSums, "bases", bases))
+
+
 def passed_twice() -> AbstractContextManager:
     return replaced((EkfacCurvature, "room_to_keep", lambda engine: 0))
 
@@ -136,6 +143,7 @@ def everything() -> Iterator[None]:
             products_rotated,
             full_rank,
             both_sides_multiplied,
+            one_eigenproblem_at_a_time,
             passed_twice,
         )
         for undo in undos:
@@ -157,6 +165,7 @@ SHORTCUTS: dict[str, tuple[Callable[[], AbstractContextManager], tuple[str, ...]
     "positions without gradient left out": (all_kept, (FIT, SCORE, SELF)),
     "one position per example done without its product": (full_rank, (FIT, SELF)),
     "covariances multiplied above the diagonal alone": (both_sides_multiplied, (FIT,)),
+    "eigenproblems of several layers at once": (one_eigenproblem_at_a_time, (FIT,)),
     "what a fit saw kept, and not asked of the model twice": (passed_twice, (FIT,)),
     "all of these": (everything, (FIT, SCORE, SELF)),
 }

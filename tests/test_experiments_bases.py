@@ -21,7 +21,9 @@ def found(engine):
     return curvatures(engine, TRAIN)
 
 
-@pytest.mark.parametrize(("kind", "positions"), [("all positions", "all"), ("gradient", "gradient")])
+@pytest.mark.parametrize(
+    ("kind", "positions"), [("all positions", "all"), ("gradient",) * 2, ("weighted",) * 2]
+)
 def test_in_the_engines_bases_scores_are_the_engines(engine, found, kind, positions):
     expected = EkfacInfluence(token_classifier(), covariance_positions=positions, hessian_regularization=0.01)
     expected.fit(TRAIN)

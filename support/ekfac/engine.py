@@ -27,7 +27,7 @@ from support.ekfac.passes import Pass, Passes
 from support.ekfac.scores import refuse_not_finite
 
 PRECISIONS = {"full": None, "bfloat16": torch.bfloat16}
-POSITIONS = "all", "gradient"
+POSITIONS = "all", "gradient", "weighted"
 
 
 class Engine:
@@ -52,15 +52,17 @@ class Engine:
         anything. `update_diagonal=False` gives K-FAC. `hessian_regularization` is λ ≥ 0, or "auto" for 0.1
         times each layer's mean eigenvalue; it may be changed at any time. `progress` draws bars.
         `covariance_positions` says where the covariance of a layer's activations is taken: at positions that
-        carry "gradient" in some direction of the Fisher, for no other adds to it, or at "all" real ones, as
-        Kronfluence does. `query_rank` keeps the factors of queries at that rank, None whole. `likelihood` is
-        the loss, `Categorical()` by default; `seed` decides which labels it draws when there are too many
-        classes for the exact Fisher. `memory_budget` is the number of bytes that the factors of queries may
-        take while scoring, and what the first pass of a fit saw beside the curvature, kept for the second to
-        need no model: by default a quarter of the memory that is free. So may the curvature in a fit, by
-        default three quarters. Where all layers of one query, or of a fit, take more, `score` and `fit` take
-        the layers in groups, with passes over the data for each, and a fit puts its groups aside on the disk;
-        what is asked of one batch (`influences`, `self_influences`, …) takes all layers at once.
+        carry "gradient" in some direction of the Fisher, for no other adds to it; at "all" real ones, as
+        Kronfluence does; or "weighted", with each row of either side weighing as much as the other side's,
+        which agreed best with retraining for a model that writes (chapter 10). `query_rank` keeps the factors
+        of queries at that rank, None whole. `likelihood` is the loss, `Categorical()` by default; `seed`
+        decides which labels it draws when there are too many classes for the exact Fisher.
+        `memory_budget` is the number of bytes that the factors of queries may take while scoring, and what
+        the first pass of a fit saw beside the curvature, kept for the second to need no model: by default a
+        quarter of the memory that is free. So may the curvature in a fit, by default three quarters. Where
+        all layers of one query, or of a fit, take more, `score` and `fit` take the layers in groups, with
+        passes over the data for each, and a fit puts its groups aside on the disk; what is asked of one batch
+        (`influences`, `self_influences`, …) takes all layers at once.
 
         With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are
         taken in bfloat16 and summed in float32, which is faster where the processor has instructions for it

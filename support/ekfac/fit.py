@@ -6,6 +6,7 @@ a time, or spread over processes. `EkfacCurvature` is a model with the result, t
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
 
@@ -76,13 +77,17 @@ class CovarianceSums(Sums):
         return examples
 
     def _add(self, one: Pass, name: str, gradients: LayerGradients) -> None:
-        add_gram(self.tensors[f"{name}/output gradients"], gradients.output_gradients)
+        activations, output_gradients = gradients.activations, gradients.output_gradients
+        if self.positions == "weighted":
+            sizes = [rows.norm(dim=1, keepdim=True) for rows in (activations, output_gradients)]
+            activations, output_gradients = activations * sizes[1], output_gradients * sizes[0]
+        add_gram(self.tensors[f"{name}/output gradients"], output_gradients)
         if self.positions == "gradient":
             activations = self._where_gradient_is_new(one, name, gradients)
-        elif one.number == 0:
+        elif self.positions == "all":
+            if one.number:
+                return
             activations = one.activations(name)
-        else:
-            return
         add_gram(self.tensors[f"{name}/activations"], activations)
         self.tensors[f"{name}/positions"] += len(activations)
 
@@ -97,12 +102,24 @@ class CovarianceSums(Sums):
         return gradients.activations[new]
 
     def basis(self, name: str) -> Eigenbasis:
-        """A layer's eigenbasis: of the mean of a aᵀ over its positions, and of Σ g gᵀ, mean over examples.
-        Its sums are given up: ask once, at the end."""
-        positions = max(self.tensors[f"{name}/positions"].item(), 1)
-        activation = self.tensors.pop(f"{name}/activations") / positions
+        """A layer's eigenbasis: of the mean of a aᵀ over its positions or their weights, and of Σ g gᵀ, mean
+        over examples. Its sums are given up: ask once, at the end."""
+        activation = self.tensors.pop(f"{name}/activations")
+        weighted = self.positions == "weighted"
+        weight = activation.trace() if weighted else self.tensors[f"{name}/positions"]
+        activation = activation / (weight.item() or 1)
         output_gradient = self.tensors.pop(f"{name}/output gradients") / self.tensors["examples"].item()
         return eigenbasis(activation, output_gradient, self.passes.precision)
+
+    def bases(self, names: list[str]) -> Iterator[tuple[str, Eigenbasis]]:
+        """`basis` of one layer after the other, on a CPU several at once, with a thread each."""
+        threads = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            with ThreadPoolExecutor(_at_once(self.passes.device, threads)) as pool:
+                yield from zip(names, pool.map(self.basis, names), strict=True)
+        finally:
+            torch.set_num_threads(threads)
 
 
 class EigenvalueSums(Sums):
@@ -198,8 +215,8 @@ class EkfacCurvature(Engine):
         blocks = self._in_blocks(batches, loader, "covariances")
         examples = _some(covariances.add(blocks, kept), "covariances")
         kept.close()
-        names = tqdm(self.layer_names, "eigenbases", unit="layer", disable=not self.progress)
-        bases = {name: covariances.basis(name) for name in names}
+        found, layers = covariances.bases(self.layer_names), len(self.layer_names)
+        bases = dict(tqdm(found, "eigenbases", layers, unit="layer", disable=not self.progress))
         if self.update_diagonal:
             squares = EigenvalueSums(self, bases)
             if squares.add_kept(kept, self.progress) < examples:
@@ -263,6 +280,11 @@ class EkfacCurvature(Engine):
         saved = storage.read(path)
         settings["update_diagonal"] = saved.metadata["update_diagonal"] == "True"
         return cls(model, **settings)._take(saved)
+
+
+def _at_once(device: torch.device, threads: int) -> int:
+    """How many eigenproblems: one gains little from a second thread, two take both."""
+    return threads if device.type == "cpu" else 1
 
 
 def _some(examples: int, description: str) -> int:

@@ -76,8 +76,7 @@ def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
     missing = team.on_first(lambda: missing_bases(job))
     if missing:
         sums = _sums(job, "covariances", lambda: CovarianceSums(engine), shards)
-        for name in missing[team.rank :: team.size]:
-            basis = sums.basis(name)
+        for name, basis in sums.bases(missing[team.rank :: team.size]):
             parts = {part: getattr(basis, part) for part in storage.BASIS_PARTS}
             job.store.save_sums(_basis(job, name), parts, blocks=sum(map(len, shards)))
         del sums
