@@ -33,13 +33,14 @@ HOW_TO_READ = """\
 Seconds: median (smallest–largest) over the repeats. Ratios are taken repeat by repeat, engines having
 run in turn, and have their own median and spread. Every measurement is a process of its own. Loading
 model and reviews is not in the seconds; peak memory is that of the whole process, loading included.
-"Passes" are one forward and one backward pass with no weight gradients over the blocks that our engine
-makes of the reviews, sorted by length: the floor of everything here; a fit goes over the reviews twice,
-ours over those whose activations and gradients have no room in a quarter of the free memory.
+"Passes" are one bare forward and backward pass over the same reviews, sorted by length, without weight
+gradients: about the least that an engine needs. Ours is a little below it where it leaves out backwards
+the rows that carry no gradient, which bare passes don't. A fit goes over the reviews twice, ours over those
+whose activations and gradients have no room in a quarter of the free memory.
 Multiply-adds are counted in a run of their own, matrix products alone, without eigenproblems and attention.
 Ours and Kronfluence get the same batches of {batch_size} reviews, each padded to its longest (ours takes
-self-influence and the training side from all reviews at once), and have the same exact Fisher and mask;
-pyDVL gets its reviews padded to 512 tokens and in one batch, as its notebook does. λ =
+self-influence and the training side from all reviews at once), and have the same exact Fisher and the same
+mask of padding; pyDVL gets its reviews padded to 512 tokens and in one batch, as its notebook does. λ =
 {regularization:g} for all.
 Kronfluence keeps factors and scores on disk, which is in its seconds."""
 
@@ -95,19 +96,20 @@ def side_by_side(cells: list[dict]) -> list[list[str]]:
 
 
 def setting_table(setting: str, cells: list[dict]) -> list[str]:
-    heads = ["seconds", "bare", "ours", "Kronfluence", "Kronfluence / ours", "ours / passes"]
+    heads = ["seconds", "ours", "Kronfluence", "Kronfluence / ours", "ours / passes"]
     heads += ["peak MB, ours", "peak MB, Kronfluence"]
+    bare = [cell for cell in cells if cell["engine"] == BARE]
+    passes = {cell["reviews"]: cell for cell in bare if cell["job"] == PASSES}
     rows = []
-    for name in dict.fromkeys(map(job_name, cells)):
+    for name in dict.fromkeys(job_name(cell) for cell in cells if cell["engine"] != BARE):
         engines = {cell["engine"]: cell for cell in cells if job_name(cell) == name}
-        bare, ours, theirs = (engines.get(engine) for engine in (BARE, OURS, KRONFLUENCE))
-        floor = next(
-            (c for c in cells if c["job"] == PASSES and ours and c["reviews"] == ours["reviews"]), None
-        )
-        row = [name, seconds(bare), seconds(ours), seconds(theirs)]
-        row += [ratio(theirs, ours), ratio(ours, floor), memory(bare or ours), memory(theirs)]
-        rows.append(row)
-    return [f"## {setting}", "", *table(heads, rows), *counted(cells)]
+        ours, theirs = engines.get(OURS), engines.get(KRONFLUENCE)
+        least = passes.get(ours["reviews"]) if ours else None
+        row = [name, seconds(ours), seconds(theirs), ratio(theirs, ours), ratio(ours, least)]
+        rows.append([*row, memory(ours), memory(theirs)])
+    told = "; ".join(f"{job_name(cell)}: {seconds(cell)} s, {memory(cell)} MB" for cell in bare)
+    lines = [f"## {setting}", "", *([f"Bare passes: {told}.", ""] if bare else [])]
+    return [*lines, *(table(heads, rows) if rows else []), *counted(cells)]
 
 
 def counted(cells: list[dict]) -> list[str]:
@@ -165,7 +167,8 @@ def agreement(pairs: list[dict]) -> list[str]:
         for pair in pairs
     ]
     heads = ["scores", "", "ours and", "correlation", "relative difference"]
-    note = "The relative difference is ‖ours − theirs‖ / ‖theirs‖. pyDVL has another Fisher and no mask."
+    note = "The relative difference is ‖ours − theirs‖ / ‖theirs‖. pyDVL has another Fisher, "
+    note += "and counts padding: the order of its scores is alike, and their sizes are not."
     return ["## Agreement of the scores", "", *table(heads, rows), "", note] if rows else []
 
 
@@ -178,9 +181,11 @@ def growth(axes: list[dict]) -> list[str]:
         exponents = [axis["exponents"].get(name) for name in names]
         texts = [MISSING if value is None else f"{value:.2f}" for value in exponents]
         rows.append([axis["axis"], ", ".join(map(str, axis["sizes"])), *texts])
-    note = "Exponents k of seconds ~ sizeᵏ for ours, fitted over the sizes (log–log, least squares)."
+    note = "Exponents k of seconds ~ sizeᵏ for ours, fitted over the sizes (log–log, least squares). Along "
+    note += "reviews they are small because eigenproblems cost the same for any number; on many they near 1."
     heads = ["along", "sizes", *names]
-    return ["## How cost grows", "", *table(heads, rows), "", note, "", "![](growth.png)"]
+    figure = "![Seconds of bare passes, fit and scores along reviews, length, queries and width](growth.png)"
+    return ["## How cost grows", "", *table(heads, rows), "", note, "", figure]
 
 
 def seconds(cell: dict | None) -> str:
