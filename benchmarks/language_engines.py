@@ -133,6 +133,8 @@ def kronfluence_parts(work: Work) -> tuple[Callable[[], None], Callable[..., Ten
     from kronfluence.utils.dataset import DataLoaderKwargs
 
     class Writing(Task):
+        draws = ""
+
         def get_influence_tracked_modules(self) -> list[str]:
             return work.tracked
 
@@ -145,7 +147,7 @@ def kronfluence_parts(work: Work) -> tuple[Callable[[], None], Callable[..., Ten
             inputs = {name: part for name, part in batch.items() if name != "labels"}
             logits = model(**inputs).logits
 
-            draws = partial(drawn, "0 Fisher", inputs, inputs["attention_mask"].bool())
+            draws = partial(drawn, f"0 {self.draws}", inputs, inputs["attention_mask"].bool())
             directions = NextToken().fisher_directions(logits.detach(), draws, batch["labels"])
             return sum((logits * direction).sum() for direction in directions)
 
@@ -171,8 +173,10 @@ def kronfluence_parts(work: Work) -> tuple[Callable[[], None], Callable[..., Ten
 
     def fit() -> None:
         data = {"dataset": train, "per_device_batch_size": BATCH_SIZE}
+        task.draws = "CovarianceSums"
         analyzer.fit_covariance_matrices(**data, **factors)
         analyzer.perform_eigendecomposition(**factors)
+        task.draws = "EigenvalueSums"
         analyzer.fit_lambda_matrices(**data, **factors)
 
     def score(rank: int | None, damping: float | None = DAMPING) -> Tensor:

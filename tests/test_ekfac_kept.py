@@ -52,10 +52,19 @@ def test_any_budget_gives_the_same_curvature(case, room):
         assert_same(found.curvature[name].basis.activation, layer.basis.activation)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_examples_that_have_room_pass_once_and_the_others_twice(case):
-    make, loader, settings, some = CASES[case]
-    examples = 5 if case == "classes" else 4
+def test_what_was_drawn_is_not_kept_for_it_is_drawn_anew():
+    make, loader, settings, _ = CASES["next tokens"]
+    asked = Asked(make())
+    EkfacInfluence(asked.model, update_diagonal=False, **settings).fit(loader)
+    once, asked.examples = asked.examples, 0
+    engine = EkfacInfluence(asked.model, **settings).fit(loader)
+    assert asked.examples == once + engine.examples
+    assert engine.plan(loader, loader).kept_bytes == 0
+
+
+def test_examples_that_have_room_pass_once_and_the_others_twice():
+    make, loader, settings, some = CASES["classes"]
+    examples = 5
     asked_again = {}
     for room in (None, 0, 500, some, 10**9):
         asked = Asked(make())

@@ -40,7 +40,8 @@ class Sums:
 
     def __init__(self, engine: Engine):
         self.passes, self.likelihood = engine.passes, engine.likelihood
-        self.seed = f"{engine.seed} Fisher"  # one draw for both passes, so that one may do for two
+        # Drawn anew for Λ: the eigenbasis has fitted itself to the draw that it comes from.
+        self.seed = f"{engine.seed} {type(self).__name__}"
         self.tensors: dict[str, Tensor] = {}
 
     def add(self, blocks: Iterable[Block], kept: "Kept | None" = None) -> int:
@@ -116,7 +117,7 @@ class CovarianceSums(Sums):
         threads = torch.get_num_threads()
         try:
             torch.set_num_threads(1)
-            with ThreadPoolExecutor(_at_once(self.passes.device, threads)) as pool:
+            with ThreadPoolExecutor(eigenproblems_at_once(self.passes.device, threads)) as pool:
                 yield from zip(names, pool.map(self.basis, names), strict=True)
         finally:
             torch.set_num_threads(threads)
@@ -144,7 +145,7 @@ class EigenvalueSums(Sums):
 
 class Kept:
     """What the first examples of a pass said of every layer, one after the other, in every direction of the
-    Fisher: as many examples as there is `room` for, in bytes."""
+    Fisher: as many examples as there is `room` for, in bytes. Nothing of directions that were drawn."""
 
     def __init__(self, room: int | float):
         self.room, self.examples, self.nbytes = room, 0, 0
@@ -156,6 +157,7 @@ class Kept:
         """The gradients of a pass, which are kept if it is the next one and there is room."""
         if one.number == 0:
             self.close()
+        self.room = 0 if one.drawn else self.room
         if self.room <= 0:
             return one.gradients()
         found = dict(one.gradients())
@@ -191,11 +193,11 @@ class EkfacCurvature(Engine):
     def fit(self, loader: Iterable) -> "EkfacCurvature":
         """Estimate the curvature on batches `(inputs, …)`; of labels only what they say is asked.
 
-        Goes over the loader twice with EK-FAC, once with K-FAC or where the memory budget keeps all that the
-        first pass saw, and as often for each group of layers where not all fit into memory; the order of the
-        batches and their size don't matter. Two examples are compared with autograd first. Raises
-        `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported` and `OutputsNotSupported`;
-        the engine is then as it was before.
+        Goes over the loader twice with EK-FAC, once with K-FAC or where the Fisher is exact and the memory
+        budget keeps all that the first pass saw, and as often for each group of layers where not all fit into
+        memory; the order of the batches and their size don't matter. Two examples are compared with autograd
+        first. Raises `EmptyLoader`, `NotFinite`, `ModelInTrainingMode`, `LayerNotSupported` and
+        `OutputsNotSupported`; the engine is then as it was before.
         """
         loader = self.batches(loader)
         batches = self.asked(loader)
@@ -282,8 +284,8 @@ class EkfacCurvature(Engine):
         return cls(model, **settings)._take(saved)
 
 
-def _at_once(device: torch.device, threads: int) -> int:
-    """How many eigenproblems: one gains little from a second thread, two take both."""
+def eigenproblems_at_once(device: torch.device, threads: int) -> int:
+    """As many as there are threads on a CPU: one gains little from a second thread, two take both."""
     return threads if device.type == "cpu" else 1
 
 

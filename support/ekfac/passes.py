@@ -38,13 +38,13 @@ class Pass:
 
     `rows` says where its examples stand among those that the block was chosen from. `outputs` are
     `(batch, classes)`, or `(batch, positions, vocabulary)`, out of autograd and float32 at least, whatever
-    the model's `dtype`. `number` counts the directions from 0.
+    the model's `dtype`. `number` counts the directions from 0; they may be `drawn`.
     """
 
     def __init__(self, passes: "Passes", block: Block, arithmetic: Arithmetic):
         self.layers, self.rows, self.examples = passes.layers, block.rows, len(block.rows)
         self.mask = passes.token_mask(block.inputs)
-        self.number = -1
+        self.number, self.drawn = -1, False
         self._seen: dict[str, Tensor] = {}
         self._versions: dict[str, int] = {}
         self._edges: dict[str, GradientEdge] = {}
@@ -231,7 +231,11 @@ class Passes:
         with undisturbed(self.model):
             block = block.ordinary(self.device)
             one = Pass(self, block, context)
-            draws = partial(drawn, seed, block.inputs, one.mask)
+
+            def draws() -> list[torch.Generator]:
+                one.drawn = True
+                return drawn(seed, block.inputs, one.mask)
+
             to_send = _with_more_to_come(directions(one.outputs, block.labels, one.mask, draws))
         try:
             more_to_come = True

@@ -21,7 +21,7 @@ from support.ekfac.batches import labelled
 from support.ekfac.blocks import Block, loader_blocks
 from support.ekfac.curvature import Eigenbasis, LayerCurvature, kfac_eigenvalues
 from support.ekfac.errors import EmptyLoader
-from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature, Kept
+from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature, Kept, eigenproblems_at_once
 from support.ekfac.layers import TrackedLayer, widest_outputs
 from support.ekfac.low_rank import no_factors, tensors_of
 from support.ekfac.memory import (
@@ -198,7 +198,7 @@ def _fit_costs(
         seen[id(block)].close()
     per_position = sum(kept.nbytes for kept in seen.values()) / sum(size.positions for _, size in timed)
     whole = math.ceil(per_position * sum(size.positions for size in sizes))
-    share = min(1.0, room / whole) if whole else 1.0
+    share = min(1.0, room / whole) if whole else 0.0
     fit += (1 - share) * _seconds(lambda block: squares.add([block]), timed, sizes)
     fit += share * _seconds(lambda block: squares.add_kept(seen[id(block)]), timed, sizes)
     return fit, own, int(share * whole)
@@ -247,6 +247,13 @@ def _eigenproblem_seconds(passes: Passes) -> float:
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float64 if passes.precision is None else passes.dtype
     matrix = torch.rand(size, size, dtype=dtype, generator=generator).to(passes.device)
-    start = time.perf_counter()
-    torch.linalg.eigh(matrix @ matrix.T)[0].sum().item()
-    return (time.perf_counter() - start) * sum((width / size) ** 3 for width in widths)
+    threads, gram = torch.get_num_threads(), matrix @ matrix.T
+    try:
+        torch.set_num_threads(1)
+        start = time.perf_counter()
+        torch.linalg.eigh(gram)[0].sum().item()
+        seconds = time.perf_counter() - start
+    finally:
+        torch.set_num_threads(threads)
+    at_once = min(eigenproblems_at_once(passes.device, threads), len(passes.layers))
+    return seconds * sum((width / size) ** 3 for width in widths) / at_once
