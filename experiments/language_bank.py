@@ -43,6 +43,10 @@ class WriterRetraining(Retraining):
             logits = self.part(self.reviews.vectors[rows])
         return NextToken(mean=True).loss(logits.float(), labels).mean()
 
+    def margins(self, reviews: Reviews) -> Float[Tensor, " reviews"]:
+        """`log_odds` of the part as it stands."""
+        return log_odds(self.part, reviews)
+
 
 @torch.no_grad()
 def log_odds(part: nn.Module, reviews: Reviews) -> Float[Tensor, " reviews"]:

@@ -21,7 +21,7 @@ from support.cache import cache_folder
 from support.chapters.fidelity import RECOMMENDED
 from support.ekfac.storage import replacing
 from support.judge import halves
-from support.retraining import Retraining, Reviews, losses, margins
+from support.retraining import Retraining, Reviews, losses
 
 REMOVAL = Path(__file__).parent / "removal.csv"
 SINGLE = Path(__file__).parent / "single_removal.csv"
@@ -49,7 +49,15 @@ def losses_without(
     left = torch.ones(len(retraining.reviews), dtype=torch.bool)
     left[removed] = False
     rows = left.nonzero()[:, 0]
-    return torch.stack([losses(margins(retraining.run(rows, seed), queries)) for seed in seeds]).mean(dim=0)
+    return torch.stack([losses(_after(retraining, rows, seed, queries)) for seed in seeds]).mean(dim=0)
+
+
+def _after(
+    retraining: Retraining, rows: Tensor, seed: int, queries: Reviews, without: int = -1
+) -> Float[Tensor, " queries"]:
+    """Margins of the queries."""
+    retraining.run(rows, seed, without)
+    return retraining.margins(queries)
 
 
 def removal_curve(
@@ -85,11 +93,11 @@ def single_removals(
     """How far every query's loss rises when one review is left out; seed by seed, with all others in the
     same batches."""
     everything = torch.arange(len(retraining.reviews))
-    whole = [losses(margins(retraining.run(everything, seed), queries)) for seed in seeds]
+    whole = [losses(_after(retraining, everything, seed, queries)) for seed in seeds]
     changes = torch.empty(len(removed), len(seeds), len(queries))
     for place, row in enumerate(tqdm(removed, "single removals", unit="review", disable=not progress)):
         for number, seed in enumerate(seeds):
-            without = losses(margins(retraining.run(everything, seed, without=row), queries))
+            without = losses(_after(retraining, everything, seed, queries, row))
             changes[place, number] = without - whole[number]
     return changes
 
@@ -145,22 +153,27 @@ def remove_all(progress: bool = False) -> pd.DataFrame:
     for name, scores in tqdm(
         scorers_to_remove_by(judge).items(), "removal", unit="scorer", disable=not progress
     ):
-        curve = _cached_curve(judge, scores)
+        curve = cached_curve(judge.retraining, judge.queries, scores, REMOVED_FOR, COUNTS, SEEDS)
         curve.insert(0, "scorer", name)
         parts.append(curve)
     return pd.concat(parts, ignore_index=True)
 
 
-def _cached_curve(judge: Judge, scores: Scores) -> pd.DataFrame:
-    """From the cache, if the same reviews were removed before."""
-    removed = [most_helpful(scores[query], max(COUNTS)).tolist() for query in REMOVED_FOR]
-    run = [digest(judge.train), digest(judge.queries), judge.retraining.recipe, COUNTS, SEEDS]
+def cached_curve(
+    retraining: Retraining,
+    queries: Reviews,
+    scores: Scores,
+    asked: Sequence[int],
+    counts: Sequence[int],
+    seeds: int,
+) -> pd.DataFrame:
+    """`removal_curve` with seeds 1 to `seeds`; from the cache, if the same reviews were removed before."""
+    removed = [most_helpful(scores[query], max(counts)).tolist() for query in asked]
+    run = [digest(retraining.reviews), digest(queries), retraining.recipe, counts, seeds]
     key = hashlib.sha256(repr([*run, removed]).encode()).hexdigest()[:32]
     path = cache_folder() / "fidelity" / f"removal-{key}.csv"
     if not path.exists():
-        curve = removal_curve(
-            judge.retraining, judge.queries, scores, REMOVED_FOR, COUNTS, range(1, SEEDS + 1)
-        )
+        curve = removal_curve(retraining, queries, scores, asked, counts, range(1, seeds + 1))
         with replacing(path) as fresh:
             curve.to_csv(fresh, index=False)
     return pd.read_csv(path)

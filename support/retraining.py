@@ -171,6 +171,10 @@ class Retraining:
         """What a step on these rows makes smaller: their mean cross-entropy."""
         return nn.functional.cross_entropy(self.part(self.reviews.vectors[rows]), self.reviews.labels[rows])
 
+    def margins(self, reviews: Reviews) -> Float[Tensor, " reviews"]:
+        """`margins` of the part as it stands."""
+        return margins(self.part, reviews)
+
     def _steps(self, rows: Tensor, seed: int, without: int = -1) -> Iterator[nn.Module]:
         """One training: the part before its first step, and after each."""
         if not len(rows):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from experiments import language_judgement
+from experiments import language_judgement, language_scorers
 from experiments.bank_making import BankMismatch, fill, finished
 from experiments.language_bank import WriterRetraining, log_odds
+from experiments.language_facts import facts_row, first_places
 from experiments.language_finetune import RECIPE, WriterFinetuning, said_losses
 from support.chapters.language import best_of_each
 from support.ekfac.batches import IGNORED
@@ -103,11 +104,41 @@ def test_every_scorer_has_a_row_and_scores_are_computed_once(model, monkeypatch,
     margins = torch.randn(8, 2, 6, generator=drawn)
     bank = Bank(torch.rand(8, 6, generator=drawn) < 0.5, margins)
     found = language_judgement.table(bank, bank, run, read)
-    places, settings = len(language_judgement.PLACES) + 1, 3 * len(language_judgement.DAMPINGS)
-    assert len(found) == 3 + places * settings + 1 + 1
+    by_number, grid = 3 * len(language_scorers.EXACT_NUMBERS), 3 * len(language_scorers.DAMPINGS)
+    places = len(language_judgement.PLACES) + 1
+    assert len(found) == 3 + places * (grid + 3) + 2 * grid + 2 * by_number + 1 + 1 + 1
     assert found["report"].between(-1, 1).all()
-    monkeypatch.setattr(language_judgement, "said_at", stopped)
+    monkeypatch.setattr(language_scorers, "said_at", stopped)
     pd.testing.assert_frame_equal(language_judgement.table(bank, bank, run, read), found)
+
+
+def test_the_solvers_that_approximate_each_other_agree_and_gradients_are_asked_once(model):
+    tail, read = WriterTail(model, 1), texts()
+    require_gradients_only(tail, FEED_FORWARD)
+    place = language_scorers.Place(tail, read, read)
+    found = {solver: language_scorers.said_at(place, solver) for solver in language_scorers.SOLVERS}
+    by_layer, joint = (found[f"exact, {how}"] for how in ("layer by layer", "all layers as one"))
+    assert not by_layer["0.001/plain"].allclose(joint["0.001/plain"], rtol=1e-2)
+    for solver, scores in found.items():  # where λ is far above the curvature all are gradients over λ
+        torch.testing.assert_close(scores["10.0/plain"], by_layer["10.0/plain"], rtol=0.2, atol=1e-2)
+        gradients = [name for name in scores if name.startswith(f"{language_scorers.NO_CURVATURE}/")]
+        assert len(gradients) == (3 if solver == "EK-FAC" else 0)
+
+
+def test_removal_leaves_out_what_each_scorer_calls_most_helpful(model, monkeypatch, tmp_path):
+    monkeypatch.setenv("SUPPORT_CACHE", str(tmp_path))
+    monkeypatch.setattr(language_judgement, "COUNTS", (1, 2))
+    monkeypatch.setattr(language_judgement, "REMOVED_FOR", 2)
+    tail, read = WriterTail(model, 1), texts()
+    require_gradients_only(tail, FEED_FORWARD)
+    run = WriterRetraining(tail, read, Recipe(epochs=5, learning_rate=1e-2, batch_size=3))
+    found = language_judgement.removal(run, read)
+    assert found.groupby("scorer").size().eq(2 * 3).all()
+    assert set(found["query"]) == {3, 4}
+    losses_of_all = found.query("removed == 0").groupby("query")["loss"]
+    assert losses_of_all.nunique().eq(1).all()
+    expected = losses(log_odds(run.run(torch.arange(6), seed=1), read))
+    assert losses_of_all.first().tolist() == pytest.approx(expected[3:5].tolist(), rel=1e-4)
 
 
 FACTS = [("review", -1), *((kind, fact) for fact in range(10) for kind in ("teacher", "decoy"))]
@@ -119,12 +150,15 @@ def test_recall_counts_the_teachers_of_each_fact_alone_over_questions_in_other_w
     scores[range(10), range(1, 21, 2)] = 1  # asked once, every fact finds its teacher first,
     scores[range(10, 20), range(2, 22, 2)] = 1  # asked in other words, its decoy
     for kind in ("teacher", "decoy"):
-        assert language_judgement.first_places(scores, TOLD, 1, kind).tolist() == [0.5] * 10
+        assert first_places(scores, TOLD, 1, kind).tolist() == [0.5] * 10
     scores[11, [3, 4]] = torch.tensor([1.0, 0.5])
-    assert language_judgement.first_places(scores, TOLD, 1, "teacher").tolist() == [0.5, 1.0, *[0.5] * 8]
-    row = language_judgement.facts_row(scores, TOLD, scorer="a scorer")
+    assert first_places(scores, TOLD, 1, "teacher").tolist() == [0.5, 1.0, *[0.5] * 8]
+    row = facts_row([scores, scores], TOLD, scorer="a scorer")
     assert row["teachers_1"] == pytest.approx(0.55)
     assert row["low_1"] <= row["teachers_1"] <= row["high_1"]
+    assert row["spread"] == 0
+    other = facts_row([scores, torch.zeros(20, 21)], TOLD, scorer="a scorer")
+    assert other["spread"] > 0
 
 
 def test_the_chapter_shows_of_each_scorer_the_setting_that_is_best_where_choices_are_made():
@@ -133,7 +167,7 @@ def test_the_chapter_shows_of_each_scorer_the_setting_that_is_best_where_choices
     rows += [told | {"regularization": "1.0", "choice": 0.5, "report": 0.9}]
     rows += [{"scorer": "bm25", "where": "", "normalisation": "", "regularization": "", "choice": 0.1}]
     found = best_of_each(pd.DataFrame(rows)).set_index("name")
-    assert found["report"].dropna().to_dict() == {"EK-FAC at 20%, λ = 0.1": 0.5}
+    assert found["report"].dropna().to_dict() == {"EK-FAC early, λ = 0.1": 0.5}
     assert "BM25" in found.index
 
 

@@ -107,7 +107,7 @@ def along_the_path(table: pd.DataFrame, title: str) -> None:
     show(axes, xlabel="checkpoint, % of training", ylabel="LDS", title=title)
 
 
-def removals(table: pd.DataFrame, title: str) -> None:
+def removals(table: pd.DataFrame, title: str, of: str = "reviews removed, of 1,000") -> None:
     """Mean rise of the queries' loss against the number of removed reviews (columns scorer, removed,
     rise): a line per scorer, which ends in its name."""
     axes = new_axes(7.5, 3.4)
@@ -122,7 +122,7 @@ def removals(table: pd.DataFrame, title: str) -> None:
         end = rows["removed"].max(), places[name]
         axes.annotate(name, end, (8, 0), va="center", color=color, **SMALL)
     axes.hlines(0, 0, table["removed"].max(), color=NEUTRAL, linewidth=0.6)
-    show(axes, title=title, xlabel="reviews removed, of 1,000", ylabel="rise of the query's loss")
+    show(axes, title=title, xlabel=of, ylabel="rise of the query's loss")
 
 
 def scores_by_regularization(tables: Mapping[str, pd.DataFrame], ceiling: float, title: str) -> None:

@@ -64,7 +64,8 @@ def shared_words(queries: Sequence[str], texts: Sequence[str]) -> Float[Tensor, 
 
 NAMES = {"tf_idf": "TF-IDF", "bm25": "BM25", "representation_cosine": "representation cosine"}
 NAMES |= {"training_loss": "training loss", "gradients": "gradients alone"}
-PLACES = {"100%": "at the end", "final": "at the end", "both": "at both places"}
+PLACES = {"0%": "before training", "20%": "early", "100%": "at the end", "both": "early and at the end"}
+PLACES |= {"20-percent": "at 20%", "50-percent": "at 50%", "final": "at the end", "all": "at both"}
 JUDGED, CUSTOMARY = "0.1", "0.1 × mean"
 """The λ of the chapter, which its judge prefers, and what most take."""
 

@@ -29,7 +29,7 @@ def parameter_shares(frozen: dict[str, int], tracked: dict[str, int], title: str
     axes.bar(parts, below, color=NEUTRAL, label="frozen")
     bars = axes.bar(parts, above, bottom=below, color=POSITIVE, label="with gradients")
     axes.bar_label(bars, [f"{low + high:.2g}" for low, high in zip(below, above, strict=True)], padding=2)
-    axes.margins(y=0.12)
+    axes.set_ylim(0, 1.2 * max(low + high for low, high in zip(below, above, strict=True)))
     axes.legend()
     show(axes, title=title, ylabel="million parameters")
 
