@@ -28,6 +28,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "influence-notebooks")
 
 
+FIT = 2
+"""To be raised when the same settings give another curvature than before."""
+
+
 def fit_or_load(engine: EkfacInfluence, loader: Iterable, folder: Path | None = None) -> EkfacInfluence:
     """`engine.fit(loader)`, or its result from the cache if the same fit was made before. A damaged file is
     told by a `CacheDamaged` warning and computed again. Raises as `fit` does."""
@@ -44,7 +48,7 @@ def fit_or_load(engine: EkfacInfluence, loader: Iterable, folder: Path | None = 
 
 
 def _content_key(engine: EkfacInfluence, loader: Iterable) -> str:
-    digest = hashlib.sha256(repr(sorted(engine.identity().items())).encode())
+    digest = hashlib.sha256(f"{FIT} {sorted(engine.identity().items())}".encode())
     for inputs, _ in unlabelled(loader):
         mask = engine.passes.token_mask(inputs)
         for row in range(count_of(inputs)):
