@@ -20,16 +20,7 @@ from tqdm.auto import tqdm
 from experiments.bank_making import digest, finished
 from experiments.judgement import agreement_row
 from experiments.language_bank import BANK, WriterRetraining, retraining, reviews_and_queries
-from experiments.language_scorers import (
-    LOW_RANK,
-    NO_CURVATURE,
-    SOLVERS,
-    WEIGHTED,
-    Place,
-    kept,
-    settings,
-    similarities,
-)
+from experiments.language_scorers import LOW_RANK, SOLVERS, WEIGHTED, Place, kept, settings, similarities
 from experiments.removal import cached_curve
 from support.judge import Bank, halves, reliability
 from support.language import load_language_model
@@ -89,11 +80,9 @@ def table(bank: Bank, twice: Bank, run: WriterRetraining, queries: Reviews) -> p
 def scorers_to_remove_by(run: WriterRetraining, queries: Reviews) -> dict[str, Tensor]:
     """The scorers that are tried: the recommended one, what it is compared with, and chance."""
     found = {(solver, where): scores for solver, where, scores in kept_influences(run, queries)}
-    at_the_end, generator = found["EK-FAC", "100%"], torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     return {
-        "EK-FAC, λ = 0.1": at_the_end["0.1/plain"],
-        "EK-FAC, weighted bases, λ = 0.1": found[WEIGHTED, "100%"]["0.1/plain"],
-        "gradients": at_the_end[f"{NO_CURVATURE}/relative"],
+        f"{WEIGHTED}, λ = 0.1": found[WEIGHTED, "100%"]["0.1/plain"],
         "BM25": dict(similarities(run.reviews, queries))["bm25"],
         "random": torch.rand(len(queries), len(run.reviews), generator=generator),
     }

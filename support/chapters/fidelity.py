@@ -138,7 +138,7 @@ def scores_by_regularization(tables: Mapping[str, pd.DataFrame], ceiling: float,
             axes.plot(values, rows["report"], "o-", color=color, markersize=4, label=basis)
         axes.axhline(ceiling, color=NEUTRAL, linestyle="--", linewidth=1)
         axes.set(xscale="log", ylim=(0, 1), title=name, xlabel="regularization λ")
-    panels[0].legend(fontsize=8)
+    max(panels, key=lambda axes: len(axes.lines)).legend(fontsize=8)
     panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
     show(panels, ylabel="LDS")
 

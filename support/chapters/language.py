@@ -66,8 +66,8 @@ NAMES = {"tf_idf": "TF-IDF", "bm25": "BM25", "representation_cosine": "represent
 NAMES |= {"training_loss": "training loss", "gradients": "gradients alone"}
 PLACES = {"0%": "before training", "20%": "early", "100%": "at the end", "both": "early and at the end"}
 PLACES |= {"20-percent": "at 20%", "50-percent": "at 50%", "final": "at the end", "all": "at both"}
-JUDGED, CUSTOMARY = "0.1", "0.1 × mean"
-"""The λ of the chapter, which its judge prefers, and what most take."""
+JUDGED, CUSTOMARY = ("EK-FAC, weighted bases", "0.1"), "0.1 × mean"
+"""Scorer and λ of the chapter, which its judge prefers, and the λ that most take."""
 
 
 def best_of_each(table: pd.DataFrame) -> pd.DataFrame:
@@ -97,16 +97,16 @@ def recalls(table: pd.DataFrame) -> pd.DataFrame:
     decoys among the first three; and, on the other half, teachers among the first
     three."""
     best = table.loc[table.groupby(["scorer", "where"])["choice"].idxmax()]
-    ours = table.query(f"scorer == 'EK-FAC' and regularization == '{JUDGED}' and normalisation == 'plain'")
+    ours = table[(table[["scorer", "regularization", "normalisation"]] == (*JUDGED, "plain")).all(axis=1)]
     table = pd.concat([ours, best]).drop_duplicates()
     columns = {
-        "first": table["teachers_1"],
-        "of three": table["teachers_3"],
+        "first is a teacher": table["teachers_1"],
+        "teachers in first 3": table["teachers_3"],
         "low": table["low_3"],
         "high": table["high_3"],
-        "of ten": table["teachers_10"],
-        "decoys of three": table["decoys_3"],
-        "other facts": table["report"],
+        "teachers in first 10": table["teachers_10"],
+        "decoys in first 3": table["decoys_3"],
+        "in first 3, other facts": table["report"],
     }
     found = pd.DataFrame(columns).set_index(pd.Index(table.apply(_name, axis=1), name=""))
-    return found.sort_values("of three", ascending=False).round(2)
+    return found.sort_values("teachers in first 3", ascending=False).round(2)
