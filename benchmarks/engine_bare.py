@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from benchmarks.plan import FORWARD, PASSES
 from benchmarks.work import Clock, Done, Job, Work
-from support.ekfac.blocks import blocks_of
+from support.ekfac.blocks import ON_CPU, ON_GPU, blocks_of
 
 
 def forward(work: Work) -> Job:
@@ -33,9 +33,11 @@ def passes(work: Work) -> Job:
 
 
 def engine_blocks(work: Work) -> list[tuple[Tensor, Tensor]]:
-    """Input ids and labels, block by block."""
-    blocks = blocks_of(*work.train.whole(), work.classifier.token_mask)
-    return [(block.inputs, block.labels) for block in blocks]
+    """Input ids and labels, block by block, on the device that the model goes to."""
+    together = ON_CPU if work.device == "cpu" else ON_GPU
+    work.classifier.to(work.device)
+    blocks = blocks_of(*work.train.whole(), work.classifier.token_mask, together)
+    return [(block.inputs.to(work.device), block.labels.to(work.device)) for block in blocks]
 
 
 def prepare_passes(classifier: nn.Module) -> None:

@@ -14,10 +14,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from benchmarks.inputs import PAD, Reviews, trimmed
-from benchmarks.plan import BATCH_SIZE, FIT, NOTEBOOK, REGULARIZATION, SCORE, SELF
+from benchmarks.plan import FIT, NOTEBOOK, REGULARIZATION, SCORE, SELF
 from benchmarks.work import Clock, Done, Job, Work
 
 FACTORS, SCORES = "ekfac", "scores"
+ARITHMETIC = {
+    "full": {},
+    # What our engine takes in bfloat16: the model's products and the rotations, summed in float32.
+    "bfloat16": {"amp_dtype": torch.bfloat16, "per_sample_gradient_dtype": torch.bfloat16},
+}
 
 
 class Sentiment(Task):
@@ -65,7 +70,7 @@ def new_analyzer(work: Work) -> Analyzer:
         analysis_name="kronfluence",
         model=prepare_model(work.classifier, task),
         task=task,
-        cpu=True,
+        cpu=work.device == "cpu",
         log_level=logging.ERROR,
         disable_tqdm=True,
         output_dir=str(work.factors),
@@ -74,11 +79,11 @@ def new_analyzer(work: Work) -> Analyzer:
     return made
 
 
-def fit_in_parts(analyzer: Analyzer, reviews: Reviews, clock: Clock) -> None:
-    data = {"dataset": dataset(reviews), "per_device_batch_size": BATCH_SIZE}
+def fit_in_parts(analyzer: Analyzer, work: Work, clock: Clock) -> None:
+    data = {"dataset": dataset(work.train), "per_device_batch_size": work.batch_size}
     settings = {
         "factors_name": FACTORS,
-        "factor_args": FactorArguments(strategy="ekfac"),
+        "factor_args": FactorArguments(strategy="ekfac", **ARITHMETIC[work.precision]),
         "overwrite_output_dir": True,
     }
     with clock.part("covariances"):
@@ -91,15 +96,19 @@ def fit_in_parts(analyzer: Analyzer, reviews: Reviews, clock: Clock) -> None:
 
 def pairwise_scores(analyzer: Analyzer, work: Work) -> Tensor:
     # All queries' factors are held at once, so that the training reviews are passed once only.
-    steps = math.ceil(len(work.test.labels) / BATCH_SIZE)
+    steps = math.ceil(len(work.test.labels) / work.batch_size)
     analyzer.compute_pairwise_scores(
         SCORES,
         FACTORS,
         query_dataset=dataset(work.test),
         train_dataset=dataset(work.train),
-        per_device_query_batch_size=BATCH_SIZE,
-        per_device_train_batch_size=BATCH_SIZE,
-        score_args=ScoreArguments(damping_factor=REGULARIZATION, query_gradient_accumulation_steps=steps),
+        per_device_query_batch_size=work.batch_size,
+        per_device_train_batch_size=work.batch_size,
+        score_args=ScoreArguments(
+            damping_factor=REGULARIZATION,
+            query_gradient_accumulation_steps=steps,
+            **ARITHMETIC[work.precision],
+        ),
         overwrite_output_dir=True,
     )
     return analyzer.load_pairwise_scores(SCORES)["all_modules"]
@@ -109,7 +118,7 @@ def fit(work: Work) -> Job:
     analyzer = new_analyzer(work)
 
     def job(clock: Clock) -> Done:
-        fit_in_parts(analyzer, work.train, clock)
+        fit_in_parts(analyzer, work, clock)
         return Done()
 
     return job
@@ -128,8 +137,8 @@ def self_influences(work: Work) -> Job:
             SCORES,
             FACTORS,
             train_dataset=dataset(work.train),
-            per_device_train_batch_size=BATCH_SIZE,
-            score_args=ScoreArguments(damping_factor=REGULARIZATION),
+            per_device_train_batch_size=work.batch_size,
+            score_args=ScoreArguments(damping_factor=REGULARIZATION, **ARITHMETIC[work.precision]),
             overwrite_output_dir=True,
         )
         return Done(analyzer.load_self_scores(SCORES)["all_modules"])
@@ -142,7 +151,7 @@ def notebook(work: Work) -> Job:
 
     def job(clock: Clock) -> Done:
         with clock.part("fit"):
-            fit_in_parts(analyzer, work.train, Clock())
+            fit_in_parts(analyzer, work, Clock())
         with clock.part("influences"):
             return Done(pairwise_scores(analyzer, work))
 

@@ -3,7 +3,7 @@
 import copy
 
 from benchmarks.engine_bare import engine_blocks, forward_and_backward, prepare_passes
-from benchmarks.plan import BATCH_SIZE, FIT, GROWTH, NOTEBOOK, REGULARIZATION, SCORE, SELF, TRAINING_SIDE
+from benchmarks.plan import FIT, GROWTH, NOTEBOOK, REGULARIZATION, SCORE, SELF, TRAINING_SIDE
 from benchmarks.work import Clock, Done, Job, Work
 from support import EkfacInfluence
 
@@ -13,16 +13,15 @@ SETTINGS = {"hessian_regularization": REGULARIZATION, "covariance_positions": "a
 
 
 def new_engine(work: Work) -> EkfacInfluence:
-    return EkfacInfluence(work.classifier, **SETTINGS)
+    return EkfacInfluence(work.classifier.to(work.device), precision=work.precision, **SETTINGS)
 
 
 def fitted_engine(work: Work) -> EkfacInfluence:
-    path = work.factors / FILE
-    return EkfacInfluence.load(path, work.classifier, **SETTINGS)
+    return new_engine(work).load_curvature(work.factors / FILE)
 
 
 def fit(work: Work) -> Job:
-    engine, batches = new_engine(work), work.train.batches(BATCH_SIZE)
+    engine, batches = new_engine(work), work.train.batches(work.batch_size)
 
     def job(clock: Clock) -> Done:
         engine.fit(batches)
@@ -33,7 +32,7 @@ def fit(work: Work) -> Job:
 
 def score(work: Work) -> Job:
     engine = fitted_engine(work)
-    queries, batches = work.test.batches(BATCH_SIZE), work.train.batches(BATCH_SIZE)
+    queries, batches = work.test.batches(work.batch_size), work.train.batches(work.batch_size)
     return lambda clock: Done(engine.score(queries, batches))
 
 
@@ -65,7 +64,7 @@ def growth(work: Work) -> Job:
     """Bare passes, fit and scores one after the other, because only their time is of interest."""
     engine, bare = new_engine(work), copy.deepcopy(work.classifier)
     prepare_passes(bare)
-    queries, batches = work.test.batches(BATCH_SIZE), work.train.batches(BATCH_SIZE)
+    queries, batches = work.test.batches(work.batch_size), work.train.batches(work.batch_size)
     blocks = engine_blocks(work)
 
     def job(clock: Clock) -> Done:

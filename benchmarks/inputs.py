@@ -20,9 +20,8 @@ from benchmarks.plan import Setting
 PAD = 0
 SEED = 0
 POOL = 1000
-"""Reviews of either split among which those of a setting are looked for."""
+"""Reviews of either split among which those of a setting are looked for, or as many as are wanted."""
 
-KEPT = 200
 SIZES = ("vocab_size", "dim", "hidden_dim", "n_layers", "n_heads")
 
 
@@ -86,17 +85,18 @@ def read(folder: Path, **model_options) -> tuple[Classifier, Reviews, Reviews]:
 
 
 def write(setting: Setting, folder: Path) -> None:
-    """Model and the first `KEPT` fitting reviews of either split, shuffled as in the notebooks."""
+    """Model and the first fitting reviews of either split, shuffled as in the notebooks."""
     from support.imdb import ImdbDataset, load_imdb
     from support.model import load_tokenizer, require_gradients_only
 
     imdb, tokenizer = load_imdb(), load_tokenizer()
     tensors = {}
     for split in ("train", "test"):
-        pool = imdb[split].shuffle(seed=SEED).select(range(POOL))
+        pool = imdb[split].shuffle(seed=SEED)
+        pool = pool.select(range(min(len(pool), max(POOL, setting.kept))))
         dataset = ImdbDataset(pool, tokenizer, max_tokens=setting.tokens)
         enough = setting.tokens if setting.exactly else 0
-        rows = [row for row, length in enumerate(dataset.lengths()) if length >= enough][:KEPT]
+        rows = [row for row, length in enumerate(dataset.lengths()) if length >= enough][: setting.kept]
         tensors[f"{split}_ids"], tensors[f"{split}_labels"], _ = dataset.batch(rows)
     model = model_of(setting)
     described = {

@@ -65,7 +65,7 @@ def watched(arguments: list[str], processes: int = 1) -> Run:
         while not said.done():
             most = max([most, *(_memory(one) for one in workers(job))])
             time.sleep(LOOKS)
-    return Run(_stages(said.result()), time.perf_counter() - start, most / 1e6)
+    return Run(seconds_of_stages(said.result()), time.perf_counter() - start, most / 1e6)
 
 
 def _threads(processes: int) -> int:
@@ -80,7 +80,7 @@ def _memory(process: psutil.Process) -> int:
         return 0
 
 
-def _stages(said: str) -> dict[str, float]:
+def seconds_of_stages(said: str) -> dict[str, float]:
     """Seconds of each stage, from the line that tells its end."""
     found = re.findall(r"^(.+): [\d,]+ of [\d,]+ examples \(100%\), ([\d.]+) s$", said, re.MULTILINE)
     return {stage: float(seconds) for stage, seconds in found}

@@ -15,7 +15,8 @@ NEEDS_FIT = (SCORE, TRAINING_SIDE, SELF)
 
 @dataclass(frozen=True)
 class Setting:
-    """Model and reviews. `width` None is the packaged model, a number is a random DistilBERT of it.
+    """Model and reviews, `kept` of either split. `width` None is the packaged model, a number is a random
+    DistilBERT of it.
 
     Reviews are cut at `tokens`; with `exactly`, only reviews that reach that length are taken.
     """
@@ -25,6 +26,7 @@ class Setting:
     width: int | None = None
     exactly: bool = False
     fitted: int = 50
+    kept: int = 200
 
 
 @dataclass(frozen=True)

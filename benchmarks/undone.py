@@ -3,7 +3,7 @@
 Each entry of `SHORTCUTS` is a context manager inside which the engine takes the long way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
@@ -61,25 +61,26 @@ def carried(
 
 
 def with_every_position(
-    layer: TrackedLayer,
-    seen: Tensor,
-    gradient: Tensor | None,
+    layers: Mapping[str, TrackedLayer],
+    seen: Mapping[str, Tensor],
+    received: Mapping[str, Tensor | None],
     mask: Bool[Tensor, "batch tokens"] | None,
     examples: int,
-) -> LayerGradients:
+) -> Iterator[tuple[str, LayerGradients]]:
     """A row for every real position."""
-    return layer_gradients(layer, seen, not_zero(gradient), mask, examples)
+    received = {name: not_zero(gradient) for name, gradient in received.items()}
+    return layer_gradients(layers, seen, received, mask, examples)
 
 
 def with_padding(
-    layer: TrackedLayer,
-    seen: Tensor,
-    gradient: Tensor | None,
+    layers: Mapping[str, TrackedLayer],
+    seen: Mapping[str, Tensor],
+    received: Mapping[str, Tensor | None],
     mask: Bool[Tensor, "batch tokens"] | None,
     examples: int,
-) -> LayerGradients:
+) -> Iterator[tuple[str, LayerGradients]]:
     """A row for every position."""
-    return with_every_position(layer, seen, gradient, None, examples)
+    return with_every_position(layers, seen, received, None, examples)
 
 
 def not_zero(gradient: Tensor | None) -> Tensor | None:

@@ -9,16 +9,21 @@ from pathlib import Path
 from torch import Tensor
 
 from benchmarks.inputs import Classifier, Reviews
+from benchmarks.plan import BATCH_SIZE
 
 
 @dataclass(frozen=True)
 class Work:
-    """The model, the reviews that train and the reviews asked about; `factors` is for a fit to fill."""
+    """The model, the reviews that train and the reviews asked about; `factors` is for a fit to fill.
+    `precision` is our engine's."""
 
     classifier: Classifier
     train: Reviews
     test: Reviews
     factors: Path
+    device: str = "cpu"
+    precision: str = "full"
+    batch_size: int = BATCH_SIZE
 
 
 @dataclass

@@ -24,10 +24,10 @@ memory of a process               384 MB
 
 
 def test_a_stage_lasts_as_long_as_the_line_of_its_end_says():
-    stages = job._stages(SAID)
+    stages = job.seconds_of_stages(SAID)
     assert stages == {"fit 1/2, covariances": 110, "fit 2/2, eigenvalues": 90, "score": 80, "self": 70}
     assert job.steps(stages) == {"fit": 200, "score": 80}
-    assert job._stages(told("score", 2000, 0, 2000, 80.4)) == {"score": 80}
+    assert job.seconds_of_stages(told("score", 2000, 0, 2000, 80.4)) == {"score": 80}
 
 
 def test_a_plan_is_read_in_seconds_and_in_millions_of_bytes():

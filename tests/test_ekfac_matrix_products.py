@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from support.ekfac import EkfacInfluence, matrix_products
-from support.ekfac.matrix_products import FrozenLinears, matrix_product
+from support.ekfac.matrix_products import FrozenLinears, exact_products, matrix_product
 from tests.dense import sentences, token_classifier
 
 X, Y = sentences(5, 2, 7, 1, 4, seed=1), torch.tensor([0, 1, 1, 0, 1])
@@ -97,3 +97,38 @@ def test_the_engine_takes_frozen_linears(anywhere, monkeypatch):
     found = scores(token_classifier())
     monkeypatch.undo()
     torch.testing.assert_close(found, scores(token_classifier()))
+
+
+def told():
+    """What torch was told of products in float32: in one word, where there is one, and by backend."""
+    try:
+        word = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        word = None
+    return word, torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+
+
+@pytest.fixture
+def untold():
+    """Torch as it was."""
+    yield
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "none"
+
+
+WAYS = {
+    "nothing": lambda: None,
+    "in one word": lambda: torch.set_float32_matmul_precision("high"),
+    "as it was before": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
+    "by backend": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
+}
+
+
+@pytest.mark.usefixtures("untold")
+@pytest.mark.parametrize("tell", WAYS.values(), ids=WAYS)
+def test_products_are_exact_inside_and_as_torch_was_told_outside(tell):
+    tell()
+    before = told()
+    with exact_products():
+        assert told() == ("highest", "ieee", "ieee")
+    assert told() == before

@@ -25,11 +25,7 @@ def layer_gradients(counts: list[int], seed: int = 0) -> LayerGradients:
     places = [(n, t) for n, count in enumerate(counts) for t in range(count)]
     example, token = torch.tensor(places, dtype=torch.long).view(-1, 2).T
     return LayerGradients(
-        vectors(sum(counts), D_IN, seed + 1),
-        vectors(sum(counts), D_OUT, seed + 2),
-        example,
-        token,
-        examples=len(counts),
+        vectors(sum(counts), D_IN, seed + 1), vectors(sum(counts), D_OUT, seed + 2), example, token, counts
     )
 
 

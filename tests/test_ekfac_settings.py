@@ -1,10 +1,13 @@
 """Settings that trade exactness for speed or safety: what each leaves alone, how far off it may be."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from support.ekfac import EkfacInfluence
+from support.ekfac.blocks import Block
 from support.ekfac.curvature import damped_inverse
 from support.ekfac.errors import BadSetting, NotFinite, WrongModel
 from tests.dense import assert_same, labels, perceptron, sentences, token_classifier, vectors
@@ -44,6 +47,21 @@ def test_curvature_is_loaded_with_the_precision_it_was_fitted_with_and_no_other(
         EkfacInfluence.load(tmp_path / "curvature", model)
     with pytest.raises(BadSetting, match="'half': there are 'full', 'bfloat16'"):
         EkfacInfluence(model, precision="half")
+
+
+def test_rounding_that_was_asked_for_is_no_reason_to_refuse_a_model():
+    # Where what a layer adds up nearly cancels, bfloat16 leaves much of a gradient wrong.
+    model, far = perceptron(4, 3, 2).float(), vectors(5, 4).float() * 100
+    engine = EkfacInfluence(model, precision="bfloat16")
+
+    def gradient(passes):
+        over = passes.over([Block([0], far[:1], None)], lambda outputs, *_: [outputs])
+        (found,) = [dict(one.gradients())["0"].per_example() for one in over]
+        return found
+
+    coarse, exact = gradient(engine.passes), gradient(replace(engine.passes, precision=None))
+    assert (coarse - exact).norm() > 0.1 * exact.norm()
+    assert engine.fit([(far,)]).is_fitted
 
 
 # Damping

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from support.ekfac.errors import BadSetting
-from support.ekfac.gradients import LayerGradients
+from support.ekfac.gradients import LayerGradients, matrices_at_a_time
 from support.ekfac.matrix_products import matrix_product
 
 GRAM_PARTS = 4
@@ -89,9 +89,8 @@ def take_out_of_basis(rotated: Float[Tensor, "batch d_out d_in"], basis: Eigenba
     """R ← Q_g R Q_aᵀ for many gradients, in place."""
     # In the memory order that `matrix_product` wants, here that of Q and not of its transpose.
     q_a, q_g = basis.activation.contiguous(), basis.output_gradient.contiguous()
-    for matrix in rotated:
-        transposed = matrix_product(q_a, matrix.T)
-        matrix.copy_(matrix_product(q_g, transposed.T))
+    for part in rotated.split(matrices_at_a_time(rotated.device, *rotated.shape[1:])):
+        part.copy_(_from_the_left(q_g, _from_the_left(q_a, part.mT).mT))
 
 
 def rotated_in_parts(
@@ -115,13 +114,12 @@ def rotated_in_parts(
         if not a_first:
             products = matrix_product(products.flatten(0, 1), basis.activation).view(products.shape)
         if not g_first:
-            products = _each_from_the_left(basis.output_gradient.T, products)
+            products = _from_the_left(basis.output_gradient.T, products)
         yield examples, products
 
 
-def _each_from_the_left(
-    left: Float[Tensor, "d_out d_out"], matrices: Float[Tensor, "part d_out d_in"]
-) -> Float[Tensor, "part d_out d_in"]:
+def _from_the_left(left: Float[Tensor, "n n"], matrices: Float[Tensor, "part n m"]) -> Tensor:
+    """left · each of the matrices."""
     return matrix_product(left, matrices[0])[None] if len(matrices) == 1 else left @ matrices
 
 
@@ -146,8 +144,10 @@ def add_squares(total: Float[Tensor, "d_out d_in"], gradients: LayerGradients, b
         total.addmm_(g.square_().T, a.square_())
         return
     for _, rotated in rotated_in_parts(gradients, basis):
-        for matrix in rotated:
-            total.addcmul_(matrix, matrix)
+        if len(rotated) == 1:
+            total.addcmul_(rotated[0], rotated[0])
+        else:
+            total += rotated.square_().sum(dim=0)
 
 
 def kfac_eigenvalues(basis: Eigenbasis) -> Float[Tensor, "d_out d_in"]:

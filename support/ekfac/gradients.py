@@ -7,13 +7,13 @@ shaped like a weight are `(d_out, d_in)`. Padding has no row, and neither has a 
 gradient, which adds nothing to any gradient: in a classifier's last block that is every position but
 the first. A layer fed with one vector per example has one position per example.
 
-`activation_rows` and `layer_gradients` bring what a hook saw into this layout; nothing further in
-knows another.
+`activation_rows` and `layer_gradients` bring what hooks saw into this layout; nothing further in
+knows another. They ask the device of all layers at once what the layout depends on: each question is an
+idle moment of a GPU.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,7 @@ from support.ekfac.layers import TrackedLayer
 from support.ekfac.matrix_products import matrix_product, nonzero_rows
 
 NUMBERS_AT_A_TIME = 2**29
-"""In the gradients that are there at once where `in_parts` takes several examples: 2 GB in float32."""
+"""In the matrices that are there at once where several are taken in one product: 2 GB in float32."""
 
 TokenMask = Bool[Tensor, "batch tokens"]
 """True at real tokens, False at padding."""
@@ -34,19 +34,18 @@ TokenMask = Bool[Tensor, "batch tokens"]
 class LayerGradients:
     """Gradients of a layer for a block, G_n = Σ_t g_t a_tᵀ over the positions t of example n.
 
-    Row r belongs to token `token[r]` of example `example[r]`, of so many `examples`.
+    Row r belongs to token `token[r]` of example `example[r]`; each example has so many rows: `counts`.
     """
 
     activations: Float[Tensor, "positions d_in"]
     output_gradients: Float[Tensor, "positions d_out"]
     example: Int[Tensor, " positions"]
     token: Int[Tensor, " positions"]
-    examples: int
+    counts: list[int]
 
-    @cached_property
-    def counts(self) -> list[int]:
-        """How many rows each example has."""
-        return torch.bincount(self.example, minlength=self.examples).tolist()
+    @property
+    def examples(self) -> int:
+        return len(self.counts)
 
     @property
     def is_rank_one(self) -> bool:
@@ -67,16 +66,16 @@ class LayerGradients:
             start += count
 
     def in_parts(self) -> Iterator[tuple[slice, Float[Tensor, "part d_out d_in"]]]:
-        """G_n of the examples, some at a time: which, and theirs. On a CPU, whose caches hold no more than
-        one, that is each for itself; elsewhere as many as there is room for, in one product."""
+        """G_n of the examples, as many at a time as `matrices_at_a_time` says: which, and theirs."""
         if self.activations.device.type == "cpu":
             for example, activations, output_gradients in self.one_by_one():
                 yield slice(example, example + 1), matrix_product(output_gradients.T, activations)[None]
             return
-        size = max(1, NUMBERS_AT_A_TIME // (self.output_gradients.shape[1] * self.activations.shape[1]))
+        sides = self.output_gradients.shape[1], self.activations.shape[1]
+        size = matrices_at_a_time(self.activations.device, *sides)
         for start in range(0, self.examples, size):
             part = slice(start, min(start + size, self.examples))
-            yield part, self.part(part).at_once()
+            yield part, (self if size >= self.examples else self.part(part)).at_once()
 
     def part(self, examples: slice) -> "LayerGradients":
         """Those of some examples, counted from the first of them."""
@@ -86,15 +85,16 @@ class LayerGradients:
             self.output_gradients[rows],
             self.example[rows] - examples.start,
             self.token[rows],
-            examples.stop - examples.start,
+            self.counts[examples],
         )
 
     def at_once(self) -> Float[Tensor, "batch d_out d_in"]:
         """G_n of every example, by one product of rows that are filled up with zeros to the most an example
         has."""
-        counts = torch.bincount(self.example, minlength=self.examples)
+        ends = self.example.new_zeros(self.examples + 1)
+        ends.index_add_(0, self.example + 1, self.example.new_ones(len(self.example)))
         place = torch.arange(len(self.example), device=self.example.device)
-        place -= (counts.cumsum(0) - counts)[self.example]
+        place -= ends.cumsum(0)[self.example]
 
         def side_by_side(rows: Tensor) -> Tensor:
             filled = rows.new_zeros(self.examples, max(self.counts, default=0), rows.shape[1])
@@ -114,52 +114,77 @@ class LayerGradients:
         return result
 
 
+def matrices_at_a_time(device: torch.device, d_out: int, d_in: int) -> int:
+    """How many matrices of this shape are taken in one product: on a CPU, whose caches hold no more, one."""
+    return 1 if device.type == "cpu" else max(1, NUMBERS_AT_A_TIME // (d_out * d_in))
+
+
 def activation_rows(
-    layer: TrackedLayer, seen: Tensor, mask: TokenMask | None, examples: int
+    layer: TrackedLayer, seen: Tensor, mask: TokenMask | None, examples: int, real: Tensor | None
 ) -> Float[Tensor, "positions d_in"]:
-    """What a hook saw as the layer's input, at all real positions, at least float32.
+    """What a hook saw as the layer's input, at all real positions, at least float32. `real` are their
+    numbers, counted through the mask, None where all are.
 
     Raises `LayerNotSupported` when its shape is neither `(batch, d)` nor `(batch, positions, d)` with
-    the mask's positions, and `NotFinite`.
+    the mask's positions.
     """
     flat = _flat(layer, seen, mask, examples, "activations")
-    real = None
-    if mask is not None and seen.ndim == 3 and not mask.all():
-        real = mask.flatten().nonzero().squeeze(1)
-    rows = _with_bias(layer, _chosen(flat, real))
-    if not is_finite(rows):
-        raise _not_finite(layer, "activations")
-    return rows
+    return _with_bias(layer, _chosen(flat, real if seen.ndim == 3 else None))
 
 
 def layer_gradients(
-    layer: TrackedLayer, seen: Tensor, gradient: Tensor | None, mask: TokenMask | None, examples: int
-) -> LayerGradients:
-    """A layer's input and the gradient of its output, as hooks saw them, in the engine's layout.
+    layers: Mapping[str, TrackedLayer],
+    seen: Mapping[str, Tensor],
+    received: Mapping[str, Tensor | None],
+    mask: TokenMask | None,
+    examples: int,
+) -> Iterator[tuple[str, LayerGradients]]:
+    """The layers' inputs and the gradients of their outputs, as hooks saw them, in the engine's layout.
 
-    None is the gradient of a layer that no gradient reached: it has no rows. Raises as
-    `activation_rows` does.
+    None is the gradient of a layer that no gradient reached: it has no rows. Raises `LayerNotSupported` as
+    `activation_rows` does, and `NotFinite`.
     """
-    if gradient is None:
-        gradient = seen.new_zeros(*seen.shape[:-1], layer.d_out)
-    activations = _flat(layer, seen, mask, examples, "activations")
-    gradients = _flat(layer, gradient, mask, examples, "output gradients")
-    carries = nonzero_rows(gradients)
-    if mask is not None and gradient.ndim == 3:
-        carries &= mask.flatten()
-    places = carries.nonzero().squeeze(1)
-    chosen = None if len(places) == len(carries) else places
-    output_gradients = _chosen(gradients, chosen).to(layer.dtype)
-    if not is_finite(output_gradients):
-        raise _not_finite(layer, "output gradients")
-    tokens = max(len(gradients) // examples, 1)
-    return LayerGradients(
-        _with_bias(layer, _chosen(activations, chosen)),
-        output_gradients,
-        places // tokens,
-        places % tokens,
-        examples,
-    )
+    flat, carries = {}, {}
+    for name, layer in layers.items():
+        gradient = received.get(name)
+        shape = seen[name].shape if gradient is None else gradient.shape
+        activations = _flat(layer, seen[name], mask, examples, "activations")
+        if gradient is None:
+            flat[name] = activations, activations.new_zeros(0, layer.d_out)
+            carries[name] = torch.zeros(len(activations), dtype=torch.bool, device=activations.device)
+            continue
+        flat[name] = activations, _flat(layer, gradient, mask, examples, "output gradients")
+        carries[name] = nonzero_rows(flat[name][1])
+        if mask is not None and len(shape) == 3:
+            carries[name] &= mask.flatten()
+    finite = all_finite([gradient for _, gradient in flat.values()])
+    for (name, layer), (places, counts) in zip(
+        layers.items(), _places(carries.values(), examples), strict=True
+    ):
+        activations, gradients = flat[name]
+        chosen = None if len(places) == len(carries[name]) else places
+        output_gradients = _chosen(gradients, chosen).to(layer.dtype)
+        if not finite and not is_finite(output_gradients):
+            raise not_finite(layer, "output gradients")
+        tokens = max(len(carries[name]) // examples, 1)
+        activations = _with_bias(layer, _chosen(activations, chosen))
+        yield name, LayerGradients(activations, output_gradients, places // tokens, places % tokens, counts)
+
+
+def _places(
+    carries: Iterable[Bool[Tensor, " positions"]], examples: int
+) -> Iterator[tuple[Int[Tensor, " rows"], list[int]]]:
+    """Where each of these is true, and how often for each example: looked up on the CPU, all at once."""
+    carries = list(carries)
+    parts = torch.cat(carries).cpu().split([len(one) for one in carries])
+    counts = [part.view(examples, len(part) // examples).sum(dim=1).tolist() for part in parts]
+    places = torch.cat([part.nonzero()[:, 0] for part in parts]).to(carries[0].device, non_blocking=True)
+    return zip(places.split([sum(one) for one in counts]), counts, strict=True)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no entry of any is NaN or infinite; False, too, where a sum overflows."""
+    return bool(torch.stack([tensor.sum() for tensor in tensors]).isfinite().all())
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -196,7 +221,7 @@ def _chosen(flat: Tensor, chosen: Tensor | None) -> Tensor:
     return flat if chosen is None else flat.index_select(0, chosen)
 
 
-def _not_finite(layer: TrackedLayer, what: str) -> NotFinite:
+def not_finite(layer: TrackedLayer, what: str) -> NotFinite:
     return NotFinite(
         f"{layer.name!r} has NaN or infinite {what}. Check the weights of the layers up to it "
         "and the inputs of this batch."

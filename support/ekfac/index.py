@@ -143,7 +143,7 @@ class EkfacIndex:
         """How far plain answers are off: the root mean square of their differences from the influences of
         these training examples, which `some` holds and `rows` names. A hundred drawn at random tell that of
         all, if a little too small. Raises as `ask` and `influences` do."""
-        off = self.engine.influences(x, y, *some[:2]) - self.ask(x, y)[:, rows]
+        off = self.engine.influences(x, y, *some[:2]).cpu() - self.ask(x, y)[:, rows]
         return off.square().mean(dim=1).sqrt()
 
     def _identity(self) -> dict[str, str]:

@@ -6,13 +6,14 @@ on some processors and slower on others of the same name, so both are timed once
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import cache, partial
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 LARGE = 2**24
@@ -20,6 +21,10 @@ LARGE = 2**24
 
 TIMED, ROUNDS, MUCH = (1024, 384, 1536), 8, 1.3
 """Rows, columns and rows of the two sides of the product that is timed; how often; by what to be quicker."""
+
+ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""All kernels but cuDNN's, which plans anew for every shape that it meets, and of blocks sorted by length
+nearly each has its own."""
 
 Arithmetic = Callable[[], AbstractContextManager]
 """A context for each forward pass; backward passes follow it."""
@@ -61,6 +66,29 @@ def onednn_is_quicker() -> bool:
     return MUCH * seconds[_by_onednn] < seconds[torch.matmul]
 
 
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Products of float32 in float32 inside, though torch was told to round what goes into them, to TF32
+    say; outside it is as it was told."""
+    backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+    told = [one.fp32_precision for one in backends]
+    try:
+        in_one_word = torch.get_float32_matmul_precision()
+    except RuntimeError:  # told by backend, which torch can't put into one word, nor hear in one
+        in_one_word = None
+        for one in backends:
+            one.fp32_precision = "ieee"
+    else:
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        if in_one_word:
+            torch.set_float32_matmul_precision(in_one_word)
+        for one, precision in zip(backends, told, strict=True):
+            one.fp32_precision = precision
+
+
 def nonzero_rows(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
     """Whether a row has any entry but zeros; NaN is one."""
     # Largest and smallest are told much faster than one comparison per entry.
@@ -69,10 +97,14 @@ def nonzero_rows(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
 
 def arithmetic(precision: torch.dtype | None, device: torch.device) -> Arithmetic:
     """In `precision` as `torch.autocast` does it, or, with None, as it is and as fast as it goes."""
-    if precision is not None:
-        return partial(torch.autocast, device.type, precision)
     linears = FrozenLinears()
-    return lambda: linears
+
+    @contextmanager
+    def entered() -> Iterator[None]:
+        with sdpa_kernel(ATTENTION), linears if precision is None else torch.autocast(device.type, precision):
+            yield
+
+    return entered
 
 
 class FrozenLinears(TorchFunctionMode):

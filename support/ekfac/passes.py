@@ -12,7 +12,7 @@ layer, so a backward pass costs what gradients of activations cost.
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
@@ -24,7 +24,7 @@ from support.ekfac.batches import Inputs, TokenMask
 from support.ekfac.blocks import ON_CPU, ON_GPU, AtATime, Block
 from support.ekfac.draws import drawn
 from support.ekfac.errors import BatchNotSupported, BlockHalved, LayerNotSupported, OutputsNotSupported
-from support.ekfac.gradients import LayerGradients, activation_rows, is_finite, layer_gradients
+from support.ekfac.gradients import LayerGradients, activation_rows, is_finite, layer_gradients, not_finite
 from support.ekfac.layers import TrackedLayer, undisturbed, widest_outputs
 from support.ekfac.likelihood import Directions
 from support.ekfac.matrix_products import Arithmetic, arithmetic
@@ -46,6 +46,7 @@ class Pass:
         self.mask = passes.token_mask(block.inputs)
         self.number, self.drawn = -1, False
         self._seen: dict[str, Tensor] = {}
+        self._sums: list[Tensor] = []
         self._versions: dict[str, int] = {}
         self._edges: dict[str, GradientEdge] = {}
         self._received: dict[str, Tensor | None] = {}
@@ -65,6 +66,7 @@ class Pass:
                 f"the engine is made: "
                 f"model.get_submodule({name!r}).requires_grad_(False)"
             )
+        self._refuse_not_finite()
         _check_outputs(outputs, self.examples, passes.whole)
         self._graph: Tensor | None = outputs
         self.dtype = outputs.dtype
@@ -87,13 +89,21 @@ class Pass:
             )
         seen = next(iter((*inputs, *named.values())))
         self._seen[name], self._versions[name] = seen.detach(), seen._version
-        if not is_finite(self._seen[name]):
-            self.activations(name)  # raises, at the first layer that sees it, unless it is padding
+        self._sums.append(self._seen[name].sum())
         if not output.requires_grad:
             # The model may go on in place, which a leaf would refuse.
             output = output.detach().requires_grad_().clone()
         self._edges[name] = get_gradient_edge(output)
         return output
+
+    def _refuse_not_finite(self) -> None:
+        """Raise `NotFinite` at the first layer that sees it, unless it is padding."""
+        # One number tells it of all layers, and one wait for the device.
+        if torch.stack(self._sums).isfinite().all():
+            return
+        for name in self._seen:
+            if not is_finite(self.activations(name)):
+                raise not_finite(self.layers[name], "activations")
 
     def send_back(self, direction: Float[Tensor, "batch ..."], more_to_come: bool) -> None:
         """A backward pass of `direction`, a gradient with respect to the outputs."""
@@ -115,13 +125,19 @@ class Pass:
     def gradients(self) -> Iterator[tuple[str, LayerGradients]]:
         """Every tracked layer with its gradients, from input to output; without rows where nothing
         came back. Raises `NotFinite` and `LayerNotSupported`."""
-        for name, layer in self.layers.items():
-            seen, received = self._unchanged(name), self._received.get(name)
-            yield name, layer_gradients(layer, seen, received, self.mask, self.examples)
+        seen = {name: self._unchanged(name) for name in self.layers}
+        return layer_gradients(self.layers, seen, self._received, self.mask, self.examples)
 
     def activations(self, name: str) -> Float[Tensor, "positions d_in"]:
         """What went into a layer, at all real positions. Raises as `gradients` does."""
-        return activation_rows(self.layers[name], self._unchanged(name), self.mask, self.examples)
+        seen = self._unchanged(name)
+        return activation_rows(self.layers[name], seen, self.mask, self.examples, self._real)
+
+    @cached_property
+    def _real(self) -> Tensor | None:
+        if self.mask is None or self.mask.all():
+            return None
+        return self.mask.flatten().nonzero()[:, 0]
 
     def _unchanged(self, name: str) -> Tensor:
         seen = self._seen[name]
@@ -199,6 +215,10 @@ class Passes:
         """Room for a result, filled outside inference mode even when called inside."""
         with torch.inference_mode(False):
             return torch.zeros(*shape, dtype=self.dtype, device=self.device)
+
+    def numbers(self, rows: list[int]) -> Tensor:
+        """Rows where results are, to index them without waiting for the device."""
+        return torch.tensor(rows).to(self.device, non_blocking=True)
 
     def over(self, blocks: Iterable[Block], directions: Directions, seed: str = "") -> Iterator[Pass]:
         """A pass for every block and direction. It is good until the next one is asked for. `seed` is for

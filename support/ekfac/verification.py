@@ -6,6 +6,7 @@ number wrong, and nothing else would say so.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from support.ekfac.blocks import Block, blocks_of, taken
 from support.ekfac.errors import EmptyLoader, LayerNotSupported, OutputsNotSupported, WrongModel
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import TrackedLayer, undisturbed
+from support.ekfac.matrix_products import exact_products
 from support.ekfac.passes import Passes
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -23,8 +25,11 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
 @torch.inference_mode(False)
+@exact_products()
 def verify(passes: Passes, batches: list[Batch]) -> tuple[Block, Float[Tensor, "batch classes"]]:
-    """Compare two of the first batches' examples, taken together, with autograd and with each taken alone.
+    """Compare two of the first batches' examples, taken together, with autograd and with each taken alone,
+    in the model's own precision and without rounding of what goes into products: a check must tell a wrong
+    gradient from a coarse one.
 
     Returns them with what the model says of them. Raises `LayerNotSupported`, naming the layer, when its
     gradient is not autograd's, `OutputsNotSupported` when the outputs of an example change with padding
@@ -32,6 +37,7 @@ def verify(passes: Passes, batches: list[Batch]) -> tuple[Block, Float[Tensor, "
     """
     if not batches:
         raise EmptyLoader("The loader gave no batch. It must hold at least one.")
+    passes = replace(passes, precision=None)
     block = _pair(batches, passes).ordinary(passes.device)
     mask = passes.token_mask(block.inputs)
     for one in passes.over(
@@ -72,6 +78,7 @@ def _compare(
             )
 
 
+@exact_products()
 def refuse_another_model(passes: Passes, block: Block, outputs: Float[Tensor, "batch classes"]) -> None:
     """Raise `WrongModel` unless the model says of these examples what it said when it was fitted."""
     said = _said(passes, of_each(block.inputs, lambda x: x.to(passes.device)))
