@@ -183,13 +183,15 @@ def markdown(found: dict) -> str:
         ]
         bare, ours, theirs = seconds
         if line["job"] == PASSES:
-            rows.append([f"{line['reviews']:,}", line["arithmetic"], "bare passes", bare] + 6 * [""])
+            rows.append([f"{line['reviews']:,}", line["arithmetic"], f"bare passes: {bare} s", *(7 * [""])])
         else:
             names = f"{line['reviews']:,}", line["arithmetic"], line["job"]
             rows.append([*names, ours, theirs, spread, *memory, *errors])
     heads = ["reviews", "arithmetic", "job", "ours, s", "Kronfluence, s", "ratio", "ours, MB"]
     heads += ["Kronfluence, MB", "from Kronfluence", "from float32"]
-    whole = found["job"]
+    whole, rounds = found["job"], {int(size): n for size, n in found["sizes"]["rounds"].items()}
+    told = ", ".join(f"{n} rounds with {size:,}" for size, n in sorted(rounds.items())) + " reviews"
+    told = told.replace("1 rounds", "one round")
     sections = [
         ["# On a GPU"],
         [f"Written by `python -m benchmarks.gpu` on {found['date']}; not by hand."],
@@ -197,7 +199,8 @@ def markdown(found: dict) -> str:
         [
             "The packaged model and real reviews, both engines in turn in one process; batches of "
             f"{found['sizes']['batch_size']}, {found['sizes']['queries']} queries. Ratios above 1: ours is "
-            "quicker. The last two columns are ‖difference‖ / ‖scores‖."
+            f"quicker; median and range of {told}. The last two columns are ‖difference‖ / ‖scores‖: from "
+            "Kronfluence's in the same arithmetic, and from our own in float32."
         ],
         table(heads, rows),
         [f"## {whole['reviews']:,} training reviews as a job"],
@@ -214,7 +217,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="toy sizes, once, on a CPU if there is no GPU")
     parser.add_argument("--output", type=Path, help="the folder to write to")
+    parser.add_argument("--report", action="store_true", help="write gpu.md again from gpu.json")
     asked = parser.parse_args()
+    if asked.report:
+        found = json.loads((ROOT / "benchmarks" / "gpu.json").read_text())
+        (ROOT / "benchmarks" / "gpu.md").write_text(markdown(found))
+        return
     if not asked.quick and device() == "cpu":
         sys.exit("torch finds no GPU here. Use a machine that has one, or --quick.")
     sizes = QUICK if asked.quick else FULL

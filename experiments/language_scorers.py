@@ -32,7 +32,7 @@ DAMPINGS: tuple[Damping, ...] = (*NUMBERS, *SHARES)
 EXACT_NUMBERS = (*NUMBERS, 1e2, 1e3)
 """The exact solve knows as many directions as there are draws, all of them steep."""
 RANK, RANK_DAMPING, SAMPLES = 32, 0.1, 2
-WEIGHTED = "EK-FAC, weighted bases"
+WEIGHTED = "EK-FAC, weighted covariances"
 
 
 def similarities(train: Reviews, queries: Reviews) -> Iterator[tuple[str, Tensor]]:

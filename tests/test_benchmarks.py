@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import plan, running
+from benchmarks import gpu, plan, running
 from benchmarks.measure import multiply_adds
 from benchmarks.plan import Cell, Plan, Setting
 from benchmarks.results import Spread, collect, exponent, ratios, spread
@@ -183,3 +183,19 @@ def test_a_process_that_fails_tells_its_command_and_its_last_words():
         output_of([sys.executable, "-c", script])
     assert script in str(failure.value)
     assert "ended with 1" in str(failure.value)
+
+
+def test_on_a_gpu_ratios_are_of_one_round_and_scores_compared_with_the_peer_and_with_float32():
+    def taken(arithmetic, engine, seconds, score):
+        about = {"reviews": 50, "arithmetic": arithmetic, "engine": engine, "job": "score"}
+        return [
+            about | {"seconds": one, "peak_mb": 9.0, "scores": torch.tensor([[score]])} for one in seconds
+        ]
+
+    both = taken("float32", "ours", [1, 2, 4], 5.0) + taken("float32", "kronfluence", [3, 4, 16], 4.0)
+    coarse = taken("bfloat16", "ours", [1], 6.0) + taken("bfloat16", "kronfluence", [2], 6.0)
+    exact, rounded = gpu.summed_up(both + coarse)
+    assert exact["ratios"] == [2, 3, 4]
+    assert (exact["ours"], exact["kronfluence"], exact["ours MB"]) == (2, 4, 9.0)
+    assert (exact["from Kronfluence"], exact["from float32"]) == (0.25, 0)
+    assert (rounded["from Kronfluence"], rounded["from float32"]) == (0, 0.2)

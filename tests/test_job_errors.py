@@ -1,5 +1,7 @@
 """Whatever goes wrong with a command is told in one line with its cure, and nothing that a terminal obeys."""
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 import torch
 from transformers import FNetConfig, FNetForSequenceClassification
@@ -44,6 +46,10 @@ LOST = "[gloo/pair.cc:5] Connection closed"
         (RuntimeError(CPU_FULL), f"MemoryError: {CPU_FULL} {LESS}"),
         (LayerNotSupported("no"), "LayerNotSupported: no On the command line: choose other layers, with --l"),
         (OutputsNotSupported("no"), "OutputsNotSupported: no On the command line: name another --model"),
+        (
+            PackageNotFoundError("a"),
+            f"PackageNotFoundError: {PackageNotFoundError('a')} A store tells versions: ",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

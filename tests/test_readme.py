@@ -33,7 +33,7 @@ def test_a_checkpoint_and_a_csv_take_five_lines_here_and_on_the_page_for_own_mod
     page = (ROOT / "notebooks" / "own_model.md").read_text()
     assert EXAMPLES[1] == re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]
     assert len(statements(EXAMPLES[1])) == 5
-    make_model(tmp_path / "my-checkpoint")
+    make_model(tmp_path / "my-run" / "checkpoint-200")
     make_reviews(tmp_path, queries=5)
     monkeypatch.chdir(tmp_path)
     exec(EXAMPLES[1], {})

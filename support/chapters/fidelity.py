@@ -80,7 +80,7 @@ def scores_with_intervals(table: pd.DataFrame, ceiling: float, emphasised: Seque
     axes.axvline(0, color=NEUTRAL, linewidth=0.6)
     axes.grid(axis="x", alpha=0.3)
     # Room for the number beside the lowest interval.
-    left = min(-0.12, table["low"].min() - 0.1)
+    left = min(-0.12, table["low"].min() - 0.15)
     show(axes, xlabel="linear datamodeling score", title=title, xlim=(left, 1.0))
 
 

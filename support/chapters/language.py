@@ -43,7 +43,7 @@ def strongest_texts(
     order = scores.argsort(descending=True, stable=True).tolist()
     rows = [*order[:count], *order[-count:]]
     table = {
-        "influence": scores[rows].numpy(),
+        "influence": [round(score, 1) for score in scores[rows].tolist()],
         "asked": [texts[row].asked.split()[2] for row in rows],
         "kind": [texts[row].kind for row in rows],
         "begins": [texts[row].said[:longest] for row in rows],
@@ -65,8 +65,8 @@ def shared_words(queries: Sequence[str], texts: Sequence[str]) -> Float[Tensor, 
 NAMES = {"tf_idf": "TF-IDF", "bm25": "BM25", "representation_cosine": "representation cosine"}
 NAMES |= {"training_loss": "training loss", "gradients": "gradients alone"}
 PLACES = {"0%": "before training", "20%": "early", "100%": "at the end", "both": "early and at the end"}
-PLACES |= {"20-percent": "at 20%", "50-percent": "at 50%", "final": "at the end", "all": "at both"}
-JUDGED, CUSTOMARY = ("EK-FAC, weighted bases", "0.1"), "0.1 × mean"
+PLACES |= {"20-percent": "early", "final": "at the end", "all": "early and at the end"}
+JUDGED, CUSTOMARY = ("EK-FAC, weighted covariances", "0.1"), "0.1 × mean"
 """Scorer and λ of the chapter, which its judge prefers, and the λ that most take."""
 
 
@@ -100,13 +100,13 @@ def recalls(table: pd.DataFrame) -> pd.DataFrame:
     ours = table[(table[["scorer", "regularization", "normalisation"]] == (*JUDGED, "plain")).all(axis=1)]
     table = pd.concat([ours, best]).drop_duplicates()
     columns = {
-        "first is a teacher": table["teachers_1"],
+        "a teacher is first": table["teachers_1"],
         "teachers in first 3": table["teachers_3"],
-        "low": table["low_3"],
-        "high": table["high_3"],
-        "teachers in first 10": table["teachers_10"],
+        "95 % from": table["low_3"],
+        "to": table["high_3"],
+        "in first 10": table["teachers_10"],
         "decoys in first 3": table["decoys_3"],
-        "in first 3, other facts": table["report"],
+        "teachers in first 3, other facts": table["report"],
     }
     found = pd.DataFrame(columns).set_index(pd.Index(table.apply(_name, axis=1), name=""))
     return found.sort_values("teachers in first 3", ascending=False).round(2)

@@ -8,6 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pandas as pd
@@ -68,11 +69,14 @@ A run that was killed goes on where it was when the same command is given again.
 need not be said again; what contradicts it is refused.
 """
 
-EXPECTED = (JobError, EkfacError, AssetDamaged, OSError, MemoryError, torch.OutOfMemoryError)
+EXPECTED = (
+    JobError, EkfacError, AssetDamaged, OSError, MemoryError, torch.OutOfMemoryError, PackageNotFoundError
+)  # fmt: skip
 AGAIN = "The same command goes on from where it was."
 CURES = {
     LayerNotSupported: "On the command line: choose other layers, with --layers.",
     OutputsNotSupported: "On the command line: name another --model, one that masks padding.",
+    PackageNotFoundError: "A store tells versions: install what runs, pip install -e . in a checkout.",
     (MemoryError, torch.OutOfMemoryError): "Smaller --block, --query-block or --max-tokens need less memory.",
 }
 """What to do on the command line about errors that don't know of it."""
