@@ -3,8 +3,8 @@ and trainings without what they call most helpful, `language_removal.csv`.
 
 Half of the queries are to choose by, the other half is reported. Scorers that look at texts alone; the loss
 of a training text; products of gradients; EK-FAC for a grid of λ before training, a fifth of the way, at its
-end, and the last two added up; at the end K-FAC, EK-FAC in weighted covariances, the exact solve and queries at low
-rank as well. Of the bank's model products are taken in bfloat16, as in its training.
+end, and the last two added up; at the end K-FAC, EK-FAC with weighted covariances, the exact solve and
+queries at low rank as well. Of the bank's model products are taken in bfloat16, as in its training.
 """
 
 from collections.abc import Callable, Iterator
