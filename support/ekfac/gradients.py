@@ -147,25 +147,24 @@ def layer_gradients(
     flat, carries = {}, {}
     for name, layer in layers.items():
         gradient = received.get(name)
-        shape = seen[name].shape if gradient is None else gradient.shape
         activations = _flat(layer, seen[name], mask, examples, "activations")
         if gradient is None:
             flat[name] = activations, activations.new_zeros(0, layer.d_out)
-            carries[name] = torch.zeros(len(activations), dtype=torch.bool, device=activations.device)
+            carries[name] = activations.new_zeros(len(activations), dtype=torch.bool)
             continue
         flat[name] = activations, _flat(layer, gradient, mask, examples, "output gradients")
         carries[name] = nonzero_rows(flat[name][1])
-        if mask is not None and len(shape) == 3:
+        if mask is not None and gradient.ndim == 3:
             carries[name] &= mask.flatten()
-    finite = all_finite([gradient for _, gradient in flat.values()])
+    finite = all_finite([gradient.sum() for _, gradient in flat.values()])
     for (name, layer), (places, counts) in zip(
         layers.items(), _places(carries.values(), examples), strict=True
     ):
         activations, gradients = flat[name]
         chosen = None if len(places) == len(carries[name]) else places
         output_gradients = _chosen(gradients, chosen).to(layer.dtype)
-        if not finite and not is_finite(output_gradients):
-            raise not_finite(layer, "output gradients")
+        if not finite:
+            check_finite(layer, output_gradients, "output gradients")
         tokens = max(len(carries[name]) // examples, 1)
         activations = _with_bias(layer, _chosen(activations, chosen))
         yield name, LayerGradients(activations, output_gradients, places // tokens, places % tokens, counts)
@@ -182,9 +181,9 @@ def _places(
     return zip(places.split([sum(one) for one in counts]), counts, strict=True)
 
 
-def all_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether no entry of any is NaN or infinite; False, too, where a sum overflows."""
-    return bool(torch.stack([tensor.sum() for tensor in tensors]).isfinite().all())
+def all_finite(sums: list[Tensor]) -> bool:
+    """Whether all sums are finite, and so every number in them; False, too, where a sum overflows."""
+    return bool(torch.stack(sums).isfinite().all())
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -221,8 +220,10 @@ def _chosen(flat: Tensor, chosen: Tensor | None) -> Tensor:
     return flat if chosen is None else flat.index_select(0, chosen)
 
 
-def not_finite(layer: TrackedLayer, what: str) -> NotFinite:
-    return NotFinite(
-        f"{layer.name!r} has NaN or infinite {what}. Check the weights of the layers up to it "
-        "and the inputs of this batch."
-    )
+def check_finite(layer: TrackedLayer, rows: Tensor, what: str) -> None:
+    """Raise `NotFinite` unless all entries of some rows of a layer are finite."""
+    if not is_finite(rows):
+        raise NotFinite(
+            f"{layer.name!r} has NaN or infinite {what}. Check the weights of the layers up to it "
+            "and the inputs of this batch."
+        )

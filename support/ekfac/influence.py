@@ -106,9 +106,8 @@ class EkfacInfluence(EkfacCurvature):
         check_factors(factors, self.layers)
         scores = {name: self.passes.zeros(len(factor), count_of(x)) for name, factor in factors.items()}
         for one in self._losses(self._blocks(x, y, "influences")):
-            rows = self.passes.numbers(one.rows)
             for name, gradients in one.gradients():
-                scores[name][:, rows] = products(factors[name], gradients)
+                scores[name][:, one.where] = products(factors[name], gradients)
         for part in scores.values():
             self._finite(part)
         return scores
@@ -120,7 +119,7 @@ class EkfacInfluence(EkfacCurvature):
         """
         result = self.passes.zeros(count_of(x))
         for one in self._losses(self._blocks(x, y, "self-influences")):
-            result[one.rows] = sum(
+            result[one.where] = sum(
                 self._squared_norms(name, gradients) for name, gradients in one.gradients()
             )
         return self._finite(result)
@@ -193,7 +192,7 @@ class EkfacInfluence(EkfacCurvature):
                 "The training loader gave no batch. It must give all of them again for every group "
                 "of queries and layers (a DataLoader or a list, no generator)."
             )
-        in_order = self.passes.numbers(rows).argsort()
+        in_order = torch.tensor(rows).argsort().to(self.passes.device)
         scores = torch.cat(columns, dim=1)[:, in_order]
         return scores, torch.cat(own)[in_order] if with_own else None
 
@@ -217,7 +216,7 @@ class EkfacInfluence(EkfacCurvature):
                 result = self.passes.zeros(count_of(x_test), count_of(x), weights.shape[1])
             for name, gradients in one.gradients():
                 scores = products(factors[name], gradients)
-                result[:, one.rows] += scores.unsqueeze(-1) * weights.to(result)
+                result[:, one.where] += scores.unsqueeze(-1) * weights.to(result)
         return self._finite(result)
 
     def token_influences(
@@ -235,10 +234,9 @@ class EkfacInfluence(EkfacCurvature):
             if not result.shape[2]:
                 tokens = one.tokens if one.mask is None else self.passes.token_mask(x).shape[1]
                 result = self.passes.zeros(count_of(x_test), count_of(x), tokens)
-            rows = self.passes.numbers(one.rows)
             for name, gradients in one.gradients():
                 by_row = products_by_row(factors[name], gradients)
-                result[:, rows[gradients.example], gradients.token] += by_row
+                result[:, one.where[gradients.example], gradients.token] += by_row
         return self._finite(result)
 
     def explore_hessian_regularization(
@@ -256,10 +254,9 @@ class EkfacInfluence(EkfacCurvature):
             for name, layer in self.layers.items()
         }
         for one in self._losses(self._blocks(x, y, "gradients")):
-            rows = self.passes.numbers(one.rows)
             for name, gradients in one.gradients():
                 for examples, matrices in rotated_in_parts(gradients, self.curvature_of(name).basis):
-                    rotated[name][rows[examples]] = matrices
+                    rotated[name][one.where[examples]] = matrices
         curvature = {name: self.curvature_of(name) for name in rotated}
         return {
             value: of_each_other(rotated, curvature, value)
@@ -290,12 +287,11 @@ class EkfacInfluence(EkfacCurvature):
             name: self.passes.zeros(examples, layer.d_out, layer.d_in) for name, layer in self.layers.items()
         }
         for one in self._losses(blocks):
-            rows = self.passes.numbers(one.rows)
             for name, gradients in one.gradients():
                 layer = self.curvature_of(name)
                 inverse = damped_inverse(layer.eigenvalues, self.hessian_regularization)
                 for part, rotated in rotated_in_parts(gradients, layer.basis):
-                    factors[name][rows[part]] = rotated.mul_(inverse)
+                    factors[name][one.where[part]] = rotated.mul_(inverse)
         if weights is not None:
             factors = {name: torch.tensordot(weights.to(one), one, 1) for name, one in factors.items()}
         for name, solved in factors.items():  # so far in the eigenbasis: out of it once for all

@@ -215,6 +215,27 @@ class Bernoulli(Likelihood):
             yield size * _units(outputs, number)
 
 
+def refuse_no_logits(outputs: object, examples: int, depend: bool) -> None:
+    """Raise `OutputsNotSupported` unless they are a tensor with a row for each of so many examples, and, if
+    they must `depend` on a tracked layer, do."""
+    if not isinstance(outputs, Tensor):
+        raise OutputsNotSupported(
+            f"The model returned a {type(outputs).__name__}, but the engine wants a tensor of logits, "
+            "(batch, classes). Wrap the model in a module that returns them."
+        )
+    if outputs.ndim not in (2, 3) or len(outputs) != examples:
+        raise OutputsNotSupported(
+            f"The model returned shape {tuple(outputs.shape)} for a batch of {examples}, but the "
+            "engine wants (batch, classes): one row of logits per example; or, of a model that writes, "
+            "(batch, positions, vocabulary)."
+        )
+    if depend and not outputs.requires_grad:
+        raise OutputsNotSupported(
+            "The model's outputs don't depend on any tracked layer. Is there a detach() or a "
+            "torch.no_grad() in its forward pass?"
+        )
+
+
 def _refuse_unless_rows(outputs: Tensor) -> None:
     if outputs.ndim != 2:
         raise OutputsNotSupported(

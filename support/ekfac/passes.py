@@ -16,17 +16,17 @@ from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from support.ekfac.batches import Inputs, TokenMask
 from support.ekfac.blocks import ON_CPU, ON_GPU, AtATime, Block
 from support.ekfac.draws import drawn
-from support.ekfac.errors import BatchNotSupported, BlockHalved, LayerNotSupported, OutputsNotSupported
-from support.ekfac.gradients import LayerGradients, activation_rows, is_finite, layer_gradients, not_finite
+from support.ekfac.errors import BatchNotSupported, BlockHalved, LayerNotSupported
+from support.ekfac.gradients import LayerGradients, activation_rows, all_finite, check_finite, layer_gradients
 from support.ekfac.layers import TrackedLayer, undisturbed, widest_outputs
-from support.ekfac.likelihood import Directions
+from support.ekfac.likelihood import Directions, refuse_no_logits
 from support.ekfac.matrix_products import Arithmetic, arithmetic
 from support.ekfac.memory import parts_that_fit
 
@@ -43,7 +43,7 @@ class Pass:
 
     def __init__(self, passes: "Passes", block: Block, arithmetic: Arithmetic):
         self.layers, self.rows, self.examples = passes.layers, block.rows, len(block.rows)
-        self.mask = passes.token_mask(block.inputs)
+        self.mask, self.device = passes.token_mask(block.inputs), passes.device
         self.number, self.drawn = -1, False
         self._seen: dict[str, Tensor] = {}
         self._sums: list[Tensor] = []
@@ -67,12 +67,17 @@ class Pass:
                 f"model.get_submodule({name!r}).requires_grad_(False)"
             )
         self._refuse_not_finite()
-        _check_outputs(outputs, self.examples, passes.whole)
+        refuse_no_logits(outputs, self.examples, passes.whole)
         self._graph: Tensor | None = outputs
         self.dtype = outputs.dtype
         # Probabilities are worth more digits than matrix products.
         precise = torch.promote_types(self.dtype, torch.float32)
         self.outputs: Float[Tensor, "batch ..."] = outputs.detach().to(precise)
+
+    @cached_property
+    def where(self) -> Int[Tensor, " batch"]:
+        """`rows` where results are, to index them without waiting for the device."""
+        return torch.tensor(self.rows).to(self.device, non_blocking=True)
 
     def _remember(self, name: str, module: nn.Module, inputs: tuple, named: dict, output: Tensor) -> Tensor:
         if name in self._seen:
@@ -98,12 +103,10 @@ class Pass:
 
     def _refuse_not_finite(self) -> None:
         """Raise `NotFinite` at the first layer that sees it, unless it is padding."""
-        # One number tells it of all layers, and one wait for the device.
-        if torch.stack(self._sums).isfinite().all():
+        if all_finite(self._sums):
             return
         for name in self._seen:
-            if not is_finite(self.activations(name)):
-                raise not_finite(self.layers[name], "activations")
+            check_finite(self.layers[name], self.activations(name), "activations")
 
     def send_back(self, direction: Float[Tensor, "batch ..."], more_to_come: bool) -> None:
         """A backward pass of `direction`, a gradient with respect to the outputs."""
@@ -216,10 +219,6 @@ class Passes:
         with torch.inference_mode(False):
             return torch.zeros(*shape, dtype=self.dtype, device=self.device)
 
-    def numbers(self, rows: list[int]) -> Tensor:
-        """Rows where results are, to index them without waiting for the device."""
-        return torch.tensor(rows).to(self.device, non_blocking=True)
-
     def over(self, blocks: Iterable[Block], directions: Directions, seed: str = "") -> Iterator[Pass]:
         """A pass for every block and direction. It is good until the next one is asked for. `seed` is for
         directions that are drawn.
@@ -298,22 +297,3 @@ def _with_more_to_come(items: Iterable[Item]) -> Iterator[tuple[Item, bool]]:
             yield item, True
             item = following
         yield item, False
-
-
-def _check_outputs(outputs: object, examples: int, depend: bool) -> None:
-    if not isinstance(outputs, Tensor):
-        raise OutputsNotSupported(
-            f"The model returned a {type(outputs).__name__}, but the engine wants a tensor of logits, "
-            "(batch, classes). Wrap the model in a module that returns them."
-        )
-    if outputs.ndim not in (2, 3) or len(outputs) != examples:
-        raise OutputsNotSupported(
-            f"The model returned shape {tuple(outputs.shape)} for a batch of {examples}, but the "
-            "engine wants (batch, classes): one row of logits per example; or, of a model that writes, "
-            "(batch, positions, vocabulary)."
-        )
-    if depend and not outputs.requires_grad:
-        raise OutputsNotSupported(
-            "The model's outputs don't depend on any tracked layer. Is there a detach() or a "
-            "torch.no_grad() in its forward pass?"
-        )
