@@ -65,9 +65,9 @@ class Engine:
         (`influences`, `self_influences`, …) takes all layers at once.
 
         With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are
-        taken in bfloat16 and summed in float32, which is faster where the processor has instructions for it
-        and good to about two digits, and eigenproblems in float32; covariances, eigenvalues and scores stay
-        as they are.
+        taken in bfloat16 and summed in float32, and eigenproblems in float32; covariances, eigenvalues and
+        scores stay as they are. That is good to about two digits, faster on a GPU or a processor that has
+        instructions for it, and many times slower on one that has none.
 
         Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
         gradients are not all plain linear layers, and `BadSetting`.

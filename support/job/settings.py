@@ -65,7 +65,7 @@ class Subject:
     )  # fmt: skip
     max_tokens: int = setting(512, "where texts are cut; no later than where the model stops to read")
     pieces: bool = setting(False, "read long texts to their end, cut into pieces, whose scores add up")
-    precision: str = setting("full", "full, or bfloat16: faster, good to about two digits")
+    precision: str = setting("full", "full, or bfloat16: good to two digits, faster with instructions for it")
     fisher_samples: int = setting(1, "texts of labels drawn for each example, where the Fisher is sampled")
     seed: int = setting(0, "of sampled rows and labels")
     block: int = setting(128, "training examples that are scored, and stored, at a time")
