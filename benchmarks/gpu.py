@@ -138,7 +138,8 @@ def summed_up(records: list[dict]) -> list[dict]:
             exact = next(
                 one["scores"]
                 for one in records
-                if (one["reviews"], one["job"], one["engine"]) == (reviews, job, OURS)
+                if (one["reviews"], one["arithmetic"], one["job"], one["engine"])
+                == (reviews, "float32", job, OURS)
             )
             mine, theirs = found[OURS][-1]["scores"], found[KRONFLUENCE][-1]["scores"]
             line["from Kronfluence"] = apart(mine, theirs)

@@ -6,7 +6,7 @@ import copy
 import pytest
 import torch
 
-from support.ekfac import EkfacIndex, EkfacInfluence, NextToken, gradients
+from support.ekfac import EkfacIndex, EkfacInfluence, NextToken, curvature, gradients
 from tests.dense import assert_same, labels, sentences, token_classifier
 from tests.tiny_writers import gpt2, llama, ready, texts
 
@@ -46,14 +46,8 @@ def test_numbers_do_not_depend_on_how_many_matrices_a_product_takes(monkeypatch,
     def several(device, d_out, d_in):
         return max(1, room // (d_out * d_in))
 
-    def in_parts(self):
-        size = several(None, self.output_gradients.shape[1], self.activations.shape[1])
-        for start in range(0, self.examples, size):
-            part = slice(start, min(start + size, self.examples))
-            yield part, self.part(part).at_once()
-
-    monkeypatch.setattr("support.ekfac.curvature.matrices_at_a_time", several)
-    monkeypatch.setattr(gradients.LayerGradients, "in_parts", in_parts)
+    for module in (curvature, gradients):
+        monkeypatch.setattr(module, "matrices_at_a_time", several)
     assert_all_same(numbers(EkfacInfluence(token_classifier(), **SETTINGS)), expected)
 
 

@@ -132,3 +132,14 @@ def test_products_are_exact_inside_and_as_torch_was_told_outside(tell):
     with exact_products():
         assert told() == ("highest", "ieee", "ieee")
     assert told() == before
+
+
+@pytest.mark.usefixtures("untold")
+def test_a_fit_looks_at_the_model_in_exact_products_and_works_as_torch_was_told():
+    torch.set_float32_matmul_precision("high")
+    model, heard = token_classifier(), []
+    model.register_forward_hook(lambda *_: heard.append(told()[0]))
+    EkfacInfluence(model).fit([(X, Y)])
+    looks = heard.index("high")
+    assert looks
+    assert heard == ["highest"] * looks + ["high"] * (len(heard) - looks)

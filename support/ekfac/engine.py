@@ -67,7 +67,7 @@ class Engine:
         With `precision="bfloat16"` the model's matrix products and the rotations into the eigenbases are
         taken in bfloat16 and summed in float32, and eigenproblems in float32; covariances, eigenvalues and
         scores stay as they are. That is good to about two digits, faster on a GPU or a processor that has
-        instructions for it, and many times slower on one that has none.
+        instructions for it, and several times slower on one that has none.
 
         Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
         gradients are not all plain linear layers, and `BadSetting`.

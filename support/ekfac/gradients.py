@@ -67,12 +67,12 @@ class LayerGradients:
 
     def in_parts(self) -> Iterator[tuple[slice, Float[Tensor, "part d_out d_in"]]]:
         """G_n of the examples, as many at a time as `matrices_at_a_time` says: which, and theirs."""
-        if self.activations.device.type == "cpu":
+        sides = self.output_gradients.shape[1], self.activations.shape[1]
+        size = matrices_at_a_time(self.activations.device, *sides)
+        if size == 1:
             for example, activations, output_gradients in self.one_by_one():
                 yield slice(example, example + 1), matrix_product(output_gradients.T, activations)[None]
             return
-        sides = self.output_gradients.shape[1], self.activations.shape[1]
-        size = matrices_at_a_time(self.activations.device, *sides)
         for start in range(0, self.examples, size):
             part = slice(start, min(start + size, self.examples))
             yield part, (self if size >= self.examples else self.part(part)).at_once()

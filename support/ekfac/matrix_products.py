@@ -23,8 +23,8 @@ TIMED, ROUNDS, MUCH = (1024, 384, 1536), 8, 1.3
 """Rows, columns and rows of the two sides of the product that is timed; how often; by what to be quicker."""
 
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""All kernels but cuDNN's, which plans anew for every shape that it meets, and of blocks sorted by length
-nearly each has its own."""
+"""All kernels but cuDNN's: it seems to plan anew for every shape that it meets, and of blocks sorted by
+length nearly each has its own (benchmarks/gpu.md: first rounds in bfloat16)."""
 
 Arithmetic = Callable[[], AbstractContextManager]
 """A context for each forward pass; backward passes follow it."""
