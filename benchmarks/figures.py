@@ -12,7 +12,7 @@ from benchmarks.table import NAMES, job_name
 
 COLORS = {KRONFLUENCE: "#c44e52", PYDVL: "#8172b3", PASSES: "#8c8c8c"}
 LINES = {"passes": "#8c8c8c", "fit": "#4c72b0", "score": "#c44e52"}
-LABELS = {"passes": "bare passes", "fit": "whole fit", "score": "pairwise scores"}
+LABELS = {"passes": "bare passes", "fit": "whole fit", "score": "scores"}
 AXIS_LABELS = {
     "reviews": "training reviews",
     "length": "tokens per review",

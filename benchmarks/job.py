@@ -246,8 +246,8 @@ def markdown(found: dict) -> str:
         _table(found["processes"]),
         ["## Killed and taken up again"],
         [
-            f"Two processes, {killed} reviews cut at {tokens} tokens, SIGKILL to both at "
-            f"{len(found['kills'])} random moments, then the same command once more. Runs with any number "
+            f"Two processes, {killed} reviews cut at {tokens} tokens, saving every second, SIGKILL to both "
+            f"at {len(found['kills'])} random moments, then the same command once more. Runs with any number "
             f"that differs in any bit from the undisturbed run's: {changed}."
         ],
         _table(found["kills"]),

@@ -1,5 +1,5 @@
-"""`python -m benchmarks.savings`: what each shortcut of the engine saves, what the settings that trade
-exactness for time gain and cost, and how well `plan` foretells. Takes about half an hour.
+"""`python -m benchmarks.savings`: what each shortcut of the engine saves, what other settings cost and
+change, and how well `plan` foretells. Takes about half an hour.
 
 All in one process, on the packaged model and real reviews; what is compared runs in turn. Writes
 `savings.json` and `savings.md`. With `--quick` toy sizes, once, to build/bench.
@@ -86,9 +86,12 @@ def shortcuts(chosen: Material, rounds: int) -> list[dict]:
 
 
 def settings(chosen: Material, rounds: int) -> list[dict]:
-    """Seconds of each job under each setting, and the scores' distance from those of the exact one."""
+    """Seconds of each job under each setting, and the scores' distance from those of the first. bfloat16
+    only on a processor that has instructions for it."""
     engines = {"exact": chosen.engine()}
-    engines |= {'precision="bfloat16"': chosen.engine(precision="bfloat16")}
+    engines |= {'covariance_positions="gradient"': chosen.engine(covariance_positions="gradient")}
+    if any("bf16" in name and has for name, has in torch.cpu.get_capabilities().items()):
+        engines |= {'precision="bfloat16"': chosen.engine(precision="bfloat16")}
     rows = [{"setting": name, FIT: [], SCORE: [], SELF: []} for name in engines]
     reference = None
     for row in tqdm(rows * rounds, "settings", unit="setting"):
@@ -145,14 +148,15 @@ def markdown(found: dict) -> str:
         table(["machine", ""], [[k, v] for k, v in found["machine"].items()]),
         [
             f"{reviews} real reviews, {queries} queries. Seconds with the shortcut and without it, one "
-            f"after the other, median of {ROUNDS}. Nothing else changes, and neither do the results: a "
-            "test holds them to each other."
+            f"after the other, {len(found['shortcuts'][0]['with'])} times: medians, and of the ratio the "
+            "smallest and the largest in brackets. Nothing else changes, and neither do the results: a test "
+            "holds them to each other."
         ],
         shortcut_table(found["shortcuts"]),
-        ["## Exactness for time"],
+        ["## Other settings"],
         [
-            "Times as fast as the exact engine, {} reviews and {} queries. The difference is "
-            "‖scores − exact‖ / ‖exact‖; the other column is Spearman's correlation with them.".format(
+            "Times as fast as all positions in float32, {} reviews and {} queries. The difference is "
+            "‖scores − those‖ / ‖those‖; the other column is Spearman's correlation with them.".format(
                 *found["sizes"]["settings"]
             )
         ],
@@ -179,9 +183,10 @@ def shortcut_table(rows: list[dict]) -> list[str]:
     def line(row: dict) -> list[str]:
         ratios = [b / a for a, b in zip(row["with"], row["without"], strict=True)]
         times = [f"{statistics.median(row[key]):.1f}" for key in ("with", "without")]
-        return [row["shortcut"], row["job"], *times, f"{statistics.median(ratios):.2f}×"]
+        ratio = f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"
+        return [row["shortcut"], row["job"], *times, ratio]
 
-    return table(["shortcut", "job", "with, s", "without, s", "saves"], [line(row) for row in rows])
+    return table(["shortcut", "job", "with, s", "without, s", "without / with"], [line(row) for row in rows])
 
 
 def settings_table(rows: list[dict]) -> list[str]:

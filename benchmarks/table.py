@@ -23,7 +23,7 @@ JOBS = {
     FORWARD: "forward, {reviews} reviews",
     PASSES: "forward + backward, {reviews} reviews",
     FIT: "whole fit, {reviews} reviews",
-    SCORE: "pairwise scores, {queries} × {reviews}",
+    SCORE: "scores, {queries} × {reviews}",
     TRAINING_SIDE: "training side of {queries} × {reviews}",
     SELF: "self-influence, {reviews} reviews",
     NOTEBOOK: "fit and influences, {queries} × {reviews}",
@@ -182,7 +182,8 @@ def growth(axes: list[dict]) -> list[str]:
         texts = [MISSING if value is None else f"{value:.2f}" for value in exponents]
         rows.append([axis["axis"], ", ".join(map(str, axis["sizes"])), *texts])
     note = "Exponents k of seconds ~ sizeᵏ for ours, fitted over the sizes (log–log, least squares). Along "
-    note += "reviews they are small because eigenproblems cost the same for any number; on many they near 1."
+    note += "reviews a fit's is small because its eigenproblems cost the same for any number, that of scores "
+    note += "because the queries' part does; on many reviews both near 1."
     heads = ["along", "sizes", *names]
     figure = "![Seconds of bare passes, fit and scores along reviews, length, queries and width](growth.png)"
     return ["## How cost grows", "", *table(heads, rows), "", note, "", figure]
