@@ -178,9 +178,12 @@ class Finetuning:
         self.losses, self.learning_rates = told["losses"], told["learning_rates"]
 
     def save_adapter(self, folder: Path) -> None:
-        """The adapter as it is now, float16."""
+        """The adapter as it is now, float16, without the name of the folder that its model came from."""
         self.model.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)
+        config = folder / "adapter_config.json"
+        told = json.loads(config.read_text()) | {"base_model_name_or_path": None}
+        config.write_text(json.dumps(told, indent=2, sort_keys=True))
         weights = folder / "adapter_model.safetensors"
         save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
 

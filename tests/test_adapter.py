@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score
 from torch.testing import assert_close
 
 from experiments.finetuning import Recipe
-from support import assets
+from support import assets, writing
 from support.imdb import ImdbDataset
 from support.model import ADAPTER_FOLDER, ModelLogitsWrapper, class_probabilities, load_model
 
@@ -36,6 +36,12 @@ def test_every_adapter_loads_and_no_two_are_the_same(record):
     names = [*record["snapshots"], "final"]
     heads = [load_model(snapshot=name).classifier.weight.sum().item() for name in names]
     assert len(set(heads)) == len(heads) == 6
+
+
+def test_no_committed_adapter_names_a_folder_of_the_machine_that_trained_it():
+    configs = [*ADAPTER_FOLDER.glob("*/adapter_config.json"), *writing.FOLDER.glob("*/adapter_config.json")]
+    assert {json.loads(config.read_text())["base_model_name_or_path"] for config in configs} == {None}
+    assert len(configs) == 6 + 3
 
 
 def test_the_recorded_accuracy_is_that_of_all_held_out_reviews_and_at_least_90_percent(

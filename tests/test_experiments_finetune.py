@@ -122,6 +122,14 @@ def test_snapshots_are_taken_at_their_shares_of_the_steps_and_the_last_adapter_i
     assert_same(weights(output / "final"), trained, 0)
 
 
+def test_an_adapter_tells_nobody_in_which_folder_its_model_was(reviews, tmp_path):
+    model = tiny_distilbert(seed=0)
+    model.save_pretrained(tmp_path / "here")
+    model.name_or_path = str(tmp_path / "here")
+    Finetuning(model, reviews, RECIPE).save_adapter(tmp_path / "adapter")
+    assert "here" not in (tmp_path / "adapter" / "adapter_config.json").read_text()
+
+
 def test_snapshots_that_would_coincide_are_refused(reviews, tmp_path):
     crowded = replace(RECIPE, snapshots={"half": 0.5, "just-over-half": 0.51})
     expected = "12 steps are too few to tell the snapshots ['half', 'just-over-half'] apart."
