@@ -130,11 +130,12 @@ def _name_of_whole(row: pd.Series) -> str:
 
 def whole_by_layer() -> pd.DataFrame:
     """Of the bank of whole models: LDS by place, layer from input to output, and λ, in the basis of positions
-    with gradient; `best` where λ is the best on the queries to choose by."""
+    with gradient; `best` where λ is the best on the queries to choose by, `auto` the LDS with that."""
     table = read_table("whole_model").query("layer != '' and basis == 'gradient'")
-    table = table[~table["regularization"].str.contains("×")]
+    auto = table.query("regularization == '0.1 × mean'").set_index(["where", "layer"])["report"]
+    table = table[~table["regularization"].str.contains("×")].join(auto.rename("auto"), on=["where", "layer"])
     best = table.groupby(["where", "layer"])["choice"].transform("max") == table["choice"]
-    columns = ["where", "layer", "regularization", "choice", "report"]
+    columns = ["where", "layer", "regularization", "choice", "report", "low", "high", "auto"]
     return table[columns].assign(best=best)
 
 

@@ -104,7 +104,7 @@ def recalls(table: pd.DataFrame) -> pd.DataFrame:
         "teachers in first 3": table["teachers_3"],
         "95 % from": table["low_3"],
         "to": table["high_3"],
-        "in first 10": table["teachers_10"],
+        "teachers in first 10": table["teachers_10"],
         "decoys in first 3": table["decoys_3"],
         "teachers in first 3, other facts": table["report"],
     }
