@@ -33,11 +33,35 @@ def test_a_checkpoint_and_a_csv_take_five_lines_here_and_on_the_page_for_own_mod
     page = (ROOT / "notebooks" / "own_model.md").read_text()
     assert EXAMPLES[1] == re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)[0]
     assert len(statements(EXAMPLES[1])) == 5
-    make_model(tmp_path / "my-run" / "checkpoint-200")
-    make_reviews(tmp_path, queries=5)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(beside_a_run(tmp_path))
     exec(EXAMPLES[1], {})
     assert {"helps", "harms", "positive", "negative"} <= set(capsys.readouterr().out.split())
+
+
+def test_the_page_for_own_models_goes_on_with_a_sample_and_with_the_errors_of_the_finished_model(
+    tmp_path, monkeypatch, capsys
+):
+    page = (ROOT / "notebooks" / "own_model.md").read_text()
+    five_lines, of_a_sample, of_errors, *_ = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(beside_a_run(tmp_path))
+    namespace = {}
+    exec(five_lines, namespace)
+    exec(of_a_sample.replace("300", "4"), namespace)
+    assert namespace["influence"].examples == 4
+    capsys.readouterr()
+    exec(of_errors, namespace)
+    wrong = namespace["said"].loc[namespace["wrong"][:5]]
+    asked = {line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]}
+    assert (wrong["predicted"] != wrong["label"]).all()
+    assert asked == {str(row) for row in range(len(wrong))} != set()
+
+
+def beside_a_run(folder: Path) -> Path:
+    """The folder, with what the page for own models asks for: checkpoints of a run, and two csv files."""
+    for step in (200, 1000):
+        make_model(folder / "my-run" / f"checkpoint-{step}")
+    make_reviews(folder, queries=5)
+    return folder
 
 
 def test_every_figure_is_there_and_the_one_in_its_notebook():

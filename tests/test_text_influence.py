@@ -112,7 +112,7 @@ def columns(**named):
 def page(heading):
     """The code below a heading of the page for own models."""
     text = (Path(__file__).parents[1] / "notebooks" / "own_model.md").read_text()
-    return re.search(rf"^## {heading}$.*?```python\n(.*?)```", text, flags=re.DOTALL | re.MULTILINE)[1]
+    return re.search(rf"^#+ {heading}$.*?```python\n(.*?)```", text, flags=re.DOTALL | re.MULTILINE)[1]
 
 
 ANSWERS = TEXTS[::-1]
