@@ -90,6 +90,7 @@ def settings(chosen: Material, rounds: int) -> list[dict]:
     only on a processor that has instructions for it."""
     engines = {"exact": chosen.engine()}
     engines |= {'covariance_positions="gradient"': chosen.engine(covariance_positions="gradient")}
+    engines |= {'precision="float32"': chosen.engine(precision="float32")}
     if any("bf16" in name and has for name, has in torch.cpu.get_capabilities().items()):
         engines |= {'precision="bfloat16"': chosen.engine(precision="bfloat16")}
     rows = [{"setting": name, FIT: [], SCORE: [], SELF: []} for name in engines]

@@ -8,8 +8,9 @@ from torch import nn
 
 from support.ekfac import EkfacInfluence
 from support.ekfac.blocks import Block
-from support.ekfac.curvature import damped_inverse
+from support.ekfac.curvature import damped_inverse, eigenbasis
 from support.ekfac.errors import BadSetting, NotFinite, WrongModel
+from support.ekfac.matrix_products import FULL, PRECISIONS
 from tests.dense import assert_same, labels, perceptron, sentences, token_classifier, vectors
 
 X, Y = sentences(5, 3, 4, 2, 5), labels(5)
@@ -37,6 +38,36 @@ def test_bfloat16_passes_are_good_to_two_digits_and_leave_dtypes_alone():
     assert not torch.is_autocast_enabled("cpu")
 
 
+def test_eigenproblems_in_float32_change_scores_by_little_and_bases_by_rounding_alone():
+    model = token_classifier().float()
+    full, low = fitted(model), fitted(model, precision="float32")
+    for call in ("influences", "self_influences"):
+        found, expected = getattr(low, call)(X, Y), getattr(full, call)(X, Y)
+        assert not torch.equal(found, expected)
+        assert_same(found, expected, 1e-3)
+    for layer in low.curvature.values():
+        for vectors_ in (layer.basis.activation, layer.basis.output_gradient):
+            assert_same(vectors_.T @ vectors_, torch.eye(len(vectors_)), 1e-5)
+
+
+@pytest.mark.parametrize("fault", ["does not converge", "is not orthonormal"])
+def test_where_float32_finds_no_orthonormal_basis_float64_does(monkeypatch, fault):
+    rows = vectors(7, 4).float()
+    covariance, solve = rows.T @ rows, torch.linalg.eigh
+
+    def in_float32(matrix):
+        if matrix.dtype == torch.float32 and fault == "does not converge":
+            raise torch.linalg.LinAlgError("no convergence")
+        values, found = solve(matrix)
+        return values, found * (1.01 if matrix.dtype == torch.float32 else 1)
+
+    expected = eigenbasis(covariance, covariance)
+    monkeypatch.setattr(torch.linalg, "eigh", in_float32)
+    found = eigenbasis(covariance, covariance, PRECISIONS["float32"])
+    assert_same(found.activation, expected.activation, 0)
+    assert found.activation.dtype == torch.float32
+
+
 def test_curvature_is_loaded_with_the_precision_it_was_fitted_with_and_no_other(tmp_path):
     model, settings = token_classifier().float(), {"precision": "bfloat16"}
     engine = fitted(model, **settings)
@@ -45,7 +76,7 @@ def test_curvature_is_loaded_with_the_precision_it_was_fitted_with_and_no_other(
     assert_same(loaded.influences(X, Y), engine.influences(X, Y), 0)
     with pytest.raises(WrongModel, match="precision"):
         EkfacInfluence.load(tmp_path / "curvature", model)
-    with pytest.raises(BadSetting, match="'half': there are 'full', 'bfloat16'"):
+    with pytest.raises(BadSetting, match="'half': there are 'full', 'float32', 'bfloat16'"):
         EkfacInfluence(model, precision="half")
 
 
@@ -59,7 +90,7 @@ def test_rounding_that_was_asked_for_is_no_reason_to_refuse_a_model():
         (found,) = [dict(one.gradients())["0"].per_example() for one in over]
         return found
 
-    coarse, exact = gradient(engine.passes), gradient(replace(engine.passes, precision=None))
+    coarse, exact = gradient(engine.passes), gradient(replace(engine.passes, precision=FULL))
     assert (coarse - exact).norm() > 0.1 * exact.norm()
     assert engine.fit([(far,)]).is_fitted
 

@@ -211,7 +211,7 @@ def test_a_wrong_option_of_score_settles_nothing_and_what_is_settled_holds(input
     [
         (("--tell-seconds", "0"), "--tell-seconds 0.0: use 1 or more."),
         (("--query-block", "0"), "--query-block 0: use 1 or more."),
-        (("--precision", "half"), "--precision half: use full or bfloat16."),
+        (("--precision", "half"), "--precision half: use full or float32 or bfloat16."),
         (("--seed", "-1"), "--seed -1: use 0 or more."),
     ],
 )

@@ -85,7 +85,7 @@ def test_all_that_is_wrong_is_refused_at_once():
         held(Subject, {"task": "sing", "precision": "half", "block": 0, "seed": 8}, asdict(Subject(seed=7)))
     assert str(told.value).splitlines() == [
         "--task sing: use classifier or language-model.",
-        "--precision half: use full or bfloat16.",
+        "--precision half: use full or float32 or bfloat16.",
         "--block 0: use 1 or more.",
         "--seed is 8 here, but 7 in the store. Go on with what the store was begun with, or name another "
         "--store.",

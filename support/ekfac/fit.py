@@ -25,7 +25,7 @@ from support.ekfac.curvature import (
     eigenbasis,
     kfac_eigenvalues,
 )
-from support.ekfac.engine import PRECISIONS, Engine
+from support.ekfac.engine import Engine
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.likelihood import fisher_directions
@@ -269,7 +269,7 @@ class EkfacCurvature(Engine):
         self.curvature = {name: layer.to(self.passes.device) for name, layer in curvature.items()}
         self.examples, self.probe = saved.examples, probe
         for layer in self.curvature.values():
-            layer.basis.precision = PRECISIONS[self.precision]
+            layer.basis.products = self.passes.precision.products
         return self
 
     @classmethod

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -25,6 +26,23 @@ TIMED, ROUNDS, MUCH = (1024, 384, 1536), 8, 1.3
 ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """All kernels but cuDNN's: it seems to plan anew for every shape that it meets, and of blocks sorted by
 length nearly each has its own (benchmarks/gpu.md: first rounds in bfloat16)."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The dtype of the model's and the rotations' matrix products, None for their own, summed in float32 in
+    any case; and that of eigenproblems."""
+
+    products: torch.dtype | None = None
+    eigenproblems: torch.dtype = torch.float64
+
+
+FULL = Precision()
+PRECISIONS = {
+    "full": FULL,
+    "float32": Precision(eigenproblems=torch.float32),
+    "bfloat16": Precision(torch.bfloat16, torch.float32),
+}
 
 Arithmetic = Callable[[], AbstractContextManager]
 """A context for each forward pass; backward passes follow it."""
@@ -95,13 +113,13 @@ def nonzero_rows(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
     return (rows.amax(dim=1) != 0) | (rows.amin(dim=1) != 0)
 
 
-def arithmetic(precision: torch.dtype | None, device: torch.device) -> Arithmetic:
-    """In `precision` as `torch.autocast` does it, or, with None, as it is and as fast as it goes."""
+def arithmetic(products: torch.dtype | None, device: torch.device) -> Arithmetic:
+    """In `products` as `torch.autocast` does it, or, with None, as it is and as fast as it goes."""
     linears = FrozenLinears()
 
     @contextmanager
     def entered() -> Iterator[None]:
-        with sdpa_kernel(ATTENTION), linears if precision is None else torch.autocast(device.type, precision):
+        with sdpa_kernel(ATTENTION), linears if products is None else torch.autocast(device.type, products):
             yield
 
     return entered

@@ -27,7 +27,7 @@ from support.ekfac.errors import BatchNotSupported, BlockHalved, LayerNotSupport
 from support.ekfac.gradients import LayerGradients, activation_rows, all_finite, check_finite, layer_gradients
 from support.ekfac.layers import TrackedLayer, undisturbed, widest_outputs
 from support.ekfac.likelihood import Directions, refuse_no_logits
-from support.ekfac.matrix_products import Arithmetic, arithmetic
+from support.ekfac.matrix_products import FULL, Arithmetic, Precision, arithmetic
 from support.ekfac.memory import parts_that_fit
 
 Item = TypeVar("Item")
@@ -170,13 +170,12 @@ class Pass:
 class Passes:
     """The model that examples are sent through, and its layers.
 
-    `precision` is the dtype of the model's matrix products, None for the model's own. `whole` says that no
-    other layers require gradients: the outputs then depend on one of these.
+    `whole` says that no other layers require gradients: the outputs then depend on one of these.
     """
 
     model: nn.Module
     layers: dict[str, TrackedLayer]
-    precision: torch.dtype | None = None
+    precision: Precision = FULL
     whole: bool = True
 
     def token_mask(self, inputs: Inputs) -> Tensor | None:
@@ -229,7 +228,7 @@ class Passes:
         Between two passes the model is as it was found. Raises `ModelInTrainingMode`,
         `LayerNotSupported`, `NotFinite`, `OutputsNotSupported`.
         """
-        context, outputs = arithmetic(self.precision, self.device), widest_outputs(self.model)
+        context, outputs = arithmetic(self.precision.products, self.device), widest_outputs(self.model)
         for block in blocks:
             waiting = block.parts(parts_that_fit(len(block.rows), block.tokens(self.token_mask), outputs))[
                 ::-1

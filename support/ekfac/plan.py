@@ -176,7 +176,8 @@ def _trial(engine: EkfacCurvature) -> EkfacCurvature:
     """The engine as if it were fitted, in an eigenbasis that is as good as any for the clock."""
     trial = copy.copy(engine)
     trial.progress = False
-    bases = {name: _identity(layer, engine.passes.precision) for name, layer in engine.layers.items()}
+    products = engine.passes.precision.products
+    bases = {name: _identity(layer, products) for name, layer in engine.layers.items()}
     trial.curvature = {name: LayerCurvature(basis, kfac_eigenvalues(basis)) for name, basis in bases.items()}
     return trial
 
@@ -234,18 +235,17 @@ def _seconds(work: Work, timed: list[tuple[Block, _Size]], sizes: list[_Size]) -
     return float(of_a_position @ [size.positions for size in sizes])
 
 
-def _identity(layer: TrackedLayer, precision: torch.dtype | None) -> Eigenbasis:
+def _identity(layer: TrackedLayer, products: torch.dtype | None) -> Eigenbasis:
     like = {"dtype": layer.dtype, "device": layer.device}
     sides = layer.d_in, layer.d_out
     vectors, values = ([make(d, **like) for d in sides] for make in (torch.eye, torch.ones))
-    return Eigenbasis(*vectors, *values, precision)
+    return Eigenbasis(*vectors, *values, products)
 
 
 def _eigenproblem_seconds(passes: Passes) -> float:
     widths = [width for layer in passes.layers.values() for width in (layer.d_out, layer.d_in)]
     size = min(LARGEST_EIGENPROBLEM, max(widths))
-    generator = torch.Generator().manual_seed(0)
-    dtype = torch.float64 if passes.precision is None else passes.dtype
+    generator, dtype = torch.Generator().manual_seed(0), passes.precision.eigenproblems
     matrix = torch.rand(size, size, dtype=dtype, generator=generator).to(passes.device)
     threads, gram = torch.get_num_threads(), matrix @ matrix.T
     try:

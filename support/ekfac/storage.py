@@ -86,7 +86,7 @@ def put_aside(layer: LayerCurvature) -> LayerCurvature:
     values = (
         kept(part) for part in (layer.basis.activation_eigenvalues, layer.basis.output_gradient_eigenvalues)
     )
-    return LayerCurvature(Eigenbasis(*vectors, *values, layer.basis.precision), kept(layer.eigenvalues))
+    return LayerCurvature(Eigenbasis(*vectors, *values, layer.basis.products), kept(layer.eigenvalues))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from support.ekfac.blocks import Block, blocks_of, taken
 from support.ekfac.errors import EmptyLoader, LayerNotSupported, OutputsNotSupported, WrongModel
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.layers import TrackedLayer, undisturbed
-from support.ekfac.matrix_products import exact_products
+from support.ekfac.matrix_products import FULL, exact_products
 from support.ekfac.passes import Passes
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -37,7 +37,7 @@ def verify(passes: Passes, batches: list[Batch]) -> tuple[Block, Float[Tensor, "
     """
     if not batches:
         raise EmptyLoader("The loader gave no batch. It must hold at least one.")
-    passes = replace(passes, precision=None)
+    passes = replace(passes, precision=FULL)
     block = _pair(batches, passes).ordinary(passes.device)
     mask = passes.token_mask(block.inputs)
     for one in passes.over(

@@ -85,7 +85,7 @@ def _bases(job: Job, shards: Shards) -> dict[str, Eigenbasis]:
     for name in engine.layer_names:
         saved, _ = job.store.load_sums(_basis(job, name))
         tensors = [saved[part].to(engine.passes.device) for part in storage.BASIS_PARTS]
-        bases[name] = Eigenbasis(*tensors, precision=engine.passes.precision)
+        bases[name] = Eigenbasis(*tensors, products=engine.passes.precision.products)
     return bases
 
 

@@ -28,7 +28,7 @@ LEAST |= {
 }
 LEAST |= {"examples": 1, "tokens": 1, "queries": 1, "fit_examples": 1, "devices": 1}
 LEAST |= {"teraflops": 1e-3, "memory": 1e-3}
-CHOICES = {"task": ("classifier", "language-model"), "precision": ("full", "bfloat16")}
+CHOICES = {"task": ("classifier", "language-model"), "precision": ("full", "float32", "bfloat16")}
 ASKED = ("question", "queries", "damping")
 """Facts of a store that each question has of its own."""
 
@@ -65,7 +65,9 @@ class Subject:
     )  # fmt: skip
     max_tokens: int = setting(512, "where texts are cut; no later than where the model stops to read")
     pieces: bool = setting(False, "read long texts to their end, cut into pieces, whose scores add up")
-    precision: str = setting("full", "full, or bfloat16: good to two digits, faster with instructions for it")
+    precision: str = setting(
+        "full", "full; float32 for eigenproblems alone; or bfloat16, faster with instructions for it"
+    )  # fmt: skip
     fisher_samples: int = setting(1, "texts of labels drawn for each example, where the Fisher is sampled")
     seed: int = setting(0, "of sampled rows and labels")
     block: int = setting(128, "training examples that are scored, and stored, at a time")
