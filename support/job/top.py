@@ -54,8 +54,9 @@ class Top:
     by_token: pd.DataFrame | None = None
 
     def __str__(self) -> str:
-        """Tables for a terminal: over all queries, then helpful and harmful ones for each."""
-        parts = ["Over all queries:", readable(self.overall)]
+        """Tables for a terminal: over all queries, if there are several, then helpful and harmful ones for
+        each."""
+        parts = ["Over all queries:", readable(self.overall)] if len(self.queries) > 1 else []
         if self.by_column is not None:
             by_value = self.by_column.drop(columns="column")[:20]
             parts += [f"\nBy {self.by_column['column'][0]}:", readable(by_value)]
@@ -63,7 +64,7 @@ class Top:
         for (query, effect), rows in self.by_query.groupby(["query", "effect"], sort=False):
             parts.append(f"\nQuery {query} ({in_short(about[query])}), {effect}:{_asked(about[query])}")
             parts.append(readable(rows.drop(columns=["query", "query_row", "effect"])))
-        return "\n".join(parts)
+        return "\n".join(parts).lstrip("\n")
 
     def write(self, folder: Path, html: str) -> None:
         """`top.parquet`, `top_overall.parquet`, `top_queries.parquet`, `top.html`, and what else is wanted,
