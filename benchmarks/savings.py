@@ -27,6 +27,7 @@ from benchmarks.running import ROOT, Version, Workshop, output_of
 from benchmarks.table import table
 from benchmarks.undone import FIT, SCORE, SELF, SHORTCUTS
 from support.ekfac import EkfacInfluence
+from support.ekfac.matrix_products import has_bfloat16
 
 ROUNDS = 3
 
@@ -91,7 +92,7 @@ def settings(chosen: Material, rounds: int) -> list[dict]:
     engines = {"exact": chosen.engine()}
     engines |= {'covariance_positions="gradient"': chosen.engine(covariance_positions="gradient")}
     engines |= {'precision="float32"': chosen.engine(precision="float32")}
-    if any("bf16" in name and has for name, has in torch.cpu.get_capabilities().items()):
+    if has_bfloat16(torch.device("cpu")):
         engines |= {'precision="bfloat16"': chosen.engine(precision="bfloat16")}
     rows = [{"setting": name, FIT: [], SCORE: [], SELF: []} for name in engines]
     reference = None

@@ -34,7 +34,7 @@ Seconds: median (smallest–largest) over the repeats. Ratios are taken repeat b
 run in turn, and have their own median and spread. Every measurement is a process of its own. Loading
 model and reviews is not in the seconds; peak memory is that of the whole process, loading included.
 "Passes" are one bare forward and backward pass over the same reviews, sorted by length, without weight
-gradients: about the least that an engine needs. Ours is a little below it where it leaves out backwards
+gradients: about the least that an engine needs. Less is possible: ours leaves out backwards
 the rows that carry no gradient, which bare passes don't. A fit goes over the reviews twice, ours over those
 whose activations and gradients have no room in a quarter of the free memory.
 Multiply-adds are counted in a run of their own, matrix products alone, without eigenproblems and attention.
@@ -167,8 +167,8 @@ def agreement(pairs: list[dict]) -> list[str]:
         for pair in pairs
     ]
     heads = ["scores", "", "ours and", "correlation", "relative difference"]
-    note = "The relative difference is ‖ours − theirs‖ / ‖theirs‖. pyDVL has another Fisher, "
-    note += "and counts padding: the order of its scores is alike, and their sizes are not."
+    note = "The correlation is Pearson's, the relative difference ‖ours − theirs‖ / ‖theirs‖. pyDVL has "
+    note += "another Fisher, and counts padding: its scores correlate with ours, and have other sizes."
     return ["## Agreement of the scores", "", *table(heads, rows), "", note] if rows else []
 
 

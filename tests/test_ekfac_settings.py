@@ -1,5 +1,6 @@
 """Settings that trade exactness for speed or safety: what each leaves alone, how far off it may be."""
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,17 @@ def test_where_float32_finds_no_orthonormal_basis_float64_does(monkeypatch, faul
     found = eigenbasis(covariance, covariance, PRECISIONS["float32"])
     assert_same(found.activation, expected.activation, 0)
     assert found.activation.dtype == torch.float32
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_bfloat16_is_warned_of_where_a_processor_has_no_instructions_for_it(monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has, "avx2": True})
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        EkfacInfluence(perceptron(4, 3, 2).float(), precision="bfloat16")
+    assert [str(one.message).partition(",")[0] for one in told] == (
+        [] if has else ["This processor has no instructions for bfloat16"]
+    )
 
 
 def test_curvature_is_loaded_with_the_precision_it_was_fitted_with_and_no_other(tmp_path):

@@ -46,7 +46,7 @@ def test_the_page_for_own_models_goes_on_with_a_sample_and_with_the_errors_of_th
     monkeypatch.chdir(beside_a_run(tmp_path))
     namespace = {}
     exec(five_lines, namespace)
-    exec(of_a_sample.replace("300", "4"), namespace)
+    exec(of_a_sample.replace("100", "4"), namespace)
     assert namespace["influence"].examples == 4
     capsys.readouterr()
     exec(of_errors, namespace)

@@ -18,15 +18,19 @@ from support.ekfac.curvature import (
     Regularization,
     check_regularization,
 )
-from support.ekfac.errors import BadSetting, NotFitted, NothingAsked, refuse_unknown
+from support.ekfac.errors import BadSetting, NotFitted, NothingAsked, SlowPrecision, refuse_unknown
 from support.ekfac.layers import TrackedLayer, tracked_layers
 from support.ekfac.likelihood import Categorical, Likelihood, loss_directions
-from support.ekfac.matrix_products import PRECISIONS
+from support.ekfac.matrix_products import PRECISIONS, has_bfloat16
 from support.ekfac.memory import SHARE_OF_FREE_MEMORY, check_budget, layer_groups, room_for
 from support.ekfac.passes import Pass, Passes
 from support.ekfac.scores import refuse_not_finite
 
 POSITIONS = "all", "gradient", "weighted"
+SLOW = (
+    "This processor has no instructions for bfloat16, which takes several times as long on it as "
+    'precision="full". Leave precision out, or move the model to a GPU first.'
+)
 
 
 class Engine:
@@ -71,7 +75,7 @@ class Engine:
         it, and several times slower on one that has none.
 
         Raises `LayerNotSupported`, `LayerHalfFrozen` or `NothingToTrack` when the layers that require
-        gradients are not all plain linear layers, and `BadSetting`.
+        gradients are not all plain linear layers, and `BadSetting`; warns of a `SlowPrecision`.
         """
         check_budget(memory_budget)
         refuse_unknown("covariance_positions", covariance_positions, POSITIONS)
@@ -90,6 +94,8 @@ class Engine:
         self.curvature: dict[str, LayerCurvature] = {}
         self.examples, self.probe = 0, None
         self._whole = True
+        if precision == "bfloat16" and not has_bfloat16(self.passes.device):
+            warnings.warn(SlowPrecision(SLOW), stacklevel=2)
 
     def __repr__(self) -> str:
         size = sum(layer.d_out * layer.d_in for layer in self.layers.values())

@@ -71,6 +71,10 @@ class BlockHalved(UserWarning):
     """A block of examples did not fit into memory and is taken in two halves."""
 
 
+class SlowPrecision(UserWarning):
+    """What was to be quicker is slower on this processor."""
+
+
 class NothingAsked(UserWarning):
     """Some examples have no target, and so no influence."""
 

@@ -29,6 +29,7 @@ from support.ekfac.engine import Engine
 from support.ekfac.errors import EmptyLoader
 from support.ekfac.gradients import LayerGradients
 from support.ekfac.likelihood import fisher_directions
+from support.ekfac.matrix_products import on_one_thread
 from support.ekfac.memory import SHARE_FOR_A_FIT, curvature_bytes, room_for
 from support.ekfac.passes import Pass
 from support.ekfac.storage import put_aside
@@ -114,13 +115,10 @@ class CovarianceSums(Sums):
 
     def bases(self, names: list[str]) -> Iterator[tuple[str, Eigenbasis]]:
         """`basis` of one layer after the other, on a CPU several at once, with a thread each."""
-        threads = torch.get_num_threads()
-        try:
-            torch.set_num_threads(1)
-            with ThreadPoolExecutor(eigenproblems_at_once(self.passes.device, threads)) as pool:
+        with on_one_thread() as threads:
+            at_once = eigenproblems_at_once(self.passes.device, threads)
+            with ThreadPoolExecutor(at_once) as pool:
                 yield from zip(names, pool.map(self.basis, names), strict=True)
-        finally:
-            torch.set_num_threads(threads)
 
 
 class EigenvalueSums(Sums):

@@ -107,6 +107,23 @@ def exact_products() -> Iterator[None]:
             one.fp32_precision = precision
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether there are instructions for products in bfloat16; of anything but a CPU it is believed."""
+    known = torch.cpu.get_capabilities()
+    return device.type != "cpu" or any(known[name] for name in known if "bf16" in name)
+
+
+@contextmanager
+def on_one_thread() -> Iterator[int]:
+    """Torch on a single thread; gives how many it has otherwise."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
 def nonzero_rows(rows: Float[Tensor, "n d"]) -> Bool[Tensor, " n"]:
     """Whether a row has any entry but zeros; NaN is one."""
     # Largest and smallest are told much faster than one comparison per entry.

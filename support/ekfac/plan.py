@@ -24,6 +24,7 @@ from support.ekfac.errors import EmptyLoader
 from support.ekfac.fit import CovarianceSums, EigenvalueSums, EkfacCurvature, Kept, eigenproblems_at_once
 from support.ekfac.layers import TrackedLayer, widest_outputs
 from support.ekfac.low_rank import no_factors, tensors_of
+from support.ekfac.matrix_products import on_one_thread
 from support.ekfac.memory import (
     SHARE_FOR_A_FIT,
     curvature_bytes,
@@ -247,13 +248,10 @@ def _eigenproblem_seconds(passes: Passes) -> float:
     size = min(LARGEST_EIGENPROBLEM, max(widths))
     generator, dtype = torch.Generator().manual_seed(0), passes.precision.eigenproblems
     matrix = torch.rand(size, size, dtype=dtype, generator=generator).to(passes.device)
-    threads, gram = torch.get_num_threads(), matrix @ matrix.T
-    try:
-        torch.set_num_threads(1)
+    gram = matrix @ matrix.T
+    with on_one_thread() as threads:
         start = time.perf_counter()
         torch.linalg.eigh(gram)[0].sum().item()
         seconds = time.perf_counter() - start
-    finally:
-        torch.set_num_threads(threads)
     at_once = min(eigenproblems_at_once(passes.device, threads), len(passes.layers))
     return seconds * sum((width / size) ** 3 for width in widths) / at_once
