@@ -20,9 +20,11 @@ from benchmarks.work import Clock, Done, Job, Work
 FACTORS, SCORES = "ekfac", "scores"
 ARITHMETIC = {
     "full": {},
+    "float32": {},
     # What our engine takes in bfloat16: the model's products and the rotations, summed in float32.
     "bfloat16": {"amp_dtype": torch.bfloat16, "per_sample_gradient_dtype": torch.bfloat16},
 }
+EIGENPROBLEMS = {"full": torch.float64, "float32": torch.float32, "bfloat16": torch.float64}
 
 
 class Sentiment(Task):
@@ -83,7 +85,11 @@ def fit_in_parts(analyzer: Analyzer, work: Work, clock: Clock) -> None:
     data = {"dataset": dataset(work.train), "per_device_batch_size": work.batch_size}
     settings = {
         "factors_name": FACTORS,
-        "factor_args": FactorArguments(strategy="ekfac", **ARITHMETIC[work.precision]),
+        "factor_args": FactorArguments(
+            strategy="ekfac",
+            eigendecomposition_dtype=EIGENPROBLEMS[work.precision],
+            **ARITHMETIC[work.precision],
+        ),
         "overwrite_output_dir": True,
     }
     with clock.part("covariances"):

@@ -39,7 +39,8 @@ def measure(cell: Cell, folder: Path, factors: Path, scores: Path, count: bool =
     factors.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         classifier(train.input_ids[:1, :16])  # thread pools start here, not in the timed part
-    work = Work(classifier, train.first(cell.reviews), test.first(cell.queries), factors)
+    sides = train.first(cell.reviews), test.first(cell.queries)
+    work = Work(classifier, *sides, factors, precision=cell.setting.precision)
     job = importlib.import_module(f"benchmarks.engine_{cell.engine}").JOBS[cell.job](work)
     clock, loaded = Clock(), peak_mb()
     start = time.perf_counter()

@@ -1,6 +1,6 @@
 """What is measured: jobs, settings, engines, sizes. Data, no work."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 BARE, OURS, KRONFLUENCE, PYDVL = "bare", "ours", "kronfluence", "pydvl"
 BATCH_SIZE = 8
@@ -18,7 +18,8 @@ class Setting:
     """Model and reviews, `kept` of either split. `width` None is the packaged model, a number is a random
     DistilBERT of it.
 
-    Reviews are cut at `tokens`; with `exactly`, only reviews that reach that length are taken.
+    Reviews are cut at `tokens`; with `exactly`, only reviews that reach that length are taken. `precision` is
+    our engine's; Kronfluence gets what says the same to it.
     """
 
     name: str
@@ -27,6 +28,7 @@ class Setting:
     exactly: bool = False
     fitted: int = 50
     kept: int = 200
+    precision: str = "full"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def full() -> Plan:
     real = Setting("real lengths")
     short = Setting("128 tokens", tokens=128)
     base = Setting("DistilBERT-base size", width=768, fitted=8)
+    rough = replace(base, name="DistilBERT-base size, eigenproblems in float32", precision="float32")
     growth = growth_axes(
         reviews=(8, 16, 32, 64), tokens=(64, 128, 256, 512), queries=(4, 16, 64), widths=(192, 384, 768)
     )
@@ -77,6 +80,7 @@ def full() -> Plan:
         *pairwise(real, reviews=200, queries=50, repeats=2),
         *notebook(real, reviews=7, queries=5),
         *side_by_side(base, reviews=8, queries=4, repeats=2),
+        *(Cell(FIT, rough, engine, reviews=8, repeats=2) for engine in (OURS, KRONFLUENCE)),
     ]
     return Plan("full", cells + distinct(growth), growth)
 

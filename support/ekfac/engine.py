@@ -68,8 +68,8 @@ class Engine:
         (`influences`, `self_influences`, …) takes all layers at once.
 
         Eigenproblems are solved in float64. With `precision="float32"` they are in float32, in half of the
-        time: another basis of directions that are hardly curved, with scores good to two or three digits
-        (to four and more where λ is 0.01). With "bfloat16" also the model's matrix products and the rotations
+        time: another basis of directions that are hardly curved, with scores good to two or three digits,
+        and to more where λ is large. With "bfloat16" also the model's matrix products and the rotations
         into the eigenbases are in bfloat16, summed in float32; covariances, eigenvalues and scores stay as
         they are. That is good to about two digits, faster on a GPU or a processor that has instructions for
         it, and several times slower on one that has none.
