@@ -158,9 +158,8 @@ def markdown(found: dict) -> str:
         ["## Other settings"],
         [
             "Times as fast as all positions, eigenproblems in float64, {} reviews and {} queries. The "
-            "difference is ‖scores − those‖ / ‖those‖; the other column is Spearman's correlation with them.".format(
-                *found["sizes"]["settings"]
-            )
+            "difference is ‖scores − those‖ / ‖those‖; the other column is Spearman's correlation with "
+            "them.".format(*found["sizes"]["settings"])
         ],
         settings_table(found["settings"]),
         ["## What `plan` foretold"],
