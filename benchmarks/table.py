@@ -183,7 +183,7 @@ def growth(axes: list[dict]) -> list[str]:
         rows.append([axis["axis"], ", ".join(map(str, axis["sizes"])), *texts])
     note = "Exponents k of seconds ~ sizeᵏ for ours, fitted over the sizes (log–log, least squares). Along "
     note += "reviews a fit's is small because its eigenproblems cost the same for any number, that of scores "
-    note += "because the queries' part does; on many reviews both near 1."
+    note += "because the queries' part does; with many reviews both come near 1."
     heads = ["along", "sizes", *names]
     figure = "![Seconds of bare passes, fit and scores along reviews, length, queries and width](growth.png)"
     return ["## How cost grows", "", *table(heads, rows), "", note, "", figure]
