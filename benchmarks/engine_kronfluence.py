@@ -16,15 +16,9 @@ from torch.utils.data import Dataset, TensorDataset
 from benchmarks.inputs import PAD, Reviews, trimmed
 from benchmarks.plan import FIT, NOTEBOOK, REGULARIZATION, SCORE, SELF
 from benchmarks.work import Clock, Done, Job, Work
+from support.ekfac.matrix_products import PRECISIONS
 
 FACTORS, SCORES = "ekfac", "scores"
-ARITHMETIC = {
-    "full": {},
-    "float32": {},
-    # What our engine takes in bfloat16: the model's products and the rotations, summed in float32.
-    "bfloat16": {"amp_dtype": torch.bfloat16, "per_sample_gradient_dtype": torch.bfloat16},
-}
-EIGENPROBLEMS = {"full": torch.float64, "float32": torch.float32, "bfloat16": torch.float64}
 
 
 class Sentiment(Task):
@@ -81,14 +75,20 @@ def new_analyzer(work: Work) -> Analyzer:
     return made
 
 
+def arithmetic(work: Work) -> dict[str, torch.dtype]:
+    """What our engine takes in lower precision: the model's products and the rotations, summed in float32."""
+    products = PRECISIONS[work.precision].products
+    return {"amp_dtype": products, "per_sample_gradient_dtype": products} if products else {}
+
+
 def fit_in_parts(analyzer: Analyzer, work: Work, clock: Clock) -> None:
     data = {"dataset": dataset(work.train), "per_device_batch_size": work.batch_size}
     settings = {
         "factors_name": FACTORS,
         "factor_args": FactorArguments(
             strategy="ekfac",
-            eigendecomposition_dtype=EIGENPROBLEMS[work.precision],
-            **ARITHMETIC[work.precision],
+            eigendecomposition_dtype=PRECISIONS[work.precision].eigenproblems,
+            **arithmetic(work),
         ),
         "overwrite_output_dir": True,
     }
@@ -111,9 +111,7 @@ def pairwise_scores(analyzer: Analyzer, work: Work) -> Tensor:
         per_device_query_batch_size=work.batch_size,
         per_device_train_batch_size=work.batch_size,
         score_args=ScoreArguments(
-            damping_factor=REGULARIZATION,
-            query_gradient_accumulation_steps=steps,
-            **ARITHMETIC[work.precision],
+            damping_factor=REGULARIZATION, query_gradient_accumulation_steps=steps, **arithmetic(work)
         ),
         overwrite_output_dir=True,
     )
@@ -144,7 +142,7 @@ def self_influences(work: Work) -> Job:
             FACTORS,
             train_dataset=dataset(work.train),
             per_device_train_batch_size=work.batch_size,
-            score_args=ScoreArguments(damping_factor=REGULARIZATION, **ARITHMETIC[work.precision]),
+            score_args=ScoreArguments(damping_factor=REGULARIZATION, **arithmetic(work)),
             overwrite_output_dir=True,
         )
         return Done(analyzer.load_self_scores(SCORES)["all_modules"])

@@ -55,6 +55,13 @@ def test_a_question_fits_nothing_and_takes_self_influences_from_one_with_the_sam
     said("top", "--store", store, "--question", "tickets", "--relative")
 
 
+def test_top_of_a_single_query_has_no_list_over_all(store, said, tmp_path):
+    said("score", "--store", store, "--question", "single", "--query-rows", "1")
+    out = said("top", "--store", store, "--question", "single", "--output", tmp_path)
+    assert out.startswith("Query 0 (row ")
+    assert "Over all queries:" not in out
+
+
 def test_a_question_has_a_damping_and_self_influences_of_its_own(store, said):
     given = ("--store", store, "--question", "stiff", "--regularization", "10")
     said("score", *given, "--query-rows", "all", "--query-block", 2)

@@ -67,8 +67,8 @@ class Engine:
         passes over the data for each, and a fit puts its groups aside on the disk; what is asked of one batch
         (`influences`, `self_influences`, …) takes all layers at once.
 
-        Eigenproblems are solved in float64. With `precision="float32"` they are in float32, in half of the
-        time: another basis of directions that are hardly curved, with scores good to two or three digits,
+        Eigenproblems are solved in float64. With `precision="float32"` they are in float32, which is
+        quicker: another basis of directions that are hardly curved, with scores good to two or three digits,
         and to more where λ is large. With "bfloat16" also the model's matrix products and the rotations
         into the eigenbases are in bfloat16, summed in float32; covariances, eigenvalues and scores stay as
         they are. That is good to about two digits, faster on a GPU or a processor that has instructions for
