@@ -11,6 +11,9 @@ PYDVL := .venv-pydvl/installed
 DOCS := .venv/docs
 BROWSER := .venv/browser
 
+# Tests are many and small: a process for each core, each with one thread, takes half the time.
+SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=4
+
 # Fitted factors are kept inside the clone, so that a fresh clone starts from nothing.
 export SUPPORT_CACHE := $(CURDIR)/build/cache
 # Searched before a kernel of the same name that the user may have installed elsewhere.
@@ -32,14 +35,14 @@ execute: $(READY) ## execute the committed notebooks in place (NOTEBOOK=notebook
 test: lint test-code test-notebooks test-browser ## all four: lint, unit tests, notebooks in CI mode, browser
 
 test-code: $(PEERS) ## the unit tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist=worksteal
 
 test-notebooks: $(READY) ## the notebooks at small size
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 notebooks/
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) --nbmake --nbmake-timeout=900 notebooks/
 
 test-browser: docs $(BROWSER) ## the site and JupyterLab in a headless Chromium
 	@command -v chromium >/dev/null || $(MAKE) --no-print-directory chromium
-	$(BIN)/python -m pytest browser
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist=loadfile browser
 
 # Debian's; the ones that test tools download are not needed.
 chromium:
