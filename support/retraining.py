@@ -182,7 +182,9 @@ class Retraining:
         self.part.load_state_dict(self.start)
         recipe, generator = self.recipe, torch.Generator().manual_seed(seed)
         trained = [p for p in self.part.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, recipe.learning_rate, weight_decay=recipe.weight_decay)
+        optimizer = torch.optim.AdamW(
+            trained, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+        )
         shuffled = (rows[torch.randperm(len(rows), generator=generator)] for _ in range(recipe.epochs))
         whole = (batch for epoch in shuffled for batch in epoch.split(recipe.batch_size))
         batches = [left for batch in whole if len(left := batch[batch != without])]

@@ -2,8 +2,12 @@
 highest are inspected first, equal ones in their own order.
 """
 
-from collections.abc import Sequence
+import copy
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -18,6 +22,7 @@ from support.retraining import Recipe, Retraining, Reviews, accuracy, batches, l
 
 Labels = Int[Tensor, " reviews"]
 Marks = Bool[Tensor, " reviews"]
+Item, Result = TypeVar("Item"), TypeVar("Result")
 # Lines are told apart without colour, too.
 COLORS = ("#4c72b0", "#c44e52", "#2f8f5b", "#8172b3", "#8c8c8c", "#000000")
 LINES = list(zip(COLORS, ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":", "-"), strict=True))
@@ -122,19 +127,35 @@ def found_in_first(share: float, trials: Sequence[Trial]) -> pd.DataFrame:
     return pd.DataFrame({name: found[:, inspected] for name, found in curves(trials).items()})
 
 
+def at_once(
+    function: Callable[[Item], Result], items: Iterable[Item], what: str | None = None
+) -> list[Result]:
+    """The function of each item, in their order: as many at once as there are processors, which pays where
+    torch takes one thread. `what` names a progress bar."""
+    items = list(items)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = pool.map(function, items)
+        return list(tqdm(done, what, len(items), unit="draw", disable=what is None))
+
+
 def drop_and_train(
     trials: Sequence[Trial], shares: Sequence[float], held_out: Reviews, progress: bool = False
 ) -> dict[float, pd.DataFrame]:
     """Share → held-out accuracies of heads trained without that most suspicious share of the reviews: a
     row for each trial, a column for each ranking and for one who knows the flips."""
-    accuracies = {share: pd.DataFrame(index=range(len(trials))) for share in shares}
-    for row, trial in enumerate(tqdm(trials, "training again", unit="draw", disable=not progress)):
+
+    def dropped(trial: Trial) -> list[dict[str, float]]:
+        training = copy.deepcopy(trial.training)  # one trial may be there twice
+        of_share: list[dict[str, float]] = [{} for _ in shares]
         for name, rank in (trial.rankings | {"flips known": trial.flipped}).items():
             inspected = rank.argsort(descending=True, stable=True)
-            for share, table in accuracies.items():
+            for share, accuracies in zip(shares, of_share, strict=True):
                 kept = inspected[round(share * len(rank)) :].sort().values
-                table.loc[row, name] = accuracy(trial.training.run(kept, trial.seed), held_out)
-    return accuracies
+                accuracies[name] = accuracy(training.run(kept, trial.seed), held_out)
+        return of_share
+
+    rows = at_once(dropped, trials, "training again" if progress else None)
+    return {share: pd.DataFrame(found) for share, found in zip(shares, zip(*rows, strict=True), strict=True)}
 
 
 def mean_and_spread(draws: pd.DataFrame) -> pd.Series:
