@@ -49,7 +49,8 @@ def score(job: Job) -> str:
                 count(len(block))
         job.team.wait()
     low = f" At rank {job.question.query_rank} of each query {min(kept):.1%} or more is kept." if kept else ""
-    return f"Scored {training:,} training examples on {queries:,} queries.{low}"
+    asked = f"{queries:,} queries" if queries > 1 else "one query"
+    return f"Scored {training:,} training examples on {asked}.{low}"
 
 
 def self_influences(job: Job) -> str:
