@@ -69,7 +69,7 @@ FIGURES = {
     fidelity.scores_by_regularization: ({"tail": BY_LAMBDA, "whole": BY_LAMBDA}, 0.9, TITLE),
     fidelity.scores_by_layer: ({"end": CORRELATIONS}, TITLE),
     fidelity.single_removals: (SINGLE, ["recommended"], TITLE),
-    regularization.neighbour_correlations: ({"pearson": CORRELATIONS, "spearman": CORRELATIONS}, TITLE),
+    regularization.neighbour_correlations: (CORRELATIONS, TITLE),
     regularization.spectra: (SPECTRUM, {"small": 1e-3, "large": 1.0}, TITLE),
 }
 

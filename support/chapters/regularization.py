@@ -9,16 +9,13 @@ import seaborn as sns
 from support.chapters.figures import NEGATIVE, NEUTRAL, POSITIVE, name_beside, new_axes, show
 
 
-def neighbour_correlations(tables: Mapping[str, pd.DataFrame], title: str) -> None:
-    """A panel for each kind of correlation of the influences at neighbouring λ: layers by pairs of λ."""
-    panels = np.atleast_1d(new_axes(7.6, 4.6, panels=len(tables)))
-    for axes, (name, table) in zip(panels, tables.items(), strict=True):
-        ends = {"cbar": axes is panels[-1], "yticklabels": axes is panels[0]}
-        sns.heatmap(table, ax=axes, linewidths=0.3, vmin=0, vmax=1, cmap="Blues", **ends)
-        axes.set(title=name.capitalize(), xlabel="a value of λ → the next", ylabel="")
-        axes.tick_params(axis="x", rotation=90)
-    panels[0].figure.suptitle(title, x=0, ha="left", fontweight="bold")
-    show(panels, ylabel="layer, from input to output")
+def neighbour_correlations(table: pd.DataFrame, title: str) -> None:
+    """Rank correlations of the influences at neighbouring λ: layers by pairs of λ."""
+    axes = new_axes(7.6, 4.6)
+    looks = {"annot": True, "fmt": ".2f", "annot_kws": {"fontsize": 7}, "cbar": False}
+    sns.heatmap(table, ax=axes, linewidths=0.3, vmin=0, vmax=1, cmap="Blues", **looks)
+    axes.tick_params(axis="x", rotation=45)
+    show(axes, title=title, xlabel="a value of λ → the next", ylabel="layer, from input to output")
 
 
 def spectra(eigenvalues: Mapping[str, np.ndarray], regularizations: Mapping[str, float], title: str) -> None:
