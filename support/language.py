@@ -72,9 +72,19 @@ def _dequantised() -> Path:
     with tempfile.TemporaryDirectory(dir=cache_folder(), suffix=".partial") as fresh:
         model.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
-        shutil.copytree(fresh, f"{fresh}.whole")
-        Path(f"{fresh}.whole").replace(folder)
+        whole = Path(shutil.copytree(fresh, f"{fresh}.whole"))
+    _put(whole, folder)
     return folder
+
+
+def _put(whole: Path, folder: Path) -> None:
+    """Move a folder to its name, unless another process was quicker."""
+    try:
+        whole.replace(folder)
+    except OSError:
+        shutil.rmtree(whole)
+        if not folder.exists():
+            raise
 
 
 def encoded(

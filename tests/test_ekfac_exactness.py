@@ -113,16 +113,23 @@ def test_a_frozen_layer_is_not_tracked_and_changes_nothing_for_the_others():
         assert_same(influences, expected[name], tolerance=1e-12)
 
 
-def test_eigenproblems_taken_at_once_are_those_taken_alone_and_threads_are_as_before():
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_eigenproblems_taken_at_once_are_those_taken_alone_and_threads_are_as_before(two_threads):
     engine = EkfacInfluence(perceptron(5, 4, 3, 2))
     alone, at_once = CovarianceSums(engine), CovarianceSums(engine)
     for sums in (alone, at_once):
         sums.add(blocks_of(vectors(7, 5), labels(7, 2), lambda _: None))
-    threads = torch.get_num_threads()
     for name, basis in at_once.bases(engine.layer_names):
         expected = alone.basis(name)
         assert_same(basis.activation.abs(), expected.activation.abs())
         assert_same(basis.output_gradient_eigenvalues, expected.output_gradient_eigenvalues)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
     with pytest.raises(KeyError):  # sums are given up
         at_once.basis(name)

@@ -16,6 +16,15 @@ def packaged():
     return load_language_model()
 
 
+def test_of_two_processes_that_unpack_the_first_one_leaves_its_folder_and_the_second_nothing(tmp_path):
+    for number, name in enumerate(("one", "other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(str(number))
+        language._put(tmp_path / name, tmp_path / "kept")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "weights").read_text() == "0"
+
+
 def test_the_packaged_model_is_float32_and_knows_a_capital(packaged):
     model, tokenizer = packaged
     assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
