@@ -42,7 +42,7 @@ test-notebooks: $(READY) ## the notebooks at small size
 
 test-browser: docs $(BROWSER) ## the site and JupyterLab in a headless Chromium
 	@command -v chromium >/dev/null || $(MAKE) --no-print-directory chromium
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist=loadfile browser
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist=worksteal browser
 
 # Debian's; the ones that test tools download are not needed.
 chromium:
