@@ -11,7 +11,7 @@ PYDVL := .venv-pydvl/installed
 DOCS := .venv/docs
 BROWSER := .venv/browser
 
-# Tests are many and small: a process for each core takes half the time.
+# Tests are many and small, and leave a second core idle: a process for each.
 SIDE_BY_SIDE := --numprocesses=logical --maxprocesses=4
 
 # Fitted factors are kept inside the clone, so that a fresh clone starts from nothing.

@@ -99,6 +99,12 @@ def test_a_search_flips_labels_and_leaves_the_reviews_alone_and_its_rankings_do_
     assert_close(again, trial.rankings)
 
 
+def test_what_is_done_at_once_comes_in_the_order_of_its_items_and_tells_what_failed():
+    assert corruption.at_once(lambda seed: seed**2, iter([3, 1, 2])) == [9, 1, 4]
+    with pytest.raises(ZeroDivisionError):
+        corruption.at_once(lambda seed: 1 / seed, [1, 0])
+
+
 def test_dropping_is_told_for_every_trial_and_ranking(trial):
     held_out = two_clouds(60, 2)
     dropped = corruption.drop_and_train([trial, trial], [0.1, 0.2], held_out)

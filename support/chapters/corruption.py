@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,7 +21,6 @@ from support.retraining import Recipe, Retraining, Reviews, accuracy, batches, l
 
 Labels = Int[Tensor, " reviews"]
 Marks = Bool[Tensor, " reviews"]
-Item, Result = TypeVar("Item"), TypeVar("Result")
 # Lines are told apart without colour, too.
 COLORS = ("#4c72b0", "#c44e52", "#2f8f5b", "#8172b3", "#8c8c8c", "#000000")
 LINES = list(zip(COLORS, ("-", "--", "-.", (0, (4, 1, 1, 1, 1, 1)), ":", "-"), strict=True))
@@ -127,9 +125,7 @@ def found_in_first(share: float, trials: Sequence[Trial]) -> pd.DataFrame:
     return pd.DataFrame({name: found[:, inspected] for name, found in curves(trials).items()})
 
 
-def at_once(
-    function: Callable[[Item], Result], items: Iterable[Item], what: str | None = None
-) -> list[Result]:
+def at_once(function: Callable, items: Iterable, what: str | None = None) -> list:
     """The function of each item, in their order: as many at once as there are processors, which pays where
     torch takes one thread. `what` names a progress bar."""
     items = list(items)
